@@ -1,0 +1,1 @@
+//! Lodge's own engine: runs guest processors without hardware virtualization

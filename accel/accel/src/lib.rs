@@ -1,0 +1,1 @@
+//! The traits between a VMM and what runs its guest processors

@@ -1,0 +1,1 @@
+//! The x86 architecture: processor state, paging, segmentation, exceptions and the step interpreter

@@ -1,0 +1,1 @@
+//! Character back ends: stdio, pty, socket, log file

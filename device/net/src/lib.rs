@@ -1,0 +1,20 @@
+//! Network back ends: the user-mode network.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// The far end of a guest's network card. Frames are whole Ethernet frames without FCS and
+/// without a virtio-net header.
+pub trait Backend: Send + Sync {
+    /// Takes a frame that the guest sent. Never blocks: a frame that finds no room is dropped.
+    fn transmit(&self, frame: &[u8]);
+
+    /// Moves the next frame for the guest into `frame` and returns its length, or `None` if
+    /// there is none. A frame longer than `frame` is dropped.
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Readable while frames may be waiting; for poll(2) by the receive queue's worker.
+    fn readable(&self) -> BorrowedFd<'_>;
+}

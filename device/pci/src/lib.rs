@@ -1,0 +1,1 @@
+//! PCI Express host bridge, configuration space, BARs and MSI-X

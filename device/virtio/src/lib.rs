@@ -1,0 +1,1 @@
+//! virtio 1.x devices over PCI: block, net, console, rng

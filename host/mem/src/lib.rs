@@ -1,0 +1,117 @@
+//! Guest memory: one file descriptor, mapped into the VMM.
+//!
+//! Everything that touches guest memory goes through [`GuestMemory`] (`vm-memory`'s type, which
+//! checks every address) or, in an accelerator, through pointers got from
+//! [`vm_memory::GuestMemoryRegion`]s. Memory is a memfd, so that other processes of Lodge can
+//! map it as well.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestMemoryMmap};
+
+pub use vm_memory::{self, GuestAddress};
+
+/// A guest's RAM, in one or more regions. Cheap to clone: the mappings are shared.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// A run of RAM in the guest's physical address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// First guest physical address; page-aligned.
+    pub start: u64,
+    /// Length in bytes; page-aligned, not zero.
+    pub len: u64,
+}
+
+/// Guest memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host has no room or forbids it.
+    #[error(
+        "cannot allocate {mib} MiB of guest memory: {source}; \
+         choose a smaller --memory or free memory on the host"
+    )]
+    Allocate {
+        /// How much was asked for.
+        mib: u64,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Ranges overlap, are empty, or are not page-aligned: a fault in the memory map.
+    #[error("the memory map is invalid: {0}")]
+    Layout(String),
+}
+
+/// Allocates RAM for `ranges`, all zero. The host hands out pages as the guest touches them.
+pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
+    let total = ranges
+        .iter()
+        .try_fold(0u64, |sum, r| sum.checked_add(r.len))
+        .filter(|&t| t <= i64::MAX as u64)
+        .ok_or_else(|| Error::Layout("sizes add up to more than 2^63 bytes".to_owned()))?;
+    let allocate_error = |source| Error::Allocate { mib: total >> 20, source };
+
+    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
+    let fd = unsafe { libc::memfd_create(c"lodge-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(allocate_error(io::Error::last_os_error()));
+    }
+    // SAFETY: `fd` was just created and belongs to nobody else.
+    let file = Arc::new(unsafe { File::from_raw_fd(fd) });
+    file.set_len(total).map_err(allocate_error)?;
+
+    let mut regions = Vec::with_capacity(ranges.len());
+    let mut offset = 0;
+    for range in ranges {
+        let mapping = MmapRegion::build(
+            Some(FileOffset::from_arc(file.clone(), offset)),
+            range.len as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+        )
+        .map_err(|e| match e {
+            vm_memory::mmap::MmapRegionError::Mmap(source) => allocate_error(source),
+            other => Error::Layout(other.to_string()),
+        })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
+            .ok_or_else(|| Error::Layout(format!("{range:x?} ends past 2^64")))?;
+        regions.push(region);
+        offset += range.len;
+    }
+    GuestMemory::from_regions(regions).map_err(|e| Error::Layout(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    #[test]
+    fn regions_are_zero_and_independent() {
+        let m = allocate(&[
+            RamRange { start: 0, len: 0x3000 },
+            RamRange { start: 0x1_0000_0000, len: 0x2000 },
+        ])
+        .unwrap();
+        assert_eq!(m.read_obj::<u64>(GuestAddress(0x2ff8)).unwrap(), 0);
+        m.write_obj(7u64, GuestAddress(0x1_0000_0000)).unwrap();
+        assert_eq!(m.read_obj::<u64>(GuestAddress(0)).unwrap(), 0);
+        assert_eq!(m.read_obj::<u64>(GuestAddress(0x1_0000_0000)).unwrap(), 7);
+        assert!(m.read_obj::<u64>(GuestAddress(0x2ffc)).is_err());
+        assert_eq!(m.num_regions(), 2);
+    }
+
+    #[test]
+    fn overlaps_and_absurd_sizes_are_refused() {
+        let overlap = [RamRange { start: 0, len: 0x3000 }, RamRange { start: 0x2000, len: 0x1000 }];
+        assert!(matches!(allocate(&overlap), Err(Error::Layout(_))));
+        let huge = [RamRange { start: 0, len: 1 << 62 }];
+        assert!(matches!(allocate(&huge), Err(Error::Allocate { .. })));
+        let sum = [RamRange { start: 0, len: 1 << 63 }, RamRange { start: 1 << 63, len: 1 << 63 }];
+        assert!(matches!(allocate(&sum), Err(Error::Layout(_))));
+    }
+}

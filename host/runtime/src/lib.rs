@@ -1,0 +1,1 @@
+//! Clock, timers and event loop of a VMM process

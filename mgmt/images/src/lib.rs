@@ -1,0 +1,1 @@
+//! Builds, imports and keeps guest images

@@ -1,0 +1,1 @@
+//! Wires a PC together: memory map, ACPI, boot loading, devices

@@ -1,0 +1,194 @@
+//! The configuration of one guest.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that makes up one guest. Written by people as TOML or JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// The guest's name: letters, digits, `-`, `_` and `.`; unique among running guests.
+    pub name: String,
+    /// Number of virtual processors, 1 to 64.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// What runs the processors.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+    /// Which processor the guest sees.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    /// What the guest starts with.
+    pub boot: BootConfig,
+    /// Disks, in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, ...).
+    #[serde(default)]
+    pub disks: Vec<BlockConfig>,
+    /// Network cards.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Where the first serial port (`ttyS0`) leads.
+    #[serde(default)]
+    pub serial: ConsoleConfig,
+    /// Where the virtio console (`hvc0`) leads. `None`: the guest has none.
+    #[serde(default)]
+    pub virtio_console: Option<ConsoleConfig>,
+    /// Devices that only test kernels want.
+    #[serde(default)]
+    pub debug: DebugDevices,
+}
+
+/// What runs the guest's processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The best that this host offers.
+    #[default]
+    Auto,
+    /// Lodge's own engine.
+    Soft,
+    /// The kernel's KVM.
+    Kvm,
+}
+
+/// Which processor the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// All that the host's processor has and the accelerator can honour.
+    #[default]
+    Host,
+    /// The x86-64-v2 level of the psABI: up to SSE4.2 and POPCNT. Runs anywhere.
+    X86_64V2,
+    /// The x86-64-v3 level of the psABI: AVX2, BMI, FMA.
+    X86_64V3,
+}
+
+/// What the guest starts with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// A Linux bzImage, an ELF kernel (PVH or the 64-bit Linux protocol) or a multiboot 1 kernel;
+    /// which one is told by the file itself.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Modules for a multiboot kernel.
+    #[serde(default)]
+    pub modules: Vec<GuestModule>,
+}
+
+/// A file that a multiboot kernel is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestModule {
+    /// The file.
+    pub path: PathBuf,
+    /// The string that the kernel sees with it.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// A virtio block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockConfig {
+    /// The image file or block device on the host.
+    pub path: PathBuf,
+    /// Its format.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// The guest may only read.
+    #[serde(default)]
+    pub readonly: bool,
+    /// The serial number that the guest sees, at most 20 bytes of ASCII.
+    #[serde(default)]
+    pub serial: Option<String>,
+}
+
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// A file that begins as a qcow2 image is one; all else is raw.
+    #[default]
+    Auto,
+    /// The bytes of the disk as they are.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// A virtio network card on the user-mode network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// The card's address, `52:54:00:12:34:56`. By default made from the guest's name.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Host ports that lead into the guest.
+    #[serde(default)]
+    pub forwards: Vec<ForwardedPort>,
+}
+
+/// A host port that leads into the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardedPort {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The host address to listen at; by default loopback only.
+    pub host_addr: IpAddr,
+    /// The port on the host.
+    pub host_port: u16,
+    /// The port in the guest.
+    pub guest_port: u16,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Where a console leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// Nowhere: output is dropped.
+    #[default]
+    Null,
+    /// Standard input and output of the VMM.
+    Stdio,
+    /// An already connected stream socket that the VMM inherits.
+    Fd(i32),
+    /// A pseudo terminal, whose name the VMM reports.
+    Pty,
+    /// A Unix socket that the VMM listens at; one client at a time.
+    Socket(PathBuf),
+    /// A file that output is appended to; no input.
+    Log(PathBuf),
+}
+
+/// Devices that only test kernels want, as QEMU has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DebugDevices {
+    /// The debug console at port 0xe9, which writes to the VMM's standard output.
+    pub debugcon: bool,
+    /// isa-debug-exit at port 0xf4: a write of N ends the VMM with status `(N << 1) | 1`.
+    pub debug_exit: bool,
+    /// pc-testdev: kvm-unit-tests' interrupt, I/O and exit ports.
+    pub testdev: bool,
+}

@@ -1,0 +1,2 @@
+//! The VMM process: one per guest
+fn main() {}
