@@ -1,1 +1,130 @@
-//! The traits between a VMM and what runs its guest processors
+//! The traits between a VMM and what runs its guest processors.
+//!
+//! Hot events call down: while a processor runs, the guest's accesses to devices go straight to
+//! [`CpuBus`]. Rare ones come back up as an [`Exit`]. Interrupt controllers live with the
+//! accelerator, so HLT, INIT and start-up IPIs never leave [`Vcpu::run`].
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use irqchip::IrqSink;
+use mem::GuestMemory;
+use runtime::{Clock, Timers};
+pub use x86::cpuid::CpuidTable;
+pub use x86::state::{CpuState, Sections};
+
+/// A host that can make virtual machines.
+pub trait Accelerator {
+    /// The name that a person chooses it by: `soft`, `kvm`.
+    fn name(&self) -> &'static str;
+
+    /// Makes a machine's processors and interrupt controllers, in reset state.
+    fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault>;
+}
+
+/// What a machine brings for its processors.
+pub struct VmResources {
+    /// All of the guest's RAM.
+    pub memory: GuestMemory,
+    /// Guest time.
+    pub clock: Arc<Clock>,
+    /// The VM's timer thread.
+    pub timers: Timers,
+    /// How many processors; their local APIC IDs are 0 to `cpus - 1`.
+    pub cpus: u32,
+    /// What CPUID tells them. Per-processor leaves (APIC ID, topology) are filled in by the
+    /// accelerator.
+    pub cpuid: CpuidTable,
+}
+
+/// One virtual machine's processors and interrupt controllers.
+pub trait Vm: Send + Sync {
+    /// Where devices send their interrupts.
+    fn irq_sink(&self) -> Arc<dyn IrqSink>;
+
+    /// Takes processor `index`; each can be taken once. Processor 0 is the bootstrap processor
+    /// and starts at its reset vector unless its state is stored first; the others wait for a
+    /// start-up IPI.
+    fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
+}
+
+/// One virtual processor. It runs on the thread that calls [`run`](Self::run).
+pub trait Vcpu: Send {
+    /// Runs the guest until something needs the VMM. Halting, waiting for a start-up IPI and
+    /// everything about interrupts happens inside.
+    fn run(&mut self, bus: &dyn CpuBus) -> Result<Exit, Fault>;
+
+    /// A handle by which any thread makes `run` return soon.
+    fn kicker(&self) -> Kicker;
+
+    /// Brings at least the sections `want` of the state up to date and shows it.
+    fn load(&mut self, want: Sections) -> Result<&mut CpuState, Fault>;
+
+    /// Makes changes to the sections `changed` of what [`load`](Self::load) showed take effect.
+    fn store(&mut self, changed: Sections) -> Result<(), Fault>;
+}
+
+/// Why a processor stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Somebody used the [`Kicker`].
+    Kicked,
+    /// The guest ended in a triple fault, which resets a PC.
+    TripleFault,
+    /// A breakpoint or single step that the VMM asked for.
+    Debug,
+}
+
+/// The devices of a machine, as its processors see them. Every call may come from any vCPU
+/// thread.
+pub trait CpuBus: Sync {
+    /// A load from an address that is not RAM; 1 to 8 bytes.
+    fn mmio_read(&self, addr: u64, data: &mut [u8]);
+    /// A store to an address that is not RAM; 1 to 8 bytes.
+    fn mmio_write(&self, addr: u64, data: &[u8]);
+    /// IN; 1, 2 or 4 bytes.
+    fn port_read(&self, port: u16, data: &mut [u8]);
+    /// OUT; 1, 2 or 4 bytes.
+    fn port_write(&self, port: u16, data: &[u8]);
+}
+
+/// Makes a processor's `run` return soon with [`Exit::Kicked`], also if it is about to be called.
+#[derive(Clone)]
+pub struct Kicker(Arc<dyn Fn() + Send + Sync>);
+
+impl Kicker {
+    /// Wraps the accelerator's own way to interrupt a processor.
+    pub fn new(kick: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(kick))
+    }
+
+    /// Kicks the processor.
+    pub fn kick(&self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for Kicker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kicker")
+    }
+}
+
+/// The accelerator cannot go on, or cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The host refuses something that the accelerator needs.
+    #[error("{what}: {source}; {remedy}")]
+    Host {
+        /// What was being done.
+        what: String,
+        /// What the host said.
+        source: std::io::Error,
+        /// What to do next.
+        remedy: String,
+    },
+    /// The configuration asks for something that this accelerator does not have.
+    #[error("{0}")]
+    Unsupported(String),
+}
