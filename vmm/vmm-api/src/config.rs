@@ -107,6 +107,11 @@ pub struct BlockConfig {
     /// The guest may only read.
     #[serde(default)]
     pub readonly: bool,
+    /// Where the guest's writes go instead of to `path`: a qcow2 file whose backing file is
+    /// `path`. The VMM makes it if it does not exist and opens it if it does; `path` is only ever
+    /// read, so that several guests may share it. Whoever wrote the configuration removes it.
+    #[serde(default)]
+    pub overlay: Option<PathBuf>,
     /// The serial number that the guest sees, at most 20 bytes of ASCII.
     #[serde(default)]
     pub serial: Option<String>,
@@ -152,7 +157,7 @@ pub struct ForwardedPort {
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.

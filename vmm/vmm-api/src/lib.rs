@@ -5,8 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod event;
+mod validate;
 
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GuestModule, NetConfig, Protocol, VmConfig,
+};
+pub use event::{Event, Failure, FailureKind, StopReason};
+pub use validate::{
+    ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,
 };

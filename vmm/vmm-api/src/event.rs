@@ -1,0 +1,224 @@
+//! What a VMM tells whoever started it.
+//!
+//! `lodge-vmm --config-fd N --status-fd M` reads one [`VmConfig`](crate::VmConfig) as JSON from
+//! descriptor N until its end, and writes one [`Event`] as JSON per line to descriptor M. The last
+//! line is always [`Event::Stopped`] or [`Event::Error`]; a VMM that ends without one has crashed.
+//! Its exit status says the same as the last event: [`StopReason::exit_status`] or
+//! [`FailureKind::exit_status`].
+//!
+//! Descriptor M is one end of a stream socket. When its other end is closed, whoever started the
+//! guest is gone, and the VMM stops it as upon SIGTERM.
+
+use std::fmt;
+use std::io::{self, BufRead, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Accelerator;
+
+/// Something that happened to a guest, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Everything is built and the guest's processors begin to run.
+    Started {
+        /// What runs them: never [`Accelerator::Auto`].
+        accelerator: Accelerator,
+        /// The pseudo terminal of the serial port, where the configuration asked for one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        serial_pty: Option<String>,
+        /// The pseudo terminal of the virtio console, where the configuration asked for one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        virtio_console_pty: Option<String>,
+    },
+    /// The machine was reset, by the guest or by a triple fault, and starts anew.
+    Reset,
+    /// Something a person should know that does not end the guest.
+    Warning {
+        /// The whole text, for people.
+        message: String,
+    },
+    /// The guest has ended and everything is flushed and closed. The last event.
+    Stopped {
+        /// Why.
+        #[serde(flatten)]
+        reason: StopReason,
+    },
+    /// The guest could not start or could not go on. The last event.
+    Error(Failure),
+}
+
+impl Event {
+    /// Writes the event as one line and flushes it.
+    ///
+    /// # Errors
+    ///
+    /// The writer's own; a broken pipe means that nobody listens any longer.
+    pub fn write_line(&self, writer: &mut impl Write) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        writer.write_all(&line)?;
+        writer.flush()
+    }
+
+    /// Reads the next event; `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// The reader's own, and `InvalidData` for a line that is not an event.
+    pub fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Event>> {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_str(&line)?))
+    }
+}
+
+/// Why a guest ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The guest switched its power off (ACPI S5).
+    PowerOff,
+    /// The guest wrote to a debug exit port (isa-debug-exit or pc-testdev).
+    DebugExit {
+        /// The exit status that results, `(N << 1) | 1` for a write of N to isa-debug-exit.
+        status: u8,
+    },
+    /// Whoever started the guest asked for it (SIGTERM, or the status socket was closed).
+    Requested,
+}
+
+impl StopReason {
+    /// The VMM's exit status: 0 or, from a debug exit port, an odd number.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            StopReason::PowerOff | StopReason::Requested => 0,
+            StopReason::DebugExit { status } => status,
+        }
+    }
+}
+
+/// Why a guest could not start or go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Where the cause lies.
+    pub kind: FailureKind,
+    /// What failed, why, and what to do next; whole sentences for people.
+    pub message: String,
+}
+
+impl Failure {
+    /// A problem of this host: no permission, no space, a port in use, too little memory.
+    pub fn host(message: impl fmt::Display) -> Failure {
+        Failure { kind: FailureKind::Host, message: message.to_string() }
+    }
+
+    /// A file that is missing, damaged or not what it should be: a kernel, an image.
+    pub fn artifact(message: impl fmt::Display) -> Failure {
+        Failure { kind: FailureKind::Artifact, message: message.to_string() }
+    }
+
+    /// A configuration that asks for what cannot be.
+    pub fn configuration(message: impl fmt::Display) -> Failure {
+        Failure { kind: FailureKind::Configuration, message: message.to_string() }
+    }
+
+    /// A mistake in Lodge itself.
+    pub fn internal(message: impl fmt::Display) -> Failure {
+        Failure { kind: FailureKind::Internal, message: message.to_string() }
+    }
+}
+
+/// Where the cause of a failure lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureKind {
+    /// The configuration asks for what cannot be.
+    Configuration,
+    /// A file is missing, damaged or not what it should be.
+    Artifact,
+    /// This host does not allow or does not have what is needed.
+    Host,
+    /// A mistake in Lodge itself.
+    Internal,
+}
+
+impl FailureKind {
+    /// The exit status of a program that ends for this. All are even, since a guest's debug exit
+    /// port makes odd ones; 2 is also what a wrong command line gives.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            FailureKind::Configuration => 2,
+            FailureKind::Artifact => 4,
+            FailureKind::Host => 6,
+            FailureKind::Internal => 8,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_travel_as_lines() {
+        let events = [
+            Event::Started {
+                accelerator: Accelerator::Soft,
+                serial_pty: Some("/dev/pts/3".into()),
+                virtio_console_pty: None,
+            },
+            Event::Reset,
+            Event::Warning { message: "two\nlines".into() },
+            Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
+            Event::Error(Failure::host("port 22 is in use")),
+        ];
+        let mut bytes = Vec::new();
+        for event in &events {
+            event.write_line(&mut bytes).unwrap();
+        }
+        assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), events.len());
+        let mut reader = bytes.as_slice();
+        for event in &events {
+            assert_eq!(Event::read_line(&mut reader).unwrap().as_ref(), Some(event));
+        }
+        assert_eq!(Event::read_line(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn the_wire_form_is_stable() {
+        let text = |event: &Event| serde_json::to_string(event).unwrap();
+        assert_eq!(
+            text(&Event::Stopped { reason: StopReason::PowerOff }),
+            r#"{"event":"stopped","reason":"power-off"}"#
+        );
+        assert_eq!(
+            text(&Event::Error(Failure::artifact("no kernel"))),
+            r#"{"event":"error","kind":"artifact","message":"no kernel"}"#
+        );
+    }
+
+    #[test]
+    fn a_line_that_is_no_event_is_refused() {
+        let error = Event::read_line(&mut b"hello\n".as_slice()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn failures_never_look_like_a_debug_exit() {
+        for kind in [
+            FailureKind::Configuration,
+            FailureKind::Artifact,
+            FailureKind::Host,
+            FailureKind::Internal,
+        ] {
+            let status = kind.exit_status();
+            assert!(status != 0 && status % 2 == 0, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! What a configuration may ask for.
+
+use std::collections::HashSet;
+
+use crate::{BlockConfig, ForwardedPort, NetConfig, VmConfig};
+
+/// The most virtual processors that a guest can have.
+pub const MAX_CPUS: u32 = 64;
+/// The least memory that a guest can have, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 1;
+/// The most memory that a guest can have, in MiB: 1 TiB.
+pub const MAX_MEMORY_MIB: u64 = 1 << 20;
+/// The most disks and the most network cards that a guest can have.
+pub const MAX_DEVICES: usize = 8;
+
+/// A configuration that asks for what cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The name cannot serve as part of a file name.
+    #[error(
+        "the guest's name {0:?} cannot be used: a name has 1 to 64 letters, digits, '-', '_' or \
+         '.', and begins with a letter or digit"
+    )]
+    Name(String),
+    /// Too few or too many processors.
+    #[error("{0} processors cannot be had: a guest has 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// Too little or too much memory.
+    #[error(
+        "{0} MiB of memory cannot be had: a guest has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB"
+    )]
+    Memory(u64),
+    /// Too many devices of a kind.
+    #[error("{count} {what} cannot be had: a guest has at most {MAX_DEVICES}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many were asked for.
+        count: usize,
+    },
+    /// A serial number that virtio block cannot carry.
+    #[error(
+        "the disk serial number {0:?} cannot be used: it is at most 20 bytes of printable ASCII"
+    )]
+    DiskSerial(String),
+    /// A disk that is both.
+    #[error("the disk {0} is read-only and has an overlay for writes: give one or the other")]
+    ReadonlyOverlay(String),
+    /// One file twice, which would ruin its contents.
+    #[error("the disk {0} is given twice: make one of them read-only, or make a copy")]
+    SameDisk(String),
+    /// Not an Ethernet address for a card.
+    #[error(
+        "the network card address {0:?} cannot be used: write six bytes as in 52:54:00:12:34:56, \
+         the first of them even (not a multicast address)"
+    )]
+    Mac(String),
+    /// A host port twice.
+    #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
+    SameForward(String),
+    /// A port that does not exist.
+    #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
+    PortZero,
+}
+
+impl VmConfig {
+    /// Checks everything that can be told from the configuration alone, without the host.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        validate_name(&self.name)?;
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        for (what, count) in [("disks", self.disks.len()), ("network cards", self.nets.len())] {
+            if count > MAX_DEVICES {
+                return Err(ConfigError::TooMany { what, count });
+            }
+        }
+        validate_disks(&self.disks)?;
+        validate_nets(&self.nets)
+    }
+}
+
+/// Checks a guest's name: it becomes part of file names.
+///
+/// # Errors
+///
+/// [`ConfigError::Name`].
+pub fn validate_name(name: &str) -> Result<(), ConfigError> {
+    let first_is_good = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let all_are_good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if first_is_good && all_are_good && name.len() <= 64 {
+        Ok(())
+    } else {
+        Err(ConfigError::Name(name.to_owned()))
+    }
+}
+
+/// Reads an Ethernet address as people write it, `52:54:00:12:34:56`. A card's own address is
+/// never a multicast one (IEEE 802: the lowest bit of the first byte).
+///
+/// # Errors
+///
+/// [`ConfigError::Mac`].
+pub fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
+    let bad = || ConfigError::Mac(text.to_owned());
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().ok_or_else(bad)?;
+        if part.len() != 2 || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+    }
+    if parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
+        return Err(bad());
+    }
+    Ok(mac)
+}
+
+fn validate_disks(disks: &[BlockConfig]) -> Result<(), ConfigError> {
+    let mut written = HashSet::new();
+    let mut read = HashSet::new();
+    for disk in disks {
+        if let Some(serial) = &disk.serial
+            && (serial.len() > 20 || !serial.bytes().all(|b| (0x20..0x7f).contains(&b)))
+        {
+            return Err(ConfigError::DiskSerial(serial.clone()));
+        }
+        if disk.readonly && disk.overlay.is_some() {
+            return Err(ConfigError::ReadonlyOverlay(disk.path.display().to_string()));
+        }
+        if disk.readonly || disk.overlay.is_some() {
+            read.insert(&disk.path);
+        }
+        let target = match &disk.overlay {
+            Some(overlay) => Some(overlay),
+            None if disk.readonly => None,
+            None => Some(&disk.path),
+        };
+        if let Some(target) = target
+            && !written.insert(target)
+        {
+            return Err(ConfigError::SameDisk(target.display().to_string()));
+        }
+    }
+    match written.intersection(&read).next() {
+        Some(both) => Err(ConfigError::SameDisk(both.display().to_string())),
+        None => Ok(()),
+    }
+}
+
+fn validate_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
+    let mut listening = HashSet::new();
+    for net in nets {
+        if let Some(mac) = &net.mac {
+            parse_mac(mac)?;
+        }
+        for &ForwardedPort { protocol, host_addr, host_port, guest_port } in &net.forwards {
+            if host_port == 0 || guest_port == 0 {
+                return Err(ConfigError::PortZero);
+            }
+            if !listening.insert((protocol, host_addr, host_port)) {
+                let suffix = match protocol {
+                    crate::Protocol::Tcp => "",
+                    crate::Protocol::Udp => "/udp",
+                };
+                return Err(ConfigError::SameForward(format!("{host_addr}:{host_port}{suffix}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BootConfig, Protocol};
+
+    fn config() -> VmConfig {
+        VmConfig {
+            name: "guest".into(),
+            cpus: 2,
+            memory_mib: 512,
+            accelerator: Default::default(),
+            cpu_model: Default::default(),
+            boot: BootConfig {
+                kernel: "/boot/vmlinuz".into(),
+                initrd: None,
+                cmdline: String::new(),
+                modules: Vec::new(),
+            },
+            disks: Vec::new(),
+            nets: Vec::new(),
+            serial: Default::default(),
+            virtio_console: None,
+            debug: Default::default(),
+        }
+    }
+
+    fn disk(path: &str) -> BlockConfig {
+        BlockConfig {
+            path: path.into(),
+            format: Default::default(),
+            readonly: false,
+            overlay: None,
+            serial: None,
+        }
+    }
+
+    #[test]
+    fn a_plain_configuration_is_good() {
+        assert_eq!(config().validate(), Ok(()));
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for cpus in [0, 65, u32::MAX] {
+            assert_eq!(VmConfig { cpus, ..config() }.validate(), Err(ConfigError::Cpus(cpus)));
+        }
+        for memory_mib in [0, MAX_MEMORY_MIB + 1, u64::MAX] {
+            assert_eq!(
+                VmConfig { memory_mib, ..config() }.validate(),
+                Err(ConfigError::Memory(memory_mib))
+            );
+        }
+        let disks = (0..9).map(|n| disk(&n.to_string())).collect();
+        assert!(matches!(
+            VmConfig { disks, ..config() }.validate(),
+            Err(ConfigError::TooMany { what: "disks", count: 9 })
+        ));
+    }
+
+    #[test]
+    fn names_cannot_leave_their_directory() {
+        for bad in ["", ".", "..", "../x", "a/b", "-v", "a b", "ä", &"x".repeat(65)] {
+            assert!(validate_name(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "web-1", "debian_12.x", "9"] {
+            assert!(validate_name(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn macs_are_read_strictly() {
+        assert_eq!(parse_mac("52:54:00:12:34:Ff"), Ok([0x52, 0x54, 0, 0x12, 0x34, 0xff]));
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "53:54:00:12:34:56",
+            "+2:54:00:12:34:56",
+            "00:00:00:00:00:00",
+            "52-54-00-12-34-56",
+        ] {
+            assert!(parse_mac(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_written_by_one_card_only() {
+        let twice = VmConfig { disks: vec![disk("a"), disk("a")], ..config() };
+        assert_eq!(twice.validate(), Err(ConfigError::SameDisk("a".into())));
+
+        let reader = BlockConfig { readonly: true, ..disk("a") };
+        let mixed = VmConfig { disks: vec![disk("a"), reader.clone()], ..config() };
+        assert_eq!(mixed.validate(), Err(ConfigError::SameDisk("a".into())));
+
+        let over = |name: &str| BlockConfig { overlay: Some(name.into()), ..disk("a") };
+        let shared = VmConfig { disks: vec![over("x"), over("y"), reader], ..config() };
+        assert_eq!(shared.validate(), Ok(()));
+        let same_overlay = VmConfig { disks: vec![over("x"), over("x")], ..config() };
+        assert_eq!(same_overlay.validate(), Err(ConfigError::SameDisk("x".into())));
+    }
+
+    #[test]
+    fn a_host_port_leads_to_one_place() {
+        let forward = |protocol, host_port| ForwardedPort {
+            protocol,
+            host_addr: [127, 0, 0, 1].into(),
+            host_port,
+            guest_port: 22,
+        };
+        let with =
+            |forwards| VmConfig { nets: vec![NetConfig { mac: None, forwards }], ..config() };
+        assert_eq!(
+            with(vec![forward(Protocol::Tcp, 2222), forward(Protocol::Udp, 2222)]).validate(),
+            Ok(())
+        );
+        assert_eq!(
+            with(vec![forward(Protocol::Udp, 53), forward(Protocol::Udp, 53)]).validate(),
+            Err(ConfigError::SameForward("127.0.0.1:53/udp".into()))
+        );
+        assert_eq!(with(vec![forward(Protocol::Tcp, 0)]).validate(), Err(ConfigError::PortZero));
+    }
+}
