@@ -1,1 +1,10 @@
-//! Clock, timers and event loop of a VMM process
+//! What every VMM process runs on: the guest's clock, its timers, and wake-ups for workers.
+
+mod clock;
+mod event;
+mod timer;
+pub mod tsc;
+
+pub use clock::Clock;
+pub use event::Event;
+pub use timer::{Expire, Timer, TimerTarget, Timers};

@@ -1,0 +1,103 @@
+//! The host's time-stamp counter.
+
+use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::clock::host_nanos;
+
+/// Reads the host's time-stamp counter.
+#[inline]
+pub fn read() -> u64 {
+    // SAFETY: RDTSC touches no memory; Linux leaves it open to user mode unless a process has
+    // asked for PR_SET_TSC, which Lodge does not.
+    unsafe { _rdtsc() }
+}
+
+/// The frequency of the host's time-stamp counter in Hz, never zero. The first call takes up to
+/// 20 ms, later ones nothing.
+pub fn frequency_hz() -> u64 {
+    static FREQUENCY: OnceLock<u64> = OnceLock::new();
+    *FREQUENCY.get_or_init(|| {
+        if let Some(stated) = stated_hz() {
+            // Some hypervisors pass on the leaf of a processor that the guest does not run on.
+            let measured = measure_hz(Duration::from_millis(2));
+            if stated.abs_diff(measured) <= measured / 200 {
+                return stated;
+            }
+            tracing::warn!(
+                "CPUID states a TSC frequency of {stated} Hz but it runs at {measured} Hz; \
+                 going by the measurement"
+            );
+        }
+        measure_hz(Duration::from_millis(20))
+    })
+}
+
+/// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, 20.7.3 "Determining the Processor
+/// Base Frequency") or, under VMware and KVM, leaf 40000010h (kHz in EAX).
+fn stated_hz() -> Option<u64> {
+    if __cpuid(0).eax >= 0x15 {
+        let leaf = __cpuid(0x15);
+        let (denominator, numerator, crystal) = (leaf.eax, leaf.ebx, leaf.ecx);
+        if denominator != 0 && numerator != 0 && crystal != 0 {
+            return Some(u64::from(crystal) * u64::from(numerator) / u64::from(denominator));
+        }
+    }
+    let hypervisor = __cpuid(1).ecx & (1 << 31) != 0;
+    if hypervisor {
+        let leaf = __cpuid(0x4000_0000);
+        let vendor = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+        let knows_leaf =
+            [b"VMwareVMware", b"KVMKVMKVM\0\0\0"].contains(&vendor.as_flattened().try_into().ok()?);
+        if knows_leaf && leaf.eax >= 0x4000_0010 {
+            let khz = __cpuid(0x4000_0010).eax;
+            return (khz != 0).then_some(u64::from(khz) * 1000);
+        }
+    }
+    None
+}
+
+/// The TSC's frequency against CLOCK_MONOTONIC_RAW over at least `span`.
+fn measure_hz(span: Duration) -> u64 {
+    let (tsc0, ns0) = sample();
+    std::thread::sleep(span);
+    let (tsc1, ns1) = sample();
+    let ticks = u128::from(tsc1.wrapping_sub(tsc0));
+    let nanos = u128::from(ns1.wrapping_sub(ns0).max(1));
+    u64::try_from(ticks * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1)
+}
+
+/// TSC and host time of one moment. Of several tries the one counts that was interrupted least.
+fn sample() -> (u64, u64) {
+    let mut best = (u64::MAX, 0, 0);
+    for _ in 0..32 {
+        let before = read();
+        let ns = host_nanos();
+        let width = read().wrapping_sub(before);
+        if width < best.0 {
+            best = (width, before.wrapping_add(width / 2), ns);
+        }
+    }
+    (best.1, best.2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_measurements_agree() {
+        let (a, b) = (measure_hz(Duration::from_millis(20)), measure_hz(Duration::from_millis(20)));
+        assert!(a.abs_diff(b) < a / 1000, "{a} {b}");
+        assert!(frequency_hz().abs_diff(a) < a / 200);
+        assert_eq!(frequency_hz(), frequency_hz());
+    }
+
+    #[test]
+    fn the_counter_advances() {
+        let first = read();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(read() > first);
+    }
+}
