@@ -227,6 +227,8 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
+    type Reports = mpsc::Receiver<(u64, u64)>;
+
     struct Report {
         clock: Arc<Clock>,
         to: Mutex<mpsc::Sender<(u64, u64)>>,
@@ -240,7 +242,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn setup() -> (Arc<Clock>, Timers, Arc<Report>, mpsc::Receiver<(u64, u64)>) {
+    fn setup() -> (Arc<Clock>, Timers, Arc<Report>, Reports) {
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone()).unwrap();
         let (to, from) = mpsc::channel();
@@ -253,11 +255,11 @@ mod tests {
         Arc::downgrade(&report)
     }
 
-    fn next(from: &mpsc::Receiver<(u64, u64)>) -> Option<(u64, u64)> {
+    fn next(from: &Reports) -> Option<(u64, u64)> {
         from.recv_timeout(Duration::from_secs(10)).ok()
     }
 
-    fn nothing_for(from: &mpsc::Receiver<(u64, u64)>, ms: u64) -> bool {
+    fn nothing_for(from: &Reports, ms: u64) -> bool {
         from.recv_timeout(Duration::from_millis(ms)).is_err()
     }
 
