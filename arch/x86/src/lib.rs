@@ -9,7 +9,27 @@
 
 extern crate alloc;
 
+mod access;
+pub mod alu;
+mod block;
+mod cpu;
 pub mod cpuid;
+mod debug;
+mod decode;
+mod env;
+mod exception;
+mod insn;
+mod interrupt;
+mod paging;
+mod run;
 pub mod state;
+mod tlb;
 
+pub use cpu::{Cpu, Stats};
+pub use env::{Env, NativeOperand, Word};
+pub use exception::{Exception, vector};
+pub use run::Stop;
 pub use state::CpuState;
+
+/// Physical addresses have at most this many bits (CPUID.80000008H:EAX[7:0]).
+pub const MAX_PHYSICAL_BITS: u32 = 46;

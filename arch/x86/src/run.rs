@@ -1,0 +1,235 @@
+//! The run loop: fetch, decode, execute.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::block::{Block, MAX_OPS};
+use crate::cpu::{Cpu, is_canonical};
+use crate::debug;
+use crate::decode::{self, MAX_LEN, Op, Undecodable};
+use crate::env::Env;
+use crate::exception::{Exception, Exec, Raised};
+use crate::paging::{self, Access, Privilege};
+use crate::state::{Activity, Rflags, SegReg};
+
+/// Why [`Cpu::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// [`Env::attention`] asked for it, at an instruction boundary.
+    Attention,
+    /// The processor is not active: it halted, or a triple fault shut it down.
+    Inactive,
+}
+
+impl<E: Env> Cpu<E> {
+    /// Executes instructions until something else is to be done.
+    pub fn run(&mut self) -> Stop {
+        loop {
+            if self.state.activity != Activity::Active {
+                return Stop::Inactive;
+            }
+            if self.env.attention() {
+                return Stop::Attention;
+            }
+            if self.mode.careful {
+                self.step();
+            } else {
+                self.run_block();
+            }
+        }
+    }
+
+    /// Executes one instruction, or delivers the exception that it raises.
+    pub fn step(&mut self) {
+        if let Err(Raised(())) = self.try_step() {
+            self.state.rip = self.insn_ip;
+            self.deliver_raised();
+        }
+        self.update_mode();
+    }
+
+    fn try_step(&mut self) -> Exec {
+        self.insn_ip = self.state.rip;
+        if !self.flag(Rflags::RF) {
+            let hits = debug::execution_hits(&self.state, self.code_linear());
+            if hits != 0 {
+                self.state.dr6 = debug::merge_hits(self.state.dr6, hits);
+                return Err(self.raise(Exception::new(crate::exception::vector::DB)));
+            }
+        }
+        self.code_page = None;
+        let op = self.fetch_one()?;
+        let single_step = self.flag(Rflags::TF);
+        self.set_flag(Rflags::RF, false);
+        self.state.interrupt_shadow = false;
+        self.debug_hits = 0;
+        self.stats.instructions += 1;
+        self.state.rip = self.insn_ip.wrapping_add(op.len.into());
+        (op.run)(self, &op)?;
+        self.debug_trap(single_step);
+        Ok(())
+    }
+
+    /// Runs the block at the instruction pointer.
+    fn run_block(&mut self) {
+        self.insn_ip = self.state.rip;
+        let (block, offset, page) = match self.fetch_block() {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.step(),
+            Err(Raised(())) => return self.deliver_raised(),
+        };
+        debug_assert!(self.env.matches(page, offset, &block.bytes));
+        self.code_page = Some(page);
+        self.leave_block = false;
+        let mut executed = 0;
+        for op in &block.ops {
+            executed += 1;
+            self.insn_ip = self.state.rip;
+            self.state.rip = self.insn_ip.wrapping_add(op.len.into());
+            if let Err(Raised(())) = (op.run)(self, op) {
+                self.state.rip = self.insn_ip;
+                self.deliver_raised();
+                break;
+            }
+            if self.leave_block {
+                break;
+            }
+        }
+        self.stats.blocks += 1;
+        self.stats.instructions += executed;
+        self.blocks.put(block);
+    }
+
+    /// The linear address of the next instruction.
+    fn code_linear(&self) -> u64 {
+        if self.mode.code_bits == 64 {
+            self.state.rip
+        } else {
+            self.state.segment(SegReg::Cs).base.wrapping_add(self.state.rip) & 0xffff_ffff
+        }
+    }
+
+    /// Finds or decodes the block at the instruction pointer. `None` if the instruction there
+    /// must be fetched on its own: it crosses a page, lies outside RAM, or touches the end of
+    /// the code segment.
+    #[allow(clippy::type_complexity)]
+    fn fetch_block(&mut self) -> Exec<Option<(Box<Block<E>>, usize, E::Page)>> {
+        let linear = self.code_linear();
+        let user = self.mode.cpl == 3;
+        let (frame, page) = match self.tlb.code(user, linear) {
+            Some(hit) => hit,
+            None => match self.fetch_place(linear)? {
+                (gpa, Some(page)) => (gpa & !0xfff, page),
+                (_, None) => return Ok(None),
+            },
+        };
+        let offset = (linear & 0xfff) as usize;
+        let gpa = frame | offset as u64;
+        let code_bits = self.mode.code_bits;
+        let block = match self.blocks.take(gpa, code_bits) {
+            Some(block) if self.env.matches(page, offset, &block.bytes) => block,
+            _ => match self.decode_block(gpa, page, offset)? {
+                Some(block) => block,
+                None => return Ok(None),
+            },
+        };
+        if code_bits != 64 {
+            let last = self.state.rip + block.bytes.len() as u64 - 1;
+            if last > u64::from(self.state.segment(SegReg::Cs).limit) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((block, offset, page)))
+    }
+
+    fn decode_block(
+        &mut self,
+        gpa: u64,
+        page: E::Page,
+        offset: usize,
+    ) -> Exec<Option<Box<Block<E>>>> {
+        let mut window = [0; MAX_OPS * 8];
+        let room = window.len().min(0x1000 - offset);
+        self.env.load_bytes(page, offset, &mut window[..room]);
+        let mut ops: Vec<Op<E>> = Vec::with_capacity(8);
+        let mut len = 0;
+        while ops.len() < MAX_OPS {
+            let ip = self.state.rip.wrapping_add(len as u64);
+            match decode::decode(self.mode.code_bits, &window[len..room], ip) {
+                Ok(op) => {
+                    len += usize::from(op.len);
+                    let is_last = op.ends_block();
+                    ops.push(op);
+                    if is_last {
+                        break;
+                    }
+                }
+                Err(Undecodable::Fault(exception)) if ops.is_empty() => {
+                    return Err(self.raise(exception));
+                }
+                Err(_) => break,
+            }
+        }
+        if ops.is_empty() {
+            return Ok(None);
+        }
+        self.stats.decoded += 1;
+        let code_bits = self.mode.code_bits;
+        Ok(Some(Box::new(Block { gpa, code_bits, bytes: window[..len].to_vec(), ops })))
+    }
+
+    /// Translates for an instruction fetch: guest physical address, and the page if it is RAM.
+    fn fetch_place(&mut self, linear: u64) -> Exec<(u64, Option<E::Page>)> {
+        if self.mode.code_bits == 64 && !is_canonical(linear) {
+            return Err(self.raise(Exception::GP0));
+        }
+        let user = self.mode.cpl == 3;
+        let privilege = if user { Privilege::User } else { Privilege::SupervisorAc };
+        match paging::translate(&mut self.env, &self.state, linear, Access::Execute, privilege) {
+            Ok(t) => {
+                let page = self.env.ram_page(t.gpa);
+                if let Some(page) = page {
+                    self.tlb.fill_code(user, linear, t.gpa & !0xfff, page, t.page_size);
+                }
+                Ok((t.gpa, page))
+            }
+            Err(code) => Err(self.raise(Exception::page_fault(linear, code))),
+        }
+    }
+
+    /// Fetches and decodes the instruction at the instruction pointer, wherever it lies.
+    fn fetch_one(&mut self) -> Exec<Op<E>> {
+        let mut bytes = [0; MAX_LEN];
+        let mut have = 0;
+        let limit = u64::from(self.state.segment(SegReg::Cs).limit);
+        loop {
+            // One page more than before: at most two turns are needed.
+            let linear = self.code_linear().wrapping_add(have as u64);
+            let linear = if self.mode.code_bits == 64 { linear } else { linear & 0xffff_ffff };
+            let mut room = (0x1000 - (linear & 0xfff) as usize).min(MAX_LEN - have);
+            if self.mode.code_bits != 64 {
+                let left = (limit + 1).saturating_sub(self.state.rip + have as u64);
+                room = room.min(left as usize);
+                if room == 0 {
+                    return Err(self.raise(Exception::GP0));
+                }
+            }
+            let (gpa, page) = self.fetch_place(linear)?;
+            let chunk = &mut bytes[have..have + room];
+            match page {
+                Some(page) => self.env.load_bytes(page, (gpa & 0xfff) as usize, chunk),
+                None => {
+                    for (byte, at) in chunk.iter_mut().zip(gpa..) {
+                        self.env.mmio_read(at, core::slice::from_mut(byte));
+                    }
+                }
+            }
+            have += room;
+            match decode::decode(self.mode.code_bits, &bytes[..have], self.state.rip) {
+                Ok(op) => return Ok(op),
+                Err(Undecodable::Fault(exception)) => return Err(self.raise(exception)),
+                Err(Undecodable::Incomplete) => {}
+            }
+        }
+    }
+}
