@@ -1,1 +1,14 @@
-//! Wires a PC together: memory map, ACPI, boot loading, devices
+//! The PC that a guest sees, put together: memory map, firmware tables, boot loading, devices.
+//!
+//! This is the one place that knows every kind of device. There is no firmware program in the
+//! guest: what a BIOS would have left in memory and registers is written before the guest's
+//! first instruction.
+
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+pub mod boot;
+pub mod firmware;
+mod memory_map;
+
+pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};
