@@ -1,0 +1,50 @@
+# Run by mmdebstrap when all packages are installed: makes a machine of them.
+# $1 is the guest's root directory.
+set -eu
+root=$1
+
+echo debian > "$root/etc/hostname"
+cat > "$root/etc/hosts" <<'END'
+127.0.0.1 localhost
+127.0.1.1 debian
+::1 localhost ip6-localhost ip6-loopback
+ff02::1 ip6-allnodes
+ff02::2 ip6-allrouters
+END
+
+# Every Ethernet card by DHCP and router advertisements, whatever its name; DNS as DHCP says.
+cat > "$root/etc/systemd/network/80-ethernet.network" <<'END'
+[Match]
+Type=ether
+
+[Network]
+DHCP=yes
+END
+chroot "$root" systemctl --quiet enable systemd-networkd.service
+# Nothing in this image waits for the network, so the boot does not either.
+chroot "$root" systemctl --quiet disable systemd-networkd-wait-online.service
+
+# Maintenance by the clock: of no use to a machine that lives for minutes, and the first boot
+# would start all of it at once.
+for timer in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer; do
+    if [ -e "$root/lib/systemd/system/$timer" ]; then
+        chroot "$root" systemctl --quiet disable "$timer"
+    fi
+done
+chroot "$root" systemctl --quiet disable e2scrub_reap.service
+
+# The passwords are public, so a hash that is cheap to check gives nothing away: yescrypt, the
+# default, takes many seconds on an emulated processor.
+chroot "$root" useradd --create-home --shell /bin/bash --groups sudo --user-group lodge
+printf 'root:lodge\nlodge:lodge\n' | chroot "$root" chpasswd --crypt-method SHA512 --sha-rounds 5000
+
+# The archives as the guest sees them, and none of the downloader's settings of the host.
+rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/apt/sources.list"
+rm -f "$root"/etc/apt/sources.list.d/*
+cat > "$root/etc/apt/sources.list.d/debian.sources" <<'END'
+@SOURCES@
+END
+
+# Or else the first boot would take /usr for just updated and build all caches once more
+# (systemd-update-done.service(8)). It has to be the last change here.
+touch "$root/etc/.updated" "$root/var/.updated"
