@@ -30,7 +30,7 @@ pub struct VmResources {
     /// Guest time.
     pub clock: Arc<Clock>,
     /// The VM's timer thread.
-    pub timers: Timers,
+    pub timers: Arc<Timers>,
     /// How many processors; their local APIC IDs are 0 to `cpus - 1`.
     pub cpus: u32,
     /// What CPUID tells them. Per-processor leaves (APIC ID, topology) are filled in by the
