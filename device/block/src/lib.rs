@@ -2,32 +2,33 @@
 //!
 //! A [`Disk`] is what a block device reads and writes. Calls block, so they come from a queue's
 //! worker thread, never from a vCPU.
+//!
+//! [`open`] opens an image, [`create_qcow2`] makes one, and [`open_overlay`] gives a guest a disk
+//! whose writes stay away from the base image. An open image is locked (`lock.rs`) in the way that
+//! QEMU's tools understand, so two programs never write one image at a time.
+//!
+//! # The format of an image
+//!
+//! Whoever knows an image's format should say so. With [`Format::Auto`] the first bytes decide,
+//! and those bytes belong to the guest when the image is raw: a guest could turn its raw disk into
+//! a qcow2 image that names any host file as its backing file, and would be given that file at the
+//! next start. Hence the rule, which is also QEMU's: while an image is open as raw *because it was
+//! guessed so*, a write that would make its first sector the header of an image format fails. With
+//! [`Format::Raw`] every write is obeyed. A backing file whose format the overlay does not record
+//! is guessed too, and then may not have a backing file of its own.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
-use std::io;
+mod disk;
+mod error;
+mod file;
+mod lock;
+mod open;
+mod probe;
+mod qcow2;
+mod raw;
 
-/// An open disk image. Offsets and lengths are in bytes; a request that leaves the disk is an
-/// error, not a truncation. Several workers may call at once.
-pub trait Disk: Send + Sync {
-    /// The size of the disk in bytes; a multiple of 512.
-    fn size(&self) -> u64;
-
-    /// Whether writes are refused.
-    fn is_readonly(&self) -> bool;
-
-    /// Fills `data` from `offset`.
-    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
-
-    /// Writes `data` at `offset`.
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-
-    /// Returns once all writes that were complete before are on stable storage.
-    fn flush(&self) -> io::Result<()>;
-
-    /// Gives `len` bytes at `offset` back to the host; they may read as anything afterwards.
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-
-    /// Makes `len` bytes at `offset` read as zeroes; with `unmap`, gives the room back.
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
-}
+pub use disk::Disk;
+pub use error::{Cause, Error, Origin};
+pub use open::{Format, OpenOptions, open, open_overlay};
+pub use qcow2::{Backing, create_qcow2};

@@ -1,0 +1,182 @@
+//! The host file or block device under an image.
+
+use crate::disk::write_zeroes;
+use crate::error::{Cause, Error};
+use crate::lock::{self, Refused};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// An open and locked host file or block device. Reads past its end give zeroes.
+#[derive(Debug)]
+pub(crate) struct HostFile {
+    file: File,
+    path: PathBuf,
+    /// A sync failed: the kernel has dropped dirty pages, and a later sync that succeeds would
+    /// say nothing about them (fsync(2), `EIO`).
+    lost_writes: AtomicBool,
+}
+
+/// What tells one host file from another, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl HostFile {
+    /// Opens and locks `path`.
+    pub(crate) fn open(path: &Path, writable: bool) -> Result<Self, Error> {
+        let kind = fs::metadata(path).map_err(|e| Error::host(path, "open", e))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let what =
+                if kind.is_dir() { "a directory" } else { "neither a file nor a block device" };
+            return Err(Error::new(
+                Cause::Misconfigured,
+                path,
+                format!("it is {what}"),
+                "name a disk image or a block device",
+            ));
+        }
+        // Non-blocking, lest a FIFO put in the file's place just now hang us. On a block device,
+        // O_EXCL (open(2)) is the kernel's own claim: it fails while the device is mounted.
+        let mut flags = libc::O_NONBLOCK;
+        if writable && kind.is_block_device() {
+            flags |= libc::O_EXCL;
+        }
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|e| {
+                Error::host(path, if writable { "open for writing" } else { "open" }, e)
+            })?;
+        match lock::lock(&file, writable) {
+            Ok(()) => {}
+            Err(Refused::Busy) => {
+                return Err(Error::new(
+                    Cause::Busy,
+                    path,
+                    "another process uses it",
+                    "stop the guest or tool that has it open; `lsof` tells which it is",
+                ));
+            }
+            // Some network and FUSE file systems have no locks at all.
+            Err(Refused::Host(e))
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
+                ) =>
+            {
+                tracing::warn!(
+                    image = %path.display(), error = %e,
+                    "the file system cannot lock this image: nothing keeps another program off it"
+                );
+            }
+            Err(Refused::Host(e)) => return Err(Error::host(path, "lock", e)),
+        }
+        Ok(HostFile { file, path: path.to_owned(), lost_writes: AtomicBool::new(false) })
+    }
+
+    /// The path that the file was opened by.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What tells this file from others.
+    pub(crate) fn identity(&self) -> Result<Identity, Error> {
+        let metadata = self.file.metadata().map_err(|e| Error::host(&self.path, "stat", e))?;
+        Ok(if metadata.file_type().is_block_device() {
+            // A device has many nodes (`/dev/dm-0`, `/dev/mapper/x`) but one number. No file
+            // system has device number 0.
+            Identity { device: 0, inode: metadata.rdev() }
+        } else {
+            Identity { device: metadata.dev(), inode: metadata.ino() }
+        })
+    }
+
+    /// The size in bytes.
+    pub(crate) fn len(&self) -> Result<u64, Error> {
+        // lseek(2) finds the end of files and block devices alike. The position itself is unused.
+        (&self.file).seek(SeekFrom::End(0)).map_err(|e| Error::host(&self.path, "measure", e))
+    }
+
+    /// Fills `data` from `offset`.
+    pub(crate) fn read_at(&self, mut offset: u64, mut data: &mut [u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            match self.file.read_at(data, offset) {
+                Ok(0) => {
+                    data.fill(0);
+                    break;
+                }
+                Ok(n) => {
+                    data = data.get_mut(n..).unwrap_or_default();
+                    offset = offset.saturating_add(n as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`, growing a file if need be.
+    pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    /// Returns once everything written is on stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if self.lost_writes.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "an earlier flush failed; what was written before it may be lost",
+            ));
+        }
+        self.file.sync_data().inspect_err(|_| self.lost_writes.store(true, Ordering::Release))
+    }
+
+    /// Gives the room of a range back to the host, if it can take it. The range reads as zeroes or
+    /// as before.
+    pub(crate) fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE, offset, len).map(drop)
+    }
+
+    /// Makes a range within the file read as zeroes; with `unmap`, gives its room back.
+    pub(crate) fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if unmap && self.fallocate(FallocateFlags::PUNCH_HOLE, offset, len)?
+            || self.fallocate(FallocateFlags::ZERO_RANGE, offset, len)?
+        {
+            return Ok(());
+        }
+        write_zeroes(offset, len, |offset, zeroes| self.write_at(offset, zeroes))
+    }
+
+    /// Whether the host did it; `false` when this file system or device can't.
+    fn fallocate(&self, how: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
+        use rustix::io::Errno;
+        if len == 0 {
+            return Ok(true);
+        }
+        loop {
+            match fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, len) {
+                Ok(()) => return Ok(true),
+                Err(Errno::INTR) => {}
+                // EINVAL: a block device whose sectors are larger than the request's alignment.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {
+                    return Ok(false);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
+    }
+}

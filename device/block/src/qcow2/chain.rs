@@ -1,0 +1,225 @@
+//! Opening a qcow2 image with the backing files that it stands on.
+
+use super::check;
+use super::disk::{Image, Qcow2Disk};
+use super::header::{self, BackingRef, Header};
+use super::storage::ImageFile;
+use crate::disk::SECTOR;
+use crate::error::{Cause, Error};
+use crate::file::{HostFile, Identity};
+use crate::open::{Format, guess};
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatDriverBuilder};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The most images that may stand on each other.
+const MAX_DEPTH: usize = 64;
+
+/// An image of the chain that has been opened and locked.
+struct Layer {
+    host: Arc<HostFile>,
+    /// Absent for a raw image.
+    header: Option<Header>,
+}
+
+/// Opens the qcow2 image in `host`.
+pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
+    let path = host.path().to_owned();
+    let header = header::read(&host)?;
+    let size = disk_size(&path, &header, readonly)?;
+    let host = Arc::new(host);
+    let mut backing = None;
+    for layer in backing_layers(&host, &header)?.into_iter().rev() {
+        let path = layer.host.path().to_owned();
+        backing = Some(open_layer(layer, backing, false).map_err(|e| told_of(e, &host, &path))?);
+    }
+    let layer = Layer { host: Arc::clone(&host), header: Some(header.clone()) };
+    let image = open_layer(layer, backing, !readonly)?;
+    if header.bitmaps && !readonly {
+        tracing::warn!(
+            image = %path.display(),
+            "the image has dirty bitmaps (of incremental backups), which become invalid now that \
+             it is written; the next backup must be a full one"
+        );
+    }
+    Ok(Qcow2Disk::new(image, host, &header, size, readonly))
+}
+
+/// Requires that the image in `host` has `base` as its backing file.
+pub(crate) fn require_backing(host: &HostFile, base: &Path) -> Result<(), Error> {
+    let header = header::read(host)?;
+    let same = match &header.backing {
+        Some(backing) => {
+            let path = resolve(host.path(), &backing.name)?;
+            let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+            let base = identity(base).map_err(|e| Error::host(base, "open", e))?;
+            let backing = identity(&path)
+                .map_err(|e| Error::host(&path, "open", e).wanted_by(host.path()))?;
+            backing == base
+        }
+        None => false,
+    };
+    if same {
+        return Ok(());
+    }
+    Err(Error::new(
+        Cause::Misconfigured,
+        host.path(),
+        match header.backing {
+            Some(backing) => {
+                format!("it is an overlay of '{}', not of '{}'", backing.name, base.display())
+            }
+            None => format!("it is no overlay of '{}': it has no backing file", base.display()),
+        },
+        "name another file for the overlay, or remove this one if its contents are not needed",
+    ))
+}
+
+/// The size of the disk that an image holds; the rule for odd ones is that of raw images.
+fn disk_size(path: &Path, header: &Header, readonly: bool) -> Result<u64, Error> {
+    match header.size.checked_next_multiple_of(SECTOR) {
+        Some(size) if size == header.size || readonly => Ok(size),
+        _ => Err(Error::new(
+            Cause::Misconfigured,
+            path,
+            format!("its disk's size of {} bytes is not a multiple of {SECTOR}", header.size),
+            format!(
+                "open it read-only, or make it larger with `qemu-img resize '{}' +512`",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// Opens and locks the backing files below `top`, from the nearest to the deepest.
+fn backing_layers(top: &Arc<HostFile>, header: &Header) -> Result<Vec<Layer>, Error> {
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut seen: Vec<Identity> = vec![top.identity()?];
+    let mut overlay: PathBuf = top.path().to_owned();
+    let mut next = header.backing.clone();
+    while let Some(backing) = next {
+        let too_deep = seen.len() > MAX_DEPTH;
+        let layer = open_backing(&overlay, &backing).map_err(|e| e.wanted_by(&overlay))?;
+        let identity = layer.host.identity()?;
+        if too_deep || seen.contains(&identity) {
+            let problem = if too_deep {
+                format!("its chain of backing files is longer than {MAX_DEPTH}")
+            } else {
+                format!(
+                    "its chain of backing files leads back to '{}'",
+                    layer.host.path().display()
+                )
+            };
+            return Err(Error::new(
+                Cause::Damaged,
+                top.path(),
+                problem,
+                "look at the chain with `qemu-img info --backing-chain`, and flatten it with \
+                 `qemu-img convert`",
+            ));
+        }
+        seen.push(identity);
+        overlay = layer.host.path().to_owned();
+        next = layer.header.as_ref().and_then(|header| header.backing.clone());
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+fn open_backing(overlay: &Path, backing: &BackingRef) -> Result<Layer, Error> {
+    let path = resolve(overlay, &backing.name)?;
+    let host = HostFile::open(&path, false)?;
+    let (format, guessed) = match backing.format.as_deref() {
+        // QEMU's protocol drivers: the bytes of the file, as with raw.
+        Some("raw" | "file" | "host_device") => (Format::Raw, false),
+        Some("qcow2") => (Format::Qcow2, false),
+        Some(other) => {
+            return Err(Error::new(
+                Cause::Unsupported,
+                &path,
+                format!(
+                    "its overlay says that it is of format '{other}', which Lodge does not read"
+                ),
+                "convert the chain to one image with `qemu-img convert -O qcow2`",
+            ));
+        }
+        None => (guess(&host)?, true),
+    };
+    let header = match format {
+        Format::Qcow2 => Some(header::read(&host)?),
+        Format::Raw | Format::Auto => None,
+    };
+    // This may be a raw disk into which a guest wrote the header of a qcow2 image.
+    if guessed && header.as_ref().is_some_and(|header| header.backing.is_some()) {
+        return Err(Error::new(
+            Cause::Misconfigured,
+            &path,
+            "it has a backing file of its own, but its overlay does not say that it is a qcow2 image",
+            format!(
+                "if it is one, record that with `qemu-img rebase -u -F qcow2 -b '{}' '{}'`",
+                backing.name,
+                overlay.display()
+            ),
+        ));
+    }
+    Ok(Layer { host: Arc::new(host), header })
+}
+
+/// The path that an overlay means by the name of its backing file.
+fn resolve(overlay: &Path, name: &str) -> Result<PathBuf, Error> {
+    let name = name.strip_prefix("file:").unwrap_or(name);
+    // QEMU takes all up to a colon as a protocol unless a slash comes before it.
+    let protocol = name.split('/').next().and_then(|first| first.split_once(':'));
+    if let Some((protocol, _)) = protocol {
+        return Err(Error::new(
+            Cause::Unsupported,
+            overlay,
+            format!("its backing file is reached by '{protocol}:', but Lodge only opens files"),
+            "copy the whole chain to one file with `qemu-img convert -O qcow2`",
+        ));
+    }
+    Ok(overlay.parent().unwrap_or(Path::new("")).join(name))
+}
+
+/// Has imago open a layer whose metadata have been checked.
+fn open_layer(layer: Layer, backing: Option<Image>, writable: bool) -> Result<Image, Error> {
+    let Layer { host, header } = layer;
+    let path = host.path().to_owned();
+    let len = host.len()?;
+    let opened = match header {
+        Some(header) => {
+            let tables = check::check(&host, &header, writable).map_err(|flaw| flaw.at(&path))?;
+            let file = if writable {
+                ImageFile::writable(host, len, &header, tables)
+            } else {
+                ImageFile::readonly(host, len)
+            };
+            catch_unwind(AssertUnwindSafe(|| {
+                Qcow2::<ImageFile>::builder(file)
+                    .write(writable)
+                    .backing(backing)
+                    .data_file(None)
+                    .open(DenyImplicitOpenGate::default())
+                    .map(Image::new)
+            }))
+        }
+        None => Ok(Raw::open_image(ImageFile::readonly(host, len), false).map(Image::new)),
+    };
+    match opened {
+        Ok(Ok(image)) => Ok(image),
+        Ok(Err(e)) if e.raw_os_error().is_some() => Err(Error::host(&path, "read", e)),
+        Ok(Err(e)) => Err(Error::damaged(&path, format!("it is a damaged qcow2 image: {e}"))),
+        Err(_) => {
+            Err(Error::damaged(&path, "it is damaged in a way that the qcow2 driver can't stand"))
+        }
+    }
+}
+
+fn told_of(error: Error, top: &HostFile, path: &Path) -> Error {
+    if path == top.path() { error } else { error.wanted_by(top.path()) }
+}

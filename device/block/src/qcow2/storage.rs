@@ -1,0 +1,311 @@
+//! The file under a qcow2 image, as imago sees it.
+//!
+//! imago keeps L2 tables and refcount blocks in caches and writes them in the right order: a
+//! cluster counts as used before anything points to it, and nothing points to it any more before it
+//! counts as free. So far as it goes, an image whose VMM dies at any moment has leaked clusters at
+//! worst. Two things are missing, and this file adds them:
+//!
+//! - The order is one of write(2) calls, which a host that loses power need not keep. Here,
+//!   whatever the order depends on is synced first.
+//! - Entries of the L1 and the refcount table are written at once, while the refcount of the table
+//!   that they point to waits in a cache. Here, that refcount is written before the entry. imago
+//!   writes the same value again when it flushes its cache.
+
+use super::check::{self, Table, Tables};
+use super::header::Header;
+use super::refcount::Widths;
+use crate::file::HostFile;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
+use imago::{Storage, StorageOpenOptions};
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// One file of a chain of images.
+#[derive(Debug)]
+pub(super) struct ImageFile {
+    host: Arc<HostFile>,
+    /// The file's size, which grows as the image does.
+    len: AtomicU64,
+    /// Present if the image is written.
+    order: Option<WriteOrder>,
+    helper: CommonStorageHelper,
+}
+
+impl ImageFile {
+    /// A file that is only read.
+    pub(super) fn readonly(host: Arc<HostFile>, len: u64) -> Self {
+        ImageFile { host, len: len.into(), order: None, helper: Default::default() }
+    }
+
+    /// The file of an image that is written. `tables` are all its L2 tables and refcount blocks.
+    pub(super) fn writable(host: Arc<HostFile>, len: u64, header: &Header, tables: Tables) -> Self {
+        let order = WriteOrder {
+            widths: Widths {
+                cluster_bits: header.cluster_bits,
+                refcount_order: header.refcount_order,
+            },
+            layout: RwLock::new(Layout {
+                l1: header.l1_offset..header.l1_offset + header.l1_entries * 8,
+                reftable: header.reftable_offset
+                    ..header.reftable_offset + (header.reftable_clusters << header.cluster_bits),
+                tables,
+            }),
+            unsynced: AtomicU8::new(0),
+        };
+        ImageFile { order: Some(order), ..ImageFile::readonly(host, len) }
+    }
+
+    fn write_one(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let Some(order) = &self.order else {
+            return Err(crate::disk::readonly());
+        };
+        let kind = order.classify(offset);
+        order.before_write(&self.host, kind, offset, data)?;
+        self.host.write_at(offset, data)?;
+        self.len.fetch_max(offset.saturating_add(data.len() as u64), Ordering::Relaxed);
+        order.after_write(&self.host, kind, data)
+    }
+}
+
+/// What a write is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Guest data, or a table that nothing points to yet.
+    Data,
+    RefcountBlock,
+    L2,
+    /// Entries of the L1 table.
+    L1,
+    /// Entries of the refcount table.
+    Reftable,
+    Header,
+}
+
+impl Kind {
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// The kinds that must be on stable storage before this one is written.
+    fn depends_on(self) -> u8 {
+        match self {
+            Kind::Data => 0,
+            // A cluster is not free before nothing points to it.
+            Kind::RefcountBlock => Kind::L2.bit() | Kind::L1.bit(),
+            // A cluster is in use, and holds what was copied to it, before a table points to it.
+            Kind::L2 => Kind::Data.bit() | Kind::RefcountBlock.bit() | Kind::Reftable.bit(),
+            // The same for tables.
+            Kind::L1 | Kind::Reftable | Kind::Header => u8::MAX,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct WriteOrder {
+    widths: Widths,
+    layout: RwLock<Layout>,
+    /// The kinds that were written since the last sync.
+    unsynced: AtomicU8,
+}
+
+/// Where the image's tables are. The L1 table never moves, since it spans the disk from the start.
+#[derive(Debug)]
+struct Layout {
+    l1: Range<u64>,
+    reftable: Range<u64>,
+    tables: Tables,
+}
+
+impl WriteOrder {
+    fn classify(&self, offset: u64) -> Kind {
+        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
+        match layout.tables.get(&offset) {
+            Some(Table::L2) => Kind::L2,
+            Some(Table::RefcountBlock) => Kind::RefcountBlock,
+            None if offset == 0 => Kind::Header,
+            None if layout.l1.contains(&offset) => Kind::L1,
+            None if layout.reftable.contains(&offset) => Kind::Reftable,
+            None => Kind::Data,
+        }
+    }
+
+    fn before_write(
+        &self,
+        host: &HostFile,
+        kind: Kind,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
+        if matches!(kind, Kind::L1 | Kind::Reftable) {
+            self.count_tables(host, kind, offset, data)?;
+        }
+        if self.unsynced.load(Ordering::Acquire) & kind.depends_on() != 0 {
+            self.sync(host)?;
+        }
+        Ok(())
+    }
+
+    fn after_write(&self, host: &HostFile, kind: Kind, data: &[u8]) -> io::Result<()> {
+        // Only now: a sync that began earlier may not have seen the write.
+        self.unsynced.fetch_or(kind.bit(), Ordering::AcqRel);
+        if kind == Kind::Header { self.follow_reftable(host, data) } else { Ok(()) }
+    }
+
+    fn sync(&self, host: &HostFile) -> io::Result<()> {
+        let kinds = self.unsynced.swap(0, Ordering::AcqRel);
+        host.sync().inspect_err(|_| {
+            self.unsynced.fetch_or(kinds, Ordering::AcqRel);
+        })
+    }
+
+    /// Makes the tables that these new entries point to known, and count as used.
+    fn count_tables(
+        &self,
+        host: &HostFile,
+        kind: Kind,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
+        let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
+        for (i, entry) in data.as_chunks().0.iter().enumerate() {
+            let entry = u64::from_be_bytes(*entry);
+            let (table, target) = match kind {
+                Kind::L1 => (Table::L2, check::l2_offset(entry)),
+                _ => (Table::RefcountBlock, check::refcount_block_offset(entry)),
+            };
+            if target == 0 || layout.tables.contains_key(&target) {
+                continue;
+            }
+            // A refcount block may be the one that counts itself; then it is correct as it is.
+            let counts_itself = kind == Kind::Reftable
+                && self.widths.place(target >> self.widths.cluster_bits).table_index
+                    == (offset - layout.reftable.start) / 8 + i as u64;
+            if !counts_itself {
+                self.count(host, &layout.reftable, target)?;
+            }
+            layout.tables.insert(target, table);
+        }
+        Ok(())
+    }
+
+    /// Writes a refcount of 1 for the cluster at `target` if it is 0.
+    fn count(&self, host: &HostFile, reftable: &Range<u64>, target: u64) -> io::Result<()> {
+        let place = self.widths.place(target >> self.widths.cluster_bits);
+        let entry_at = reftable.start + place.table_index * 8;
+        let mut entry = [0; 8];
+        if reftable.contains(&entry_at) {
+            host.read_at(entry_at, &mut entry)?;
+        }
+        let block = check::refcount_block_offset(u64::from_be_bytes(entry));
+        if block == 0 {
+            return Err(io::Error::other(format!(
+                "no refcount block counts the table at {target:#x}"
+            )));
+        }
+        let mut bytes = [0; 8];
+        let bytes = bytes.get_mut(..place.len).unwrap_or_default();
+        host.read_at(block + place.byte, bytes)?;
+        if place.get(bytes) == 0 {
+            place.set_one(bytes);
+            host.write_at(block + place.byte, bytes)?;
+            self.unsynced.fetch_or(Kind::RefcountBlock.bit(), Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Looks whether a header just written points to a new refcount table.
+    fn follow_reftable(&self, host: &HostFile, header: &[u8]) -> io::Result<()> {
+        let field = |at: usize| header.get(at..).and_then(|rest| rest.first_chunk());
+        let (Some(offset), Some(clusters)) = (field(48), header.get(56..60)) else {
+            return Ok(());
+        };
+        let offset = u64::from_be_bytes(*offset);
+        let clusters = clusters.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let table = offset..offset.saturating_add(clusters << self.widths.cluster_bits);
+        let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
+        if layout.reftable == table {
+            return Ok(());
+        }
+        let entries = check::read_table(host, offset, (table.end - table.start) / 8)
+            .map_err(|_| io::Error::other("cannot read the refcount table just written"))?;
+        for entry in entries.into_iter().filter(|entry| *entry != 0) {
+            layout.tables.insert(check::refcount_block_offset(entry), Table::RefcountBlock);
+        }
+        layout.reftable = table;
+        Ok(())
+    }
+}
+
+impl fmt::Display for ImageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.host.path().display().fmt(f)
+    }
+}
+
+/// The trait's functions are unsafe to call, since they skip the serialisation of unaligned
+/// requests that `StorageExt` does. There is none to skip here: alignments are 1.
+#[allow(unsafe_code)]
+impl Storage for ImageFile {
+    fn open(_: StorageOpenOptions) -> io::Result<Self> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "files are opened by the chain"))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len.load(Ordering::Relaxed))
+    }
+
+    unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
+        for mut part in bufv.into_inner() {
+            self.host.read_at(offset, &mut part)?;
+            offset = offset.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        for part in bufv.into_inner() {
+            self.write_one(offset, &part)?;
+            offset = offset.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        // imago zeroes only the rest of clusters of data. What lies beyond the end of the file
+        // reads as zeroes without being written.
+        let Some(order) = &self.order else {
+            return Err(crate::disk::readonly());
+        };
+        self.host.zero(offset, length, false)?;
+        order.unsynced.fetch_or(Kind::Data.bit(), Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match &self.order {
+            Some(order) => order.sync(&self.host),
+            None => Ok(()),
+        }
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        &self.helper
+    }
+
+    fn resize(&self, _: u64, _: PreallocateMode) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "images are not resized while open"))
+    }
+}
