@@ -112,6 +112,30 @@ impl<E: Env> Cpu<E> {
         }
     }
 
+    /// CMPXCHG16B on memory: stores `new` if `current` is there, and returns what was there.
+    /// `linear` is a multiple of 16.
+    pub(crate) fn update_128(&mut self, linear: u64, current: u128, new: u128) -> Exec<u128> {
+        self.check_access(linear, 16, Access::Write)?;
+        let span = self.span(linear, 16, Access::Write, self.mode.view)?;
+        match span.first {
+            Place::Ram(page, offset) => {
+                if Some(page) == self.code_page {
+                    self.leave_block = true;
+                }
+                let result = self.env.compare_exchange_128(page, offset, current, new);
+                Ok(result.unwrap_or_else(|old| old))
+            }
+            Place::Device(_) => {
+                let mut data = [0; 16];
+                self.load_span(&span, &mut data);
+                let old = u128::from_le_bytes(data);
+                let value = if old == current { new } else { old };
+                self.store_span(&span, &value.to_le_bytes());
+                Ok(old)
+            }
+        }
+    }
+
     /// Loads `data.len()` bytes, at most 4096.
     pub(crate) fn read_bytes(&mut self, linear: u64, data: &mut [u8]) -> Exec {
         let span = self.span(linear, data.len(), Access::Read, self.mode.view)?;

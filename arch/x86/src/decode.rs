@@ -169,6 +169,11 @@ pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, 
 }
 
 impl<E: Env> Op<E> {
+    /// Wraps an offset to the address size.
+    pub fn wrap_address(&self, offset: u64) -> u64 {
+        offset & self.address_mask
+    }
+
     /// Straight-line execution ends after this instruction.
     pub fn ends_block(&self) -> bool {
         self.insn.flow_control() != iced_x86::FlowControl::Next

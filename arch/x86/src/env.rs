@@ -8,7 +8,14 @@ use crate::exception::Exception;
 
 /// An integer as wide as a memory access or a general-purpose register.
 pub trait Word:
-    Copy + Eq + core::fmt::Debug + core::fmt::LowerHex + Into<u64> + crate::alu::Alu + 'static
+    Copy
+    + Eq
+    + core::fmt::Debug
+    + core::fmt::LowerHex
+    + Into<u64>
+    + crate::alu::Alu
+    + crate::alu::Shift
+    + 'static
 {
     /// Size in bytes.
     const SIZE: usize;

@@ -12,8 +12,30 @@ use crate::env::Env;
 pub(crate) mod operand;
 
 mod arith;
+mod atomic;
+mod bcd;
+mod bits;
+mod condition;
+mod control;
+mod data;
+mod flag;
+mod multiply;
+mod shift;
+mod stack;
+mod string;
 
 /// The handler for `insn`, or `None` if this processor does not have it.
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
-    None.or_else(|| arith::select(insn))
+    arith::select(insn)
+        .or_else(|| data::select(insn))
+        .or_else(|| condition::select(insn))
+        .or_else(|| control::select(insn))
+        .or_else(|| stack::select(insn))
+        .or_else(|| shift::select(insn))
+        .or_else(|| multiply::select(insn))
+        .or_else(|| bits::select(insn))
+        .or_else(|| string::select(insn))
+        .or_else(|| atomic::select(insn))
+        .or_else(|| flag::select(insn))
+        .or_else(|| bcd::select(insn))
 }

@@ -105,28 +105,38 @@ pub(crate) fn operand_size(insn: &iced_x86::Instruction, i: u32) -> usize {
     }
 }
 
-/// Picks a handler by operand size in bytes: `sized!(size, W => handler::<E, W>)`.
-macro_rules! sized {
-    ($size:expr, $w:ident => $handler:expr) => {
+/// Names the type of an operand by its size in bytes: `by_size!(size, W => expression)`.
+macro_rules! by_size {
+    ($size:expr, $w:ident => $body:expr) => {
         match $size {
             1 => {
                 type $w = u8;
-                Some($handler as $crate::decode::Handler<E>)
+                $body
             }
             2 => {
                 type $w = u16;
-                Some($handler as $crate::decode::Handler<E>)
+                $body
             }
             4 => {
                 type $w = u32;
-                Some($handler as $crate::decode::Handler<E>)
+                $body
             }
             8 => {
                 type $w = u64;
-                Some($handler as $crate::decode::Handler<E>)
+                $body
             }
             _ => None,
         }
+    };
+}
+pub(crate) use by_size;
+
+/// Picks a handler by operand size in bytes: `sized!(size, W => handler::<E, W>)`.
+macro_rules! sized {
+    ($size:expr, $w:ident => $handler:expr) => {
+        $crate::insn::operand::by_size!(
+            $size, $w => Some($handler as $crate::decode::Handler<E>)
+        )
     };
 }
 pub(crate) use sized;
@@ -188,3 +198,49 @@ macro_rules! one_operand {
     }};
 }
 pub(crate) use one_operand;
+
+/// Like [`sized`], for what exists with 16, 32 and 64 bits only.
+macro_rules! sized_wide {
+    ($size:expr, $w:ident => $handler:expr) => {
+        match $size {
+            2 => {
+                type $w = u16;
+                Some($handler as $crate::decode::Handler<E>)
+            }
+            4 => {
+                type $w = u32;
+                Some($handler as $crate::decode::Handler<E>)
+            }
+            8 => {
+                type $w = u64;
+                Some($handler as $crate::decode::Handler<E>)
+            }
+            _ => None,
+        }
+    };
+}
+pub(crate) use sized_wide;
+
+/// Picks a handler by the kind of operand `N`, which is read:
+/// `source_operand!(insn, N, S => handler)`.
+macro_rules! source_operand {
+    ($insn:expr, $n:literal, $s:ident => $handler:expr) => {{
+        use iced_x86::OpKind;
+        use $crate::insn::operand::{Imm, Mem, Reg};
+        match $insn.op_kind($n) {
+            OpKind::Register => {
+                type $s = Reg<$n>;
+                $handler
+            }
+            OpKind::Memory => {
+                type $s = Mem;
+                $handler
+            }
+            _ => {
+                type $s = Imm;
+                $handler
+            }
+        }
+    }};
+}
+pub(crate) use source_operand;
