@@ -89,7 +89,8 @@ impl Lapic {
 
     /// Takes a pending INIT, and if there is one puts the local APIC into its state after INIT
     /// (11.4.7.3), which keeps APIC ID, address and mode. The processor resets itself as INIT
-    /// does and then, if [`is_waiting`](Self::is_waiting), waits for a start-up IPI.
+    /// does and then, if [`is_waiting`](Self::is_waiting), waits for a start-up IPI. The timer is
+    /// stopped.
     pub fn take_init(&mut self) -> bool {
         let init = core::mem::take(&mut self.init);
         if init {
