@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use mem::GuestMemory;
+use mem::{GuestAddress, GuestMemory};
 use runtime::Event;
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::{Queue, QueueState};
+use vm_memory::GuestMemoryBackend;
 
 use crate::Error;
 use crate::shared::Shared;
@@ -29,6 +30,11 @@ pub trait VirtioDevice: Send {
     /// The driver writes configuration fields; `offset + data.len()` is inside them.
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// A queue is reset: what is known about the requests in it is forgotten. No task runs.
+    fn queue_reset(&mut self, queue: usize) {
+        let _ = queue;
     }
 
     /// What serves a queue, given the features that the driver has accepted.
@@ -266,7 +272,7 @@ impl Device {
         }
         let state = QueueState { ready: true, event_idx_enabled, ..slot.state };
         match Queue::try_from(state) {
-            Ok(queue) if queue.is_valid(&self.memory) => slot.state = state,
+            Ok(_) if in_memory(&state, &self.memory) => slot.state = state,
             Ok(_) => self.shared.break_down(&format_args!("queue {index} is not in guest memory")),
             Err(error) => self.shared.break_down(&error),
         }
@@ -285,6 +291,7 @@ impl Device {
             }
             slot.state = fresh_queue(slot.state.max_size);
             self.shared.set_queue_vector(index, NO_VECTOR);
+            self.model.queue_reset(index);
         }
     }
 
@@ -302,9 +309,10 @@ impl Device {
     pub fn reset(&mut self) {
         self.status = 0;
         self.place_queues();
-        for slot in &mut self.queues {
+        for (index, slot) in self.queues.iter_mut().enumerate() {
             slot.state = fresh_queue(slot.state.max_size);
             slot.doorbell.clear();
+            self.model.queue_reset(index);
         }
         self.shared.reset();
         self.accepted = 0;
@@ -360,6 +368,18 @@ impl Drop for Device {
     fn drop(&mut self) {
         self.call_home();
     }
+}
+
+/// Whether all three parts of a queue are in guest memory (2.7).
+fn in_memory(state: &QueueState, memory: &GuestMemory) -> bool {
+    let size = usize::from(state.size);
+    [
+        (state.desc_table, 16 * size),
+        (state.avail_ring, 6 + 2 * size),
+        (state.used_ring, 6 + 8 * size),
+    ]
+    .into_iter()
+    .all(|(start, len)| GuestMemoryBackend::check_range(memory, GuestAddress(start), len))
 }
 
 /// The `select`th 32 bits of a feature set (4.1.4.3).

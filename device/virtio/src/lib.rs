@@ -19,18 +19,24 @@
 
 mod block;
 mod chain;
+mod console;
 mod device;
+mod net;
 mod pci_transport;
 mod queue;
+mod rng;
 mod shared;
 mod spec;
 mod worker;
 
 pub use block::{BlockOptions, block};
 pub use chain::{Buffer, Chain};
+pub use console::console;
 pub use device::{DeviceType, VirtioDevice};
+pub use net::net;
 pub use pci_transport::VirtioPci;
 pub use queue::{QueueError, VirtQueue};
+pub use rng::rng;
 pub use worker::{QueueTask, Wake};
 
 use std::io;

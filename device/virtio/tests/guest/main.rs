@@ -2,6 +2,9 @@
 //! registers, rings and interrupts.
 
 mod block;
+mod console;
 mod driver;
 mod hostile;
+mod net;
+mod rng;
 mod transport;

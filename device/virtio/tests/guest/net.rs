@@ -1,0 +1,163 @@
+//! The network card.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+
+use net::Backend;
+use runtime::Event;
+
+use crate::driver::*;
+
+const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+const HEADER: u32 = 12;
+
+/// A wire that keeps what it is given.
+pub struct Wire {
+    sent: Mutex<Vec<Vec<u8>>>,
+    waiting: Mutex<VecDeque<Vec<u8>>>,
+    readable: Event,
+    broken: bool,
+}
+
+impl Wire {
+    pub fn new(broken: bool) -> Arc<Self> {
+        let readable = Event::new().unwrap();
+        Arc::new(Self { sent: Mutex::default(), waiting: Mutex::default(), readable, broken })
+    }
+    fn deliver(&self, frame: &[u8]) {
+        self.waiting.lock().unwrap().push_back(frame.to_vec());
+        self.readable.signal();
+    }
+}
+
+impl Backend for Wire {
+    fn transmit(&self, frame: &[u8]) {
+        self.sent.lock().unwrap().push(frame.to_vec());
+    }
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.broken {
+            return Err(io::Error::other("cut"));
+        }
+        let mut waiting = self.waiting.lock().unwrap();
+        let Some(next) = waiting.pop_front() else {
+            self.readable.clear();
+            return Ok(None);
+        };
+        frame[..next.len()].copy_from_slice(&next);
+        Ok(Some(next.len()))
+    }
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.readable.as_fd()
+    }
+}
+
+fn guest(wire: &Arc<Wire>) -> Guest {
+    let memory = ram();
+    Guest::new(virtio::net(wire.clone(), MAC, memory.clone()).unwrap(), memory)
+}
+
+#[test]
+fn tells_its_address_and_that_the_link_is_up() {
+    let g = guest(&Wire::new(false));
+    assert_eq!(g.get16(g.cfg(2)), 0x1041);
+    assert_eq!(g.offered() & 0xff_ffff, 1 << 5 | 1 << 16);
+    assert_eq!(g.get::<4>(g.config), MAC[..4]);
+    assert_eq!(g.get::<2>(g.config + 4), MAC[4..]);
+    assert_eq!(g.get16(g.config + 6), 1);
+    assert_eq!(g.get16(g.common + 18), 2);
+}
+
+#[test]
+fn sends_frames() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    let mut tx = g.start().remove(1);
+    let frame: Vec<u8> = (0..100).collect();
+    g.write(DATA + u64::from(HEADER), &frame);
+    assert_eq!(tx.request(&g, &[(DATA, HEADER + 100, false)]), 0);
+    // Header and frame in pieces of their own; and frames that are none.
+    let pieces = [(DATA, HEADER, false), (DATA + 12, 50, false), (DATA + 62, 50, false)];
+    tx.request(&g, &pieces);
+    tx.request(&g, &[(DATA, HEADER + 13, false)]);
+    tx.request(&g, &[(DATA, 3, false)]);
+    tx.request(&g, &[(DATA, 100_000, false)]);
+    tx.request(&g, &[(DATA, 100, true)]);
+    assert_eq!(*wire.sent.lock().unwrap(), [frame.clone(), frame]);
+}
+
+#[test]
+fn receives_frames_as_buffers_come() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    wire.deliver(&[1; 60]); // before anybody listens
+    let mut rx = g.start().remove(0);
+    let buffer = |n: u64| [(DATA + 0x1000 * n, 1526, true)];
+    rx.submit(&g, &buffer(0));
+    g.wait_interrupt(1);
+    assert_eq!(rx.wait_used(&g).1, 72);
+    assert_eq!(g.read(DATA, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert_eq!(g.read(DATA + 12, 60), [1; 60]);
+    // Buffers first, then frames.
+    for n in 1..4 {
+        rx.submit(&g, &buffer(n));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    for n in 1..4u8 {
+        wire.deliver(&vec![n; 500 * usize::from(n)]);
+        assert_eq!(rx.wait_used(&g).1, 12 + 500 * u32::from(n));
+        assert_eq!(g.read(DATA + 0x1000 * u64::from(n) + 12, 500), [n; 500]);
+    }
+}
+
+#[test]
+fn a_frame_too_long_for_the_buffer_is_lost_alone() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    let mut rx = g.start().remove(0);
+    rx.submit(&g, &[(DATA, 100, true)]);
+    wire.deliver(&[1; 89]);
+    wire.deliver(&[2; 88]);
+    assert_eq!(rx.wait_used(&g).1, 100);
+    assert_eq!(g.read(DATA + 12, 88), [2; 88]);
+}
+
+#[test]
+fn a_pause_loses_no_frame() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    let mut rx = g.start().remove(0);
+    rx.submit(&g, &[(DATA, 1526, true)]);
+    g.root.pause();
+    wire.deliver(&[7; 64]);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert_eq!(rx.used_idx(&g), 0);
+    g.root.resume();
+    assert_eq!(rx.wait_used(&g).1, 76);
+}
+
+#[test]
+fn a_broken_back_end_leaves_the_device_alone() {
+    let wire = Wire::new(true);
+    let g = guest(&wire);
+    let mut queues = g.start();
+    queues[0].submit(&g, &[(DATA, 1526, true)]);
+    queues[1].request(&g, &[(DATA, 100, false)]);
+    assert_eq!(wire.sent.lock().unwrap().len(), 1);
+    assert_eq!(g.status() & NEEDS_RESET, 0);
+    g.set_status(0);
+}
+
+#[test]
+fn malformed_buffers_break_the_card_until_reset() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    let mut rx = g.start().remove(0);
+    wire.deliver(&[1; 60]);
+    rx.submit(&g, &[(RAM - 20, 1526, true)]);
+    g.wait_needs_reset();
+    let mut rx = g.start().remove(0);
+    rx.submit(&g, &[(DATA, 1526, true)]);
+    assert_eq!(rx.wait_used(&g).1, 72);
+}
