@@ -1,0 +1,499 @@
+//! The command line, and the help that teaches it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use images::ImageName;
+use vmm_api::{
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, ForwardedPort, Protocol,
+};
+
+use crate::size;
+
+const EXAMPLES: &str = "\
+Examples:
+  lodge image build debian:12              build a Debian 12 image (once)
+  lodge run debian:12                      start a fresh guest from it, here
+  lodge run debian:12 --cpus 2 --memory 1G -p 2222:22
+  lodge run --kernel bzImage --initrd initrd.img --cmdline console=ttyS0
+  lodge check                              what this machine can do, and why not";
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    done; for `run`: the guest switched itself off or was stopped by you
+  odd  for `run`: the guest's own status, from its debug exit port
+  2    the command line or the configuration asks for what cannot be
+  4    a file is missing, damaged or not what it should be
+  6    this host does not allow or does not have what is needed
+  8    a mistake in Lodge itself
+  128+N  ended by signal N
+
+Files:
+  Images and guests are kept in $LODGE_HOME, by default ~/.local/share/lodge.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  lodge run debian:12
+      A fresh guest on a copy of the image; what it writes is gone when it ends.
+  lodge run debian:12 --name web --keep
+      A guest named web that keeps its disk. `lodge run --name web` continues it,
+      `lodge rm web` removes it.
+  lodge run debian:12 -p 8080:80 -p 127.0.0.1:5353:53/udp
+      Ports of this machine that lead into the guest.
+  lodge run debian:12 --disk data.qcow2 --disk cd.iso,readonly
+      More disks, which appear as /dev/vdb and /dev/vdc and are written in place.
+  lodge run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 root=/dev/vda' --disk d.raw
+      No image: a kernel and disks of your own. ELF and multiboot kernels work too.
+
+The console: the guest's serial port is connected to this terminal.
+  Ctrl-] q        stop the guest at once
+  Ctrl-] Ctrl-]   send one Ctrl-] to the guest";
+
+/// Guests for every x86-64 Linux machine, with or without hardware virtualization.
+#[derive(Parser, Debug)]
+#[command(name = "lodge", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"))]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start a guest and connect this terminal to its console
+    #[command(after_help = RUN_EXAMPLES, after_long_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
+    Run(Box<RunArgs>),
+    /// Build, import and look after guest images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// List guests: those that run and those that are kept
+    Ls,
+    /// Remove a kept guest and its disk
+    Rm {
+        /// The guest's name
+        name: String,
+    },
+    /// Say what this machine can do for guests, what Lodge will use, and why
+    #[command(after_help = "\
+Exit status: 0 if guests can run here (with --require kvm: if KVM works here), 6 if not.")]
+    Check(CheckArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  lodge completion bash > /etc/bash_completion.d/lodge
+  lodge completion zsh > ~/.zfunc/_lodge
+  lodge completion fish > ~/.config/fish/completions/lodge.fish")]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all pages to a directory
+    #[command(after_help = "\
+Examples:
+  lodge man | man -l -
+  lodge man /usr/local/share/man/man1")]
+    Man {
+        /// Where to write lodge.1, lodge-run.1 and so on
+        directory: Option<PathBuf>,
+    },
+}
+
+#[derive(Args, Debug, Default)]
+pub struct RunArgs {
+    /// The image to start from: `lodge image ls` lists them
+    pub image: Option<ImageName>,
+
+    /// Boot this kernel: a Linux bzImage, an ELF kernel or a multiboot kernel [default: the image's]
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk for --kernel
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line [default: the image's]
+    #[arg(long, value_name = "TEXT", help_heading = "Boot")]
+    pub cmdline: Option<String>,
+    /// A module for a multiboot kernel, with the text it is given; repeatable
+    #[arg(long, value_name = "FILE[ TEXT]", requires = "kernel", help_heading = "Boot")]
+    pub module: Vec<String>,
+
+    /// Number of virtual processors [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub cpus: Option<u32>,
+    /// Memory, as in 512M or 4G; a bare number is MiB [default: 1G]
+    #[arg(long, short, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Machine")]
+    pub memory: Option<u64>,
+    /// What runs the processors [default: auto]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub accel: Option<AccelArg>,
+    /// Which processor the guest sees [default: host]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub cpu: Option<CpuArg>,
+
+    /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]; repeatable.
+    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is.
+    /// A comma within a path is written twice
+    #[arg(long, value_name = "DISK", help_heading = "Devices")]
+    pub disk: Vec<DiskArg>,
+    /// The network: `user` has DHCP, DNS and a way out, and needs no privilege [default: user]
+    #[arg(long, value_enum, help_heading = "Devices")]
+    pub net: Option<NetArg>,
+    /// Lead a port of this machine into the guest: [ADDRESS:]PORT:GUESTPORT[/udp]; repeatable
+    #[arg(short = 'p', long = "publish", value_name = "PORTS", help_heading = "Devices")]
+    pub publish: Vec<ForwardArg>,
+    /// Where the serial port leads: here, null, pty, socket:PATH or log:PATH [default: here]
+    #[arg(long, value_name = "WHERE", help_heading = "Devices")]
+    pub serial: Option<SerialArg>,
+
+    /// The guest's name [default: made from the image's]
+    #[arg(long, help_heading = "Guest")]
+    pub name: Option<String>,
+    /// Keep the guest's disk when it ends, to be continued under its name
+    #[arg(long, requires = "name", help_heading = "Guest")]
+    pub keep: bool,
+    /// Read the guest's configuration from a TOML or JSON file; what is given here goes before
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
+    pub config: Option<PathBuf>,
+    /// Print the resulting configuration as JSON and start nothing
+    #[arg(long, help_heading = "Guest")]
+    pub print_config: bool,
+
+    /// For test kernels: a write of N to port 0xf4 ends the guest with exit status 2N+1
+    #[arg(long, help_heading = "Test kernels")]
+    pub debug_exit: bool,
+    /// For test kernels: bytes written to port 0xe9 go to standard output
+    #[arg(long, help_heading = "Test kernels")]
+    pub debugcon: bool,
+    /// For test kernels: the ports that kvm-unit-tests uses
+    #[arg(long, help_heading = "Test kernels")]
+    pub testdev: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// The best that this host offers
+    Auto,
+    /// Lodge's own engine
+    Soft,
+    /// The kernel's KVM
+    Kvm,
+}
+
+impl From<AccelArg> for Accelerator {
+    fn from(arg: AccelArg) -> Accelerator {
+        match arg {
+            AccelArg::Auto => Accelerator::Auto,
+            AccelArg::Soft => Accelerator::Soft,
+            AccelArg::Kvm => Accelerator::Kvm,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuArg {
+    /// All that this host's processor has and the accelerator can honour
+    Host,
+    /// Up to SSE4.2 and POPCNT: runs anywhere
+    #[value(name = "x86-64-v2")]
+    V2,
+    /// Up to AVX2, BMI and FMA
+    #[value(name = "x86-64-v3")]
+    V3,
+}
+
+impl From<CpuArg> for CpuModel {
+    fn from(arg: CpuArg) -> CpuModel {
+        match arg {
+            CpuArg::Host => CpuModel::Host,
+            CpuArg::V2 => CpuModel::X86_64V2,
+            CpuArg::V3 => CpuModel::X86_64V3,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetArg {
+    /// The user-mode network
+    User,
+    /// No network card
+    None,
+}
+
+/// `--disk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArg(pub BlockConfig);
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DiskArg, String> {
+        let mut parts = split_commas(text).into_iter();
+        let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
+        let mut disk = BlockConfig {
+            path: path.into(),
+            format: DiskFormat::Auto,
+            readonly: false,
+            overlay: None,
+            serial: None,
+        };
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "readonly" => disk.readonly = true,
+                Some(("format", "raw")) => disk.format = DiskFormat::Raw,
+                Some(("format", "qcow2")) => disk.format = DiskFormat::Qcow2,
+                Some(("format", "auto")) => disk.format = DiskFormat::Auto,
+                Some(("format", other)) => {
+                    return Err(format!("there is no format {other:?}: use raw, qcow2 or auto"));
+                }
+                Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
+                Some(("overlay", path)) if !path.is_empty() => disk.overlay = Some(path.into()),
+                _ => {
+                    return Err(format!(
+                        "{part:?} means nothing here: use format=, readonly, serial= or overlay="
+                    ));
+                }
+            }
+        }
+        Ok(DiskArg(disk))
+    }
+}
+
+/// Splits at commas; two commas in a row stand for one in the text.
+fn split_commas(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character == ',' && characters.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(character);
+        }
+    }
+    parts
+}
+
+/// `-p`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardArg(pub ForwardedPort);
+
+impl FromStr for ForwardArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ForwardArg, String> {
+        let (ports, protocol) = match text.rsplit_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((ports, "tcp")) => (ports, Protocol::Tcp),
+            Some((ports, "udp")) => (ports, Protocol::Udp),
+            Some((_, other)) => {
+                return Err(format!("there is no protocol {other:?}: use tcp or udp"));
+            }
+        };
+        let form = "write [ADDRESS:]PORT:GUESTPORT, as in 2222:22";
+        let port = |text: &str| match text.parse::<u16>() {
+            Ok(port) if port != 0 => Ok(port),
+            _ => Err(format!("{text:?} is not a port from 1 to 65535; {form}")),
+        };
+        let (rest, guest) = ports.rsplit_once(':').ok_or(form)?;
+        let (address, host) = match rest.rsplit_once(':') {
+            None => (IpAddr::V4(Ipv4Addr::LOCALHOST), rest),
+            Some((address, host)) => {
+                let bare = address
+                    .strip_prefix('[')
+                    .and_then(|inner| inner.strip_suffix(']'))
+                    .unwrap_or(address);
+                let parsed =
+                    bare.parse::<IpAddr>().ok().filter(|ip| ip.is_ipv4() || bare != address);
+                let problem = || {
+                    format!(
+                        "{address:?} is not an IP address; write IPv6 in brackets, as in [::1]:2222:22"
+                    )
+                };
+                (parsed.ok_or_else(problem)?, host)
+            }
+        };
+        Ok(ForwardArg(ForwardedPort {
+            protocol,
+            host_addr: address,
+            host_port: port(host)?,
+            guest_port: port(guest)?,
+        }))
+    }
+}
+
+/// `--serial`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialArg {
+    /// This terminal, or the standard input and output of this program.
+    Here,
+    /// Elsewhere.
+    There(ConsoleConfig),
+}
+
+impl FromStr for SerialArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SerialArg, String> {
+        match text.split_once(':') {
+            None if text == "here" => Ok(SerialArg::Here),
+            None if text == "null" => Ok(SerialArg::There(ConsoleConfig::Null)),
+            None if text == "pty" => Ok(SerialArg::There(ConsoleConfig::Pty)),
+            Some(("socket", path)) if !path.is_empty() => {
+                Ok(SerialArg::There(ConsoleConfig::Socket(path.into())))
+            }
+            Some(("log", path)) if !path.is_empty() => {
+                Ok(SerialArg::There(ConsoleConfig::Log(path.into())))
+            }
+            _ => Err("use here, null, pty, socket:PATH or log:PATH".to_owned()),
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Build an image from Debian's archive, as apt on this machine is set up
+    ///
+    /// An image that is there already is left alone. Needs mmdebstrap and e2fsprogs; works as root
+    /// and, where user namespaces are allowed, as anyone.
+    Build {
+        /// What to build
+        #[arg(value_name = "IMAGE", default_value = "debian:12")]
+        name: ImageName,
+        /// The length of the disk, which takes only what is in it
+        #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, default_value = "4G")]
+        size: u64,
+        /// Give the disk a partition table, with the root file system on its only partition
+        #[arg(long)]
+        partitioned: bool,
+        /// Build even if there is such an image, and take its place
+        #[arg(long)]
+        force: bool,
+    },
+    /// Copy a disk, and the kernel to start it with, into the store
+    #[command(after_help = "\
+Example:
+  lodge image import web --disk web.qcow2 --kernel vmlinuz --initrd initrd.img \\
+      --cmdline 'root=/dev/vda1 console=ttyS0'")]
+    Import {
+        /// The image's name, as in web or web:2
+        name: ImageName,
+        /// The disk, raw or qcow2
+        #[arg(long, value_name = "FILE")]
+        disk: PathBuf,
+        /// The kernel to start it with
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// The initial RAM disk to start it with
+        #[arg(long, value_name = "FILE", requires = "kernel")]
+        initrd: Option<PathBuf>,
+        /// The kernel's command line [default: root=/dev/vda rw console=ttyS0]
+        #[arg(long, value_name = "TEXT")]
+        cmdline: Option<String>,
+        /// Take the place of an image of the same name
+        #[arg(long)]
+        force: bool,
+    },
+    /// List images
+    Ls,
+    /// Remove images
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<ImageName>,
+        /// Remove even what kept guests are based on; they cannot be continued then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Compare every byte of an image with its manifest
+    Verify {
+        /// The image's name
+        name: ImageName,
+    },
+    /// Print an image's manifest as JSON, with the place of its files
+    Inspect {
+        /// The image's name
+        name: ImageName,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Fail unless this works here
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub require: Option<RequireArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RequireArg {
+    /// Hardware virtualization through /dev/kvm
+    Kvm,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn disks_are_read() {
+        let disk = |text: &str| text.parse::<DiskArg>().map(|arg| arg.0);
+        let plain = disk("a.raw").unwrap();
+        assert_eq!(plain.path, PathBuf::from("a.raw"));
+        assert_eq!((plain.format, plain.readonly), (DiskFormat::Auto, false));
+        let full = disk("/x/b,,c.img,format=qcow2,readonly,serial=S1").unwrap();
+        assert_eq!(full.path, PathBuf::from("/x/b,c.img"));
+        assert_eq!((full.format, full.readonly), (DiskFormat::Qcow2, true));
+        assert_eq!(full.serial.as_deref(), Some("S1"));
+        assert_eq!(disk("a,overlay=o").unwrap().overlay, Some("o".into()));
+        for bad in ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,"] {
+            assert!(disk(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_ports_are_read() {
+        let forward = |text: &str| text.parse::<ForwardArg>().map(|arg| arg.0);
+        let plain = forward("2222:22").unwrap();
+        assert_eq!((plain.host_port, plain.guest_port), (2222, 22));
+        assert_eq!((plain.protocol, plain.host_addr), (Protocol::Tcp, Ipv4Addr::LOCALHOST.into()));
+        let udp = forward("0.0.0.0:53:5353/udp").unwrap();
+        assert_eq!((udp.protocol, udp.host_addr), (Protocol::Udp, Ipv4Addr::UNSPECIFIED.into()));
+        assert!(forward("[::1]:80:80").unwrap().host_addr.is_ipv6());
+        for bad in ["", "22", "0:22", "22:0", "70000:1", "a:b", "::1:80:80", "1:2/sctp", "x:1:2"] {
+            assert!(forward(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn serial_ports_are_read() {
+        let serial = |text: &str| text.parse::<SerialArg>();
+        assert_eq!(serial("here"), Ok(SerialArg::Here));
+        assert_eq!(serial("log:/a:b"), Ok(SerialArg::There(ConsoleConfig::Log("/a:b".into()))));
+        for bad in ["", "log", "log:", "stdio", "fd:3"] {
+            assert!(serial(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_together_is_asked_for_together() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(
+            parse("lodge run debian:12 --cpus 2 --memory 1G -p 2222:22 --name a --keep").is_ok()
+        );
+        assert!(parse("lodge run --initrd i").is_err());
+        assert!(parse("lodge run debian:12 --keep").is_err());
+        assert!(parse("lodge run Debian").is_err());
+        assert!(parse("lodge image rm").is_err());
+        assert!(parse("lodge image import web").is_err());
+    }
+}

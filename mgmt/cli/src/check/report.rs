@@ -1,0 +1,335 @@
+//! What the facts mean, and the remedy for each "no".
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::facts::Facts;
+use super::kvm::Kvm;
+
+/// Whether this lodge has an accelerator for /dev/kvm.
+const LODGE_USES_KVM: bool = false;
+
+/// What `lodge check` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Guests can run here, in whichever way.
+    pub guests_can_run: bool,
+    /// Hardware virtualization through /dev/kvm works here.
+    pub kvm_works: bool,
+    /// What Lodge will use: `soft` or `kvm`.
+    pub accelerator: &'static str,
+    /// Why.
+    pub reason: String,
+    /// Everything that was looked at.
+    pub findings: Vec<Finding>,
+    /// What the findings were made of.
+    pub facts: Facts,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    /// What, in a word: stable, for programs.
+    pub id: &'static str,
+    /// The outcome.
+    pub answer: Answer,
+    /// What was found, for people.
+    pub detail: String,
+    /// What to do about a "no".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// The outcome of one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// It is there or works.
+    Yes,
+    /// It is not or does not.
+    No,
+    /// Neither good nor bad, or not to be known.
+    Info,
+}
+
+fn yes(id: &'static str, detail: impl Into<String>) -> Finding {
+    Finding { id, answer: Answer::Yes, detail: detail.into(), remedy: None }
+}
+
+fn no(id: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { id, answer: Answer::No, detail: detail.into(), remedy: Some(remedy.into()) }
+}
+
+fn info(id: &'static str, detail: impl Into<String>) -> Finding {
+    Finding { id, answer: Answer::Info, detail: detail.into(), remedy: None }
+}
+
+impl Report {
+    /// Judges the facts.
+    pub fn of(facts: &Facts) -> Report {
+        let kvm_works = facts.kvm == Kvm::Works;
+        let (accelerator, reason) = match (kvm_works, LODGE_USES_KVM) {
+            (true, true) => ("kvm", "/dev/kvm works, and hardware is the fastest".to_owned()),
+            (true, false) => (
+                "soft",
+                "/dev/kvm works here, but this version of Lodge cannot use it yet; Lodge's own \
+                 engine needs no hardware virtualization"
+                    .to_owned(),
+            ),
+            (false, _) => (
+                "soft",
+                "/dev/kvm does not work here; Lodge's own engine needs no hardware virtualization"
+                    .to_owned(),
+            ),
+        };
+        Report {
+            // The engine asks for an x86-64 processor, and this program would not run on another.
+            guests_can_run: true,
+            kvm_works,
+            accelerator,
+            reason,
+            findings: vec![
+                processor(facts),
+                hypervisor(facts),
+                virtualization(facts),
+                modules(facts),
+                device(facts),
+                permission(facts),
+                working(facts),
+                nested_paging(facts),
+            ],
+            facts: facts.clone(),
+        }
+    }
+}
+
+fn processor(facts: &Facts) -> Finding {
+    let processor = &facts.processor;
+    info("processor", format!("{} x {} ({})", processor.count, processor.model, processor.vendor))
+}
+
+fn hypervisor(facts: &Facts) -> Finding {
+    let place = if facts.container { "in a container, " } else { "" };
+    match &facts.hypervisor {
+        None => info("hypervisor", format!("{place}none: this is a machine of its own")),
+        Some(name) if name.is_empty() => info("hypervisor", format!("{place}on a hypervisor")),
+        Some(name) => info("hypervisor", format!("{place}on a hypervisor: {name}")),
+    }
+}
+
+fn virtualization(facts: &Facts) -> Finding {
+    const ID: &str = "virtualization";
+    match (&facts.processor.virtualization, &facts.hypervisor) {
+        (Some(flag), _) => yes(ID, format!("the processor has {flag}")),
+        (None, Some(_)) => no(
+            ID,
+            "the processor that the hypervisor shows has neither vmx nor svm",
+            "switch on nested virtualization at the provider or the outer host, if it is offered, \
+             or use an instance on bare metal",
+        ),
+        (None, None) => no(
+            ID,
+            "the processor has neither vmx nor svm",
+            "switch on VT-x or SVM in the firmware's setup, if the processor has it",
+        ),
+    }
+}
+
+fn modules(facts: &Facts) -> Finding {
+    const ID: &str = "modules";
+    let vendor_module = facts.modules.iter().find(|module| *module != "kvm");
+    if let (true, Some(_)) = (facts.modules.iter().any(|m| m == "kvm"), vendor_module) {
+        return yes(ID, format!("loaded: {}", facts.modules.join(", ")));
+    }
+    let found = if facts.modules.is_empty() {
+        "none of kvm, kvm_intel, kvm_amd and kvm_pvm is loaded".to_owned()
+    } else {
+        format!("only {} is loaded", facts.modules.join(", "))
+    };
+    let remedy = match (facts.container, facts.processor.virtualization.as_deref()) {
+        (true, _) => "load the module on the container's host".to_owned(),
+        (false, Some("svm")) => "modprobe kvm_amd (dmesg says why, if it refuses)".to_owned(),
+        (false, Some(_)) => "modprobe kvm_intel (dmesg says why, if it refuses)".to_owned(),
+        (false, None) => format!(
+            "nothing here: without vmx or svm only a kernel with kvm_pvm could, and {} has none \
+             loaded",
+            facts.kernel
+        ),
+    };
+    no(ID, found, remedy)
+}
+
+fn device(facts: &Facts) -> Finding {
+    const ID: &str = "device";
+    match facts.kvm {
+        Kvm::Missing => no(
+            ID,
+            "there is no /dev/kvm",
+            if facts.container {
+                "give it to the container: docker run --device /dev/kvm"
+            } else {
+                "it appears when a kvm module is loaded"
+            },
+        ),
+        Kvm::NotADevice => no(
+            ID,
+            "/dev/kvm is not a character device",
+            "remove what is there and load the kvm module anew",
+        ),
+        _ => yes(ID, "/dev/kvm is there"),
+    }
+}
+
+fn permission(facts: &Facts) -> Finding {
+    const ID: &str = "permission";
+    match &facts.kvm {
+        Kvm::Missing | Kvm::NotADevice => info(ID, "without /dev/kvm, not to be known"),
+        Kvm::Forbidden => {
+            no(ID, "this user may not open /dev/kvm", "adduser $USER kvm, then log in anew")
+        }
+        Kvm::Unopenable(why) => no(
+            ID,
+            format!("/dev/kvm does not open: {why}"),
+            "see dmesg; the kvm module may not fit this kernel",
+        ),
+        _ => yes(ID, "this user may open /dev/kvm"),
+    }
+}
+
+fn working(facts: &Facts) -> Finding {
+    const ID: &str = "working";
+    match &facts.kvm {
+        Kvm::Works => yes(ID, "/dev/kvm makes virtual machines"),
+        Kvm::Foreign(why) => no(
+            ID,
+            format!("/dev/kvm does not answer as KVM does: {why}"),
+            "see which module serves it: lsmod, dmesg",
+        ),
+        Kvm::NoMachines(why) => no(
+            ID,
+            format!("/dev/kvm makes no virtual machines: {why}"),
+            "another hypervisor (VirtualBox, VMware) may hold the processor: stop it; see dmesg",
+        ),
+        _ => info(ID, "without an open /dev/kvm, not to be known"),
+    }
+}
+
+fn nested_paging(facts: &Facts) -> Finding {
+    const ID: &str = "nested-paging";
+    match facts.nested_paging {
+        Some(true) => yes(ID, "the kvm module uses nested paging (EPT or NPT)"),
+        Some(false) => no(
+            ID,
+            "the kvm module does without nested paging, which makes guests slow",
+            "load it with ept=1 or npt=1, if the processor has EPT or NPT",
+        ),
+        None if facts.processor.nested_paging => info(ID, "the processor has it"),
+        None => info(ID, "without a kvm module, not to be known"),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Finding { id, answer, detail, remedy } in &self.findings {
+            let mark = match answer {
+                Answer::Yes => "yes",
+                Answer::No => "no",
+                Answer::Info => "-",
+            };
+            writeln!(f, "{id:<15} {mark:<4} {detail}")?;
+            if let Some(remedy) = remedy {
+                writeln!(f, "{:<20} remedy: {remedy}", "")?;
+            }
+        }
+        let what = match self.accelerator {
+            "kvm" => "KVM",
+            _ => "its own engine (soft)",
+        };
+        writeln!(f, "\nGuests run here. Lodge will use {what}: {}.", self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::facts::Processor;
+
+    fn facts(kvm: Kvm) -> Facts {
+        Facts {
+            processor: Processor { virtualization: Some("svm".into()), ..Processor::default() },
+            hypervisor: None,
+            container: false,
+            kernel: "6.1.0".into(),
+            modules: vec!["kvm".into(), "kvm_amd".into()],
+            nested_paging: Some(true),
+            kvm,
+        }
+    }
+
+    fn answer(report: &Report, id: &str) -> Answer {
+        report.findings.iter().find(|finding| finding.id == id).unwrap().answer
+    }
+
+    #[test]
+    fn every_no_has_a_remedy_and_nothing_else_has() {
+        let kvms = [
+            Kvm::Missing,
+            Kvm::NotADevice,
+            Kvm::Forbidden,
+            Kvm::Unopenable("x".into()),
+            Kvm::Foreign("x".into()),
+            Kvm::NoMachines("x".into()),
+            Kvm::Works,
+        ];
+        for kvm in kvms {
+            for container in [false, true] {
+                for virtualization in [None, Some("vmx".to_owned())] {
+                    for nested_paging in [None, Some(false)] {
+                        let mut facts = Facts { container, nested_paging, ..facts(kvm.clone()) };
+                        facts.processor.virtualization.clone_from(&virtualization);
+                        facts.modules.clear();
+                        for finding in Report::of(&facts).findings {
+                            assert_eq!(
+                                finding.answer == Answer::No,
+                                finding.remedy.is_some(),
+                                "{finding:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_working_kvm_is_said_to_work_and_not_to_be_used() {
+        let report = Report::of(&facts(Kvm::Works));
+        assert!(report.kvm_works && report.guests_can_run);
+        assert!(report.findings.iter().all(|finding| finding.answer != Answer::No));
+        assert_eq!(report.accelerator, "soft");
+        assert!(report.reason.contains("cannot use it yet"));
+    }
+
+    #[test]
+    fn each_obstacle_has_its_place() {
+        let report = Report::of(&facts(Kvm::Forbidden));
+        assert_eq!(answer(&report, "device"), Answer::Yes);
+        assert_eq!(answer(&report, "permission"), Answer::No);
+        assert_eq!(answer(&report, "working"), Answer::Info);
+        let report = Report::of(&facts(Kvm::NoMachines("busy".into())));
+        assert_eq!(answer(&report, "permission"), Answer::Yes);
+        assert_eq!(answer(&report, "working"), Answer::No);
+        assert!(report.to_string().contains("busy"));
+    }
+
+    #[test]
+    fn the_json_form_names_what_programs_need() {
+        let json = serde_json::to_value(Report::of(&facts(Kvm::Missing))).unwrap();
+        assert_eq!(json["kvm_works"], false);
+        assert_eq!(json["accelerator"], "soft");
+        assert_eq!(json["facts"]["kvm"], "missing");
+        assert_eq!(json["findings"][4]["id"], "device");
+        assert_eq!(json["findings"][4]["answer"], "no");
+    }
+}

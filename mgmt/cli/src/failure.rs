@@ -1,0 +1,23 @@
+//! Errors of the layers below, as what a person is told.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use vmm_api::Failure;
+
+/// An error of the image store.
+pub fn image(error: images::Error) -> Failure {
+    Failure { kind: error.kind(), message: error.to_string() }
+}
+
+/// A configuration that asks for what cannot be.
+pub fn config(error: impl fmt::Display) -> Failure {
+    Failure::configuration(error)
+}
+
+/// The system refused something: `what` was to be done to `path`.
+pub fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    let path = path.to_owned();
+    move |error| Failure::host(format!("cannot {what} {}: {error}", path.display()))
+}

@@ -1,0 +1,203 @@
+//! `lodge image`.
+
+use std::fmt::Write;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use images::{BuildOptions, Cancel, Check, Image, ImageName, ImportOptions, Source, Store};
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_api::Failure;
+
+use crate::args::ImageCommand;
+use crate::progress::Show;
+use crate::sys::Signals;
+use crate::{failure, guests, output, size};
+
+/// Does what was asked for; the value is the exit status.
+pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
+    let store = Store::open().map_err(failure::image)?;
+    match command {
+        ImageCommand::Ls => list(&store),
+        ImageCommand::Inspect { name } => inspect(&store, name),
+        ImageCommand::Build { name, size, partitioned, force } => {
+            let options = BuildOptions {
+                disk_bytes: size.saturating_mul(1 << 20),
+                partitioned: *partitioned,
+                force: *force,
+            };
+            if !force && store.get(name).is_ok() {
+                eprintln!("{name} is built already; --force builds it anew");
+                return Ok(0);
+            }
+            refuse_replacement(name, *force)?;
+            long_work(|show, cancel| {
+                eprintln!("Building {name} from Debian's archive");
+                store.build(name, &options, show, cancel).map(|image| print_built(&image))
+            })
+        }
+        ImageCommand::Import { name, disk, kernel, initrd, cmdline, force } => {
+            let options = ImportOptions {
+                disk: disk.clone(),
+                kernel: kernel.clone(),
+                initrd: initrd.clone(),
+                cmdline: cmdline.clone(),
+                force: *force,
+            };
+            refuse_replacement(name, *force)?;
+            long_work(|show, cancel| {
+                store.import(name, &options, show, cancel).map(|_| ready(name))
+            })
+        }
+        ImageCommand::Verify { name } => {
+            let image = store.get(name).map_err(failure::image)?;
+            long_work(|show, cancel| {
+                image
+                    .verify(Check::Full, show, cancel)
+                    .map(|()| format!("{name} is what its manifest says"))
+            })
+        }
+        ImageCommand::Rm { names, force } => {
+            for name in names {
+                if !force {
+                    refuse_if_used(name, ", or use --force if they may become unusable")?;
+                }
+                long_work(|show, cancel| {
+                    store.remove(name, show, cancel).map(|()| format!("{name} is removed"))
+                })?;
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// Does work that shows its progress and can be given up by Ctrl-C; at its end prints what it says.
+/// The value is the exit status.
+fn long_work(
+    work: impl FnOnce(&mut Show, &Cancel) -> Result<String, images::Error>,
+) -> Result<u8, Failure> {
+    let (cancel, signal) = cancel_on_signal()?;
+    let mut show = Show::new();
+    let result = work(&mut show, &cancel);
+    drop(show);
+    match result {
+        Ok(text) => {
+            eprintln!("{text}");
+            Ok(0)
+        }
+        Err(images::Error::Cancelled) => {
+            eprintln!("lodge: {}", images::Error::Cancelled);
+            let number = signal.try_recv().unwrap_or(libc::SIGINT);
+            Ok(u8::try_from(number).map_or(u8::MAX, |number| 128 | number))
+        }
+        Err(error) => Err(failure::image(error)),
+    }
+}
+
+/// Makes the ending signals give work up instead of ending the program.
+fn cancel_on_signal() -> Result<(Cancel, std::sync::mpsc::Receiver<i32>), Failure> {
+    let signals = Signals::block()
+        .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
+    let cancel = Cancel::default();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn({
+        let cancel = cancel.clone();
+        move || {
+            loop {
+                let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+                if let Some(number) = signals.next() {
+                    let _ = sender.send(number);
+                    cancel.cancel();
+                    return;
+                }
+            }
+        }
+    });
+    Ok((cancel, receiver))
+}
+
+/// Kept guests hold only what differs from their image: another image under its name ruins them.
+fn refuse_if_used(name: &ImageName, otherwise: &str) -> Result<(), Failure> {
+    let users = guests::based_on(name)?;
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::configuration(format!(
+        "the image {name} is in use by the guests kept as {}: remove these first with `lodge rm`\
+         {otherwise}",
+        users.join(", ")
+    )))
+}
+
+fn refuse_replacement(name: &ImageName, force: bool) -> Result<(), Failure> {
+    if force { refuse_if_used(name, "") } else { Ok(()) }
+}
+
+fn ready(name: &ImageName) -> String {
+    format!("{name} is ready: lodge run {name}")
+}
+
+fn print_built(image: &Image) -> String {
+    let logins: Vec<String> = image
+        .manifest()
+        .logins
+        .iter()
+        .map(|login| format!("{} (password {})", login.user, login.password))
+        .collect();
+    format!(
+        "{}\nIt takes {} here. Log in as {}.",
+        ready(image.name()),
+        size::format_bytes(image.bytes_on_host()),
+        logins.join(" or ")
+    )
+}
+
+fn list(store: &Store) -> Result<u8, Failure> {
+    let entries = store.list().map_err(failure::image)?;
+    if entries.is_empty() {
+        eprintln!("There are no images yet; `lodge image build debian:12` builds one.");
+        return Ok(0);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let mut damaged = 0;
+    let mut table =
+        format!("{:<20} {:>9} {:>9}  {:<14} SOURCE\n", "IMAGE", "DISK", "ON HOST", "CREATED");
+    for entry in entries {
+        match entry.image {
+            Ok(image) => {
+                let manifest = image.manifest();
+                let source = match &manifest.source {
+                    Source::Built { what, .. } => what.clone(),
+                    Source::Imported { from } => from.clone(),
+                };
+                let _ = writeln!(
+                    table,
+                    "{:<20} {:>9} {:>9}  {:<14} {source}",
+                    entry.name.as_str(),
+                    size::format_bytes(manifest.disk.bytes),
+                    size::format_bytes(image.bytes_on_host()),
+                    size::format_age(now.saturating_sub(manifest.created)),
+                );
+            }
+            Err(error) => {
+                damaged += 1;
+                let _ = writeln!(table, "{:<20} {error}", entry.name.as_str());
+            }
+        }
+    }
+    output::print(table)?;
+    Ok(if damaged > 0 { vmm_api::FailureKind::Artifact.exit_status() } else { 0 })
+}
+
+fn inspect(store: &Store, name: &ImageName) -> Result<u8, Failure> {
+    let image = store.get(name).map_err(failure::image)?;
+    let text = serde_json::json!({
+        "manifest": image.manifest(),
+        "paths": {
+            "disk": image.disk(),
+            "kernel": image.kernel(),
+            "initrd": image.initrd(),
+        },
+    });
+    output::print(format!("{text:#}\n"))?;
+    Ok(0)
+}

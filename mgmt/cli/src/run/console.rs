@@ -1,0 +1,326 @@
+//! Between a person and a guest: keys one way, output the other, events beside.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm_api::{Accelerator, Event, Failure, StopReason};
+
+use crate::sys::Signals;
+
+use super::escape::{Escape, Wish};
+use super::terminal::{notice, write_stdout};
+use super::vmm::Vmm;
+
+/// How long a guest may take to stop before its VMM is ended by force.
+const STOP_TIME: Duration = Duration::from_secs(10);
+/// How long the last output may take to come after the VMM has ended.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// Keys that a guest has not taken yet, at most; further ones wait in the terminal.
+const TYPED_AHEAD: usize = 4096;
+
+const KEYS: &str = "press Ctrl-] then q to stop the guest, Ctrl-] twice to send it one Ctrl-]";
+
+/// How it ended.
+#[derive(Debug, Default)]
+pub struct End {
+    /// The guest stopped in good order.
+    pub reason: Option<StopReason>,
+    /// The guest failed, or this program did.
+    pub failure: Option<Failure>,
+    /// This program was told to end by a signal.
+    pub signal: Option<i32>,
+    /// The guest was asked to stop.
+    pub stopping: bool,
+}
+
+/// The relay between this process's terminal and a VMM.
+pub struct Console<'a> {
+    vmm: &'a Vmm,
+    signals: &'a Signals,
+    status: UnixStream,
+    /// `None` once the guest has closed it, and if it leads elsewhere.
+    console: Option<UnixStream>,
+    raw: bool,
+    name: &'a str,
+    input_open: bool,
+    escape: Escape,
+    /// Typed and not yet taken.
+    typed: Vec<u8>,
+    /// The beginning of the next event's line.
+    line: Vec<u8>,
+    /// When to end the VMM by force.
+    deadline: Option<Instant>,
+    end: End,
+}
+
+impl<'a> Console<'a> {
+    /// Prepares the relay. `raw`: standard input is a terminal in raw mode.
+    pub fn new(
+        vmm: &'a Vmm,
+        signals: &'a Signals,
+        status: UnixStream,
+        console: Option<UnixStream>,
+        raw: bool,
+        name: &'a str,
+    ) -> Console<'a> {
+        Console {
+            vmm,
+            signals,
+            status,
+            input_open: console.is_some(),
+            console,
+            raw,
+            name,
+            escape: Escape::default(),
+            typed: Vec::new(),
+            line: Vec::new(),
+            deadline: None,
+            end: End::default(),
+        }
+    }
+
+    /// Relays until the VMM closes its status.
+    pub fn run(mut self) -> End {
+        if let Err(error) = self.relay() {
+            self.end.failure.get_or_insert_with(|| {
+                Failure::host(format!("the guest's console failed: {error}"))
+            });
+            self.vmm.stop();
+        }
+        self.end
+    }
+
+    fn relay(&mut self) -> io::Result<()> {
+        self.status.set_nonblocking(true)?;
+        if let Some(console) = &self.console {
+            console.set_nonblocking(true)?;
+        }
+        loop {
+            let ready = self.wait()?;
+            if ready.signal {
+                while let Some(signal) = self.signals.next() {
+                    self.end.signal = Some(signal);
+                    self.stop();
+                }
+            }
+            if ready.input {
+                self.take_input()?;
+            }
+            if ready.room {
+                self.send_typed()?;
+            }
+            if ready.output {
+                self.show_output()?;
+            }
+            if ready.status && !self.take_events()? {
+                return self.drain();
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.deadline = None;
+                self.vmm.kill();
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let stdin = io::stdin();
+        let mut fds = vec![
+            PollFd::new(self.signals, PollFlags::IN),
+            PollFd::new(&self.status, PollFlags::IN),
+        ];
+        if let Some(console) = &self.console {
+            let out = if self.typed.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            fds.push(PollFd::new(console, PollFlags::IN | out));
+            if self.input_open && self.typed.len() < TYPED_AHEAD {
+                fds.push(PollFd::new(&stdin, PollFlags::IN));
+            }
+        }
+        let timeout = self.deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A little later, so that the deadline has passed then.
+            let left = left + Duration::from_millis(1);
+            Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let come = |index: usize| fds.get(index).map_or(PollFlags::empty(), PollFd::revents);
+        // A closed or broken one is ready, too: reading tells.
+        Ok(Ready {
+            signal: !come(0).is_empty(),
+            status: !come(1).is_empty(),
+            output: come(2).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            room: come(2).contains(PollFlags::OUT),
+            input: !come(3).is_empty(),
+        })
+    }
+
+    fn take_input(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 1024];
+        let count = match rustix::io::read(io::stdin(), &mut bytes) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            // A terminal that was hung up.
+            Err(rustix::io::Errno::IO) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        let bytes = bytes.get(..count).unwrap_or_default();
+        if bytes.is_empty() {
+            self.input_open = false;
+        } else if !self.raw {
+            // A script's bytes mean nothing but themselves.
+            self.typed.extend_from_slice(bytes);
+        } else if let Some(wish) = self.escape.filter(bytes, &mut self.typed) {
+            match wish {
+                Wish::Quit => {
+                    notice(self.raw, "stopping the guest");
+                    self.stop();
+                }
+                Wish::Help => notice(self.raw, KEYS),
+            }
+        }
+        self.send_typed()
+    }
+
+    fn send_typed(&mut self) -> io::Result<()> {
+        let Some(console) = &mut self.console else { return Ok(()) };
+        while !self.typed.is_empty() {
+            match console.write(&self.typed) {
+                Ok(count) => drop(self.typed.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The guest is gone; its end is told elsewhere.
+                Err(_) => self.typed.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    fn show_output(&mut self) -> io::Result<()> {
+        let Some(console) = &mut self.console else { return Ok(()) };
+        let mut bytes = [0; 8192];
+        match console.read(&mut bytes) {
+            Ok(0) => self.console = None,
+            Ok(count) => {
+                let bytes = bytes.get(..count).unwrap_or_default();
+                if let Err(error) = write_stdout(bytes) {
+                    // Whoever read the output is gone, and so is the reason to run.
+                    self.console = None;
+                    self.end.failure = Some(Failure::host(format!(
+                        "cannot write to standard output ({error}); the guest was stopped"
+                    )));
+                    self.stop();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => self.console = None,
+        }
+        Ok(())
+    }
+
+    /// Takes what has come of the status; false at its end.
+    fn take_events(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; 4096];
+        let count = match self.status.read(&mut bytes) {
+            Ok(0) => return Ok(false),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            // A VMM that was killed with unread bytes in its end of the socket.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for &byte in bytes.get(..count).unwrap_or_default() {
+            self.line.push(byte);
+            if byte == b'\n' {
+                let line = std::mem::take(&mut self.line);
+                match Event::read_line(&mut line.as_slice()) {
+                    Ok(Some(event)) => self.take_event(event),
+                    Ok(None) => {}
+                    Err(error) => {
+                        return Err(io::Error::new(
+                            error.kind(),
+                            format!("lodge-vmm speaks another language than this lodge ({error})"),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Started { accelerator, serial_pty, virtio_console_pty } => {
+                let what = match accelerator {
+                    Accelerator::Kvm => "KVM",
+                    Accelerator::Soft | Accelerator::Auto => "Lodge's own engine",
+                };
+                notice(self.raw, &format!("{} runs on {what}", self.name));
+                if self.raw {
+                    notice(true, KEYS);
+                }
+                for (port, pty) in
+                    [("serial port", serial_pty), ("virtio console", virtio_console_pty)]
+                {
+                    if let Some(pty) = pty {
+                        notice(self.raw, &format!("the {port} is at {pty}"));
+                    }
+                }
+            }
+            Event::Reset => notice(self.raw, "the guest restarts"),
+            Event::Warning { message } => notice(self.raw, &message),
+            Event::Stopped { reason } => self.end.reason = Some(reason),
+            Event::Error(failure) => self.end.failure = Some(failure),
+        }
+    }
+
+    /// Asks the VMM to stop; asked again, ends it.
+    fn stop(&mut self) {
+        if self.end.stopping {
+            self.vmm.kill();
+            return;
+        }
+        self.end.stopping = true;
+        self.deadline = Some(Instant::now() + STOP_TIME);
+        self.vmm.stop();
+    }
+
+    /// Shows what the guest said last: it may come behind the last event.
+    fn drain(&mut self) -> io::Result<()> {
+        if let Some(console) = &self.console {
+            console.set_nonblocking(false)?;
+            console.set_read_timeout(Some(DRAIN_TIME))?;
+        }
+        let deadline = Instant::now() + DRAIN_TIME;
+        while let Some(console) = &mut self.console {
+            let mut bytes = [0; 8192];
+            match console.read(&mut bytes) {
+                Ok(count) if count > 0 && Instant::now() < deadline => {
+                    let _ = write_stdout(bytes.get(..count).unwrap_or_default());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => self.console = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What can be read or written without waiting.
+#[derive(Debug, Default)]
+struct Ready {
+    signal: bool,
+    status: bool,
+    output: bool,
+    room: bool,
+    input: bool,
+}
