@@ -10,7 +10,7 @@ use crate::{PowerRequest, PowerSender};
 /// The A20 gate, which the keyboard controller and port 92h both switch.
 ///
 /// It is open at the start, as firmware leaves it, and remembers how it was switched, but address
-/// line 20 is never masked: processors have had no A20M# pin since Haswell (SDM Vol. 3, 24.22.18).
+/// line 20 is never masked: processors since Haswell have no A20M# pin.
 #[derive(Clone, Debug)]
 pub struct A20(Arc<AtomicBool>);
 

@@ -1,4 +1,4 @@
-//! Registers of the PC16550D (National Semiconductor data sheet, June 1995, section 8).
+//! Registers of the PC16550D (National Semiconductor data sheet, chapter "Registers").
 
 use bitflags::bitflags;
 
@@ -19,14 +19,14 @@ pub const MSR: u64 = 6;
 /// Scratch.
 pub const SCR: u64 = 7;
 
-/// The depth of each FIFO (8.4).
+/// The depth of each FIFO.
 pub const FIFO_DEPTH: usize = 16;
 
-/// The clock of a PC's UARTs: 1.8432 MHz; a bit lasts 16 times the divisor (8.2, table III).
+/// The clock of a PC's UARTs: 1.8432 MHz; a bit lasts 16 times the divisor.
 pub const CLOCK_HZ: u64 = 1_843_200;
 
 bitflags! {
-    /// Interrupt enable (8.7).
+    /// Interrupt enable.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct InterruptEnable: u8 {
         /// Received data available, and timeout.
@@ -39,7 +39,7 @@ bitflags! {
         const EDSSI = 1 << 3;
     }
 
-    /// FIFO control (8.5).
+    /// FIFO control.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct FifoControl: u8 {
         const ENABLE = 1 << 0;
@@ -50,7 +50,7 @@ bitflags! {
         const TRIGGER_MSB = 1 << 7;
     }
 
-    /// Line control (8.1).
+    /// Line control.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct LineControl: u8 {
         const WLS0 = 1 << 0;
@@ -64,7 +64,7 @@ bitflags! {
         const _ = !0;
     }
 
-    /// Modem control (8.8).
+    /// Modem control.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ModemControl: u8 {
         const DTR = 1 << 0;
@@ -74,7 +74,7 @@ bitflags! {
         const LOOP = 1 << 4;
     }
 
-    /// Line status (8.3).
+    /// Line status.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct LineStatus: u8 {
         /// Data ready.
@@ -87,7 +87,7 @@ bitflags! {
         const TEMT = 1 << 6;
     }
 
-    /// Modem status (8.9).
+    /// Modem status.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ModemStatus: u8 {
         const DCTS = 1 << 0;
@@ -104,7 +104,7 @@ bitflags! {
     }
 }
 
-/// Why the port interrupts, as IIR bits 3 to 0 tell it (8.6, table IV). From the most urgent on.
+/// Why the port interrupts, as IIR bits 3 to 0 tell it. From the most urgent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Interrupt {
@@ -126,7 +126,7 @@ pub const IIR_NONE: u8 = 0b0001;
 pub const IIR_FIFOS: u8 = 0b1100_0000;
 
 impl FifoControl {
-    /// At how many characters the receiver interrupts (8.5, FCR6 and FCR7).
+    /// At how many characters the receiver interrupts (FCR6 and FCR7).
     pub fn trigger_level(self) -> usize {
         match (self.contains(Self::TRIGGER_MSB), self.contains(Self::TRIGGER_LSB)) {
             (false, false) => 1,

@@ -78,7 +78,7 @@ impl Serial {
     /// The modem lines that a ready peer holds.
     const CONNECTED: ModemStatus = ModemStatus::CTS.union(ModemStatus::DSR).union(ModemStatus::DCD);
 
-    /// Back to the state after a master reset (table V), as on a reset of the machine. Scratch
+    /// Back to the state after a master reset, as on a reset of the machine. Scratch
     /// register and divisor stay; so does output that waits.
     pub fn reset(&mut self) {
         self.ier = InterruptEnable::empty();
@@ -131,7 +131,7 @@ impl Serial {
             IIR_FCR => self.write_fcr(FifoControl::from_bits_truncate(value)),
             LCR => self.lcr = LineControl::from_bits_retain(value),
             MCR => self.write_mcr(ModemControl::from_bits_truncate(value)),
-            // LSR is for reading only, but for factory tests (8.3).
+            // LSR is for reading only, but for factory tests.
             LSR | MSR => {}
             SCR => self.scr = value,
             _ => {}
@@ -159,7 +159,7 @@ impl Serial {
             if self.rx.len() < self.depth() {
                 self.rx.push_back(byte);
             } else {
-                // The FIFO keeps what it has; without it the new character overwrites (8.3).
+                // The FIFO keeps what it has; without it the new character overwrites.
                 self.overrun = true;
                 if !self.fifos() {
                     self.rx.clear();
@@ -241,7 +241,7 @@ impl Serial {
 
     fn write_fcr(&mut self, fcr: FifoControl) {
         // A change of the enable bit clears both FIFOs, and the other bits count only when the
-        // FIFOs are enabled (8.5).
+        // FIFOs are enabled.
         let toggled = (fcr ^ self.fcr).contains(FifoControl::ENABLE);
         let clears = |which| toggled || fcr.contains(FifoControl::ENABLE) && fcr.contains(which);
         if clears(FifoControl::RCVR_RESET) {
@@ -263,7 +263,7 @@ impl Serial {
         let was_looped = self.looped();
         self.mcr = mcr;
         let lines = if self.looped() {
-            // The outputs are wired to the inputs (8.8, bit 4).
+            // The outputs are wired to the inputs (MCR4).
             [
                 (ModemControl::RTS, ModemStatus::CTS),
                 (ModemControl::DTR, ModemStatus::DSR),
@@ -334,7 +334,7 @@ impl Serial {
         fifos | interrupt.map_or(IIR_NONE, |interrupt| interrupt as u8)
     }
 
-    /// The most urgent of the interrupts that are pending and enabled (8.6, table IV).
+    /// The most urgent of the interrupts that are pending and enabled.
     fn interrupt(&self) -> Option<Interrupt> {
         let enabled = |bit| self.ier.contains(bit);
         let trigger = if self.fifos() { self.fcr.trigger_level() } else { 1 };
@@ -381,7 +381,7 @@ impl BusDevice for Serial {
 
 impl FrontEndMut for Serial {
     fn can_receive(&mut self) -> usize {
-        // In loopback the input is cut off from the outside (8.8, bit 4); what comes waits there.
+        // In loopback the input is cut off from the outside (MCR4); what comes waits there.
         if self.looped() { 0 } else { self.depth().saturating_sub(self.rx.len()) }
     }
 
