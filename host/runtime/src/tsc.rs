@@ -34,7 +34,7 @@ pub fn frequency_hz() -> u64 {
     })
 }
 
-/// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, 20.7.3 "Determining the Processor
+/// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, "Determining the Processor
 /// Base Frequency") or, under VMware and KVM, leaf 40000010h (kHz in EAX).
 fn stated_hz() -> Option<u64> {
     if __cpuid(0).eax >= 0x15 {
