@@ -22,7 +22,9 @@ mod insn;
 mod interrupt;
 mod paging;
 mod run;
+mod segment;
 pub mod state;
+mod system;
 mod tlb;
 
 pub use cpu::{Cpu, Stats};

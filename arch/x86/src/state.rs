@@ -535,9 +535,16 @@ impl CpuState {
         &self.seg[reg as usize]
     }
 
-    /// The current privilege level: the DPL of SS (SDM Vol. 3, 24.4.1), 3 in virtual-8086 mode.
+    /// The current privilege level: the DPL of SS (SDM Vol. 3, 24.4.1); 0 in real and 3 in
+    /// virtual-8086 mode.
     pub fn cpl(&self) -> u8 {
-        if self.is_v8086() { 3 } else { self.seg[SegReg::Ss as usize].attributes.dpl() }
+        if !self.is_protected() {
+            0
+        } else if self.is_v8086() {
+            3
+        } else {
+            self.seg[SegReg::Ss as usize].attributes.dpl()
+        }
     }
 
     /// CR0.PE.

@@ -3,7 +3,6 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::operand::{Target, one_operand, operand_size, sized};
-use crate::alu::Alu;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::{Env, Word};

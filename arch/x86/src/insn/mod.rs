@@ -22,7 +22,7 @@ mod flag;
 mod multiply;
 mod shift;
 mod stack;
-mod string;
+pub(crate) mod string;
 
 /// The handler for `insn`, or `None` if this processor does not have it.
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
@@ -38,4 +38,5 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         .or_else(|| atomic::select(insn))
         .or_else(|| flag::select(insn))
         .or_else(|| bcd::select(insn))
+        .or_else(|| crate::system::select(insn))
 }
