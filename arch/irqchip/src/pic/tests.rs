@@ -84,6 +84,17 @@ fn elcr_protects_the_boards_edges() {
 }
 
 #[test]
+fn an_edge_is_forgotten_when_its_input_becomes_level_sensitive() {
+    let mut pic = pair();
+    pic.set_irq(5, true);
+    pic.set_irq(5, false);
+    pic.write(MasterElcr, 1 << 5);
+    assert!(!pic.output());
+    pic.write(MasterElcr, 0);
+    assert!(!pic.output());
+}
+
+#[test]
 fn higher_priorities_nest() {
     let mut pic = pair();
     pic.set_irq(4, true);
