@@ -4,6 +4,7 @@ use crate::alu::Flags;
 use crate::block::BlockCache;
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec, Raised};
+use crate::insn::native::Native;
 use crate::state::{Cr0, Cr4, Rflags, SegReg, gpr};
 use crate::tlb::{Tlb, View};
 use crate::{CpuState, decode};
@@ -30,6 +31,8 @@ pub struct Cpu<E: Env> {
     pub(crate) leave_block: bool,
     /// DR6 bits of breakpoints that the current instruction has hit.
     pub(crate) debug_hits: u64,
+    /// What instructions that the host executes need.
+    pub(crate) native: Native,
     /// Counters that say what the processor did.
     pub stats: Stats,
 }
@@ -85,6 +88,7 @@ impl<E: Env> Cpu<E> {
             code_page: None,
             leave_block: false,
             debug_hits: 0,
+            native: Native::new(),
             stats: Stats::default(),
         };
         cpu.state_changed();

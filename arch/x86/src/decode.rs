@@ -24,7 +24,7 @@ pub(crate) struct Op<E: Env> {
     /// Added to base and index.
     displacement: u64,
     /// Wraps the effective address.
-    address_mask: u64,
+    pub address_mask: u64,
     /// The immediate operand, sign-extended to the operand size by the decoder; of a near branch,
     /// the distance from the next instruction.
     pub imm: u64,

@@ -18,9 +18,7 @@ enum Reg {
 fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
     use Reg::{Eax, Ebx, Ecx, Edx};
     Some(match feature {
-        CpuidFeature::FPU
-        | CpuidFeature::FPU287
-        | CpuidFeature::FPU387 => (1, 0, Edx, 0),
+        CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 => (1, 0, Edx, 0),
         CpuidFeature::CMOV => (1, 0, Edx, 15),
         CpuidFeature::CLFSH => (1, 0, Edx, 19),
         CpuidFeature::MMX => (1, 0, Edx, 23),

@@ -18,6 +18,7 @@ mod debug;
 mod decode;
 mod env;
 mod exception;
+pub mod features;
 mod insn;
 mod interrupt;
 mod paging;

@@ -15,14 +15,21 @@ mod arith;
 mod atomic;
 mod bcd;
 mod bits;
+mod cache;
 mod condition;
 mod control;
 mod data;
 mod flag;
+mod fxsave;
 mod multiply;
+mod mxcsr;
+pub(crate) mod native;
 mod shift;
 mod stack;
 pub(crate) mod string;
+mod vector;
+mod x87;
+mod xsave;
 
 /// The handler for `insn`, or `None` if this processor does not have it.
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
@@ -39,4 +46,10 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         .or_else(|| flag::select(insn))
         .or_else(|| bcd::select(insn))
         .or_else(|| crate::system::select(insn))
+        .or_else(|| vector::select(insn))
+        .or_else(|| x87::select(insn))
+        .or_else(|| cache::select(insn))
+        .or_else(|| mxcsr::select(insn))
+        .or_else(|| fxsave::select(insn))
+        .or_else(|| xsave::select(insn))
 }

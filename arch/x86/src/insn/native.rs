@@ -6,7 +6,9 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind};
+use iced_x86::{
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind,
+};
 
 use crate::cpu::Cpu;
 use crate::decode::Op;
@@ -125,8 +127,7 @@ impl<E: Env> Cpu<E> {
     /// Has the host execute the instruction.
     #[inline(always)]
     pub(crate) fn execute_native(&mut self, op: &Op<E>) -> Exec {
-        let result =
-            self.env.execute_native(&op.insn, &mut self.state, &mut self.native.operand);
+        let result = self.env.execute_native(&op.insn, &mut self.state, &mut self.native.operand);
         match result {
             Ok(()) => Ok(()),
             Err(exception) => self.native_exception(exception),

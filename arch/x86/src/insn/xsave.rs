@@ -287,10 +287,7 @@ fn save<E: Env, F: Form, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec
     Ok(())
 }
 
-fn restore<E: Env, const SUPERVISOR: bool, const WIDE: bool>(
-    cpu: &mut Cpu<E>,
-    op: &Op<E>,
-) -> Exec {
+fn restore<E: Env, const SUPERVISOR: bool, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     check(cpu, op, SUPERVISOR)?;
     let linear = area_address(cpu, op, Access::Read)?;
     let is_64bit = cpu.mode.code_bits == 64;

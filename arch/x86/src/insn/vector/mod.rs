@@ -157,7 +157,6 @@ macro_rules! by_class {
         }
     }};
 }
-pub(crate) use by_class;
 
 /// The classes, as values.
 pub(crate) enum Kind {
@@ -236,9 +235,7 @@ pub(crate) fn wants_alignment(insn: &Instruction) -> bool {
         | Mnemonic::Pcmpestrm64
         | Mnemonic::Pcmpistri
         | Mnemonic::Pcmpistrm => false,
-        _ => {
-            insn.code().encoding() == EncodingKind::Legacy && insn.memory_size().size() == 16
-        }
+        _ => insn.code().encoding() == EncodingKind::Legacy && insn.memory_size().size() == 16,
     }
 }
 

@@ -124,7 +124,7 @@ fn tag(st: [u64; 2], is_used: bool) -> u16 {
 /// The full tag word: two bits for each physical register.
 fn full_tag_word(x87: &X87State) -> u16 {
     let top = usize::from(x87.fsw >> 11 & 7);
-    (0..8).fold(0, |word, physical| {
+    (0..8usize).fold(0, |word, physical| {
         let st = x87.st[physical.wrapping_sub(top) & 7];
         word | tag(st, x87.ftw >> physical & 1 != 0) << (physical * 2)
     })
@@ -168,13 +168,13 @@ fn environment(x87: &X87State, unit: usize, real: bool) -> [u8; 28] {
 
 /// Loads the environment; the inverse of [`environment`].
 fn load_environment(x87: &mut X87State, image: &[u8], unit: usize, real: bool) {
-    let word = |i: usize| {
-        let value = qword(image, i * unit) as u32;
-        if unit == 2 { value & 0xffff } else { value }
-    };
-    let address = |low: u32, high: u32| {
-        u64::from(if real { low & 0xffff | (high >> 12) << 16 } else { low })
-    };
+    let mut words = [0; 7];
+    for (word, bytes) in words.iter_mut().zip(image.chunks_exact(unit)) {
+        *word = bytes.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b));
+    }
+    let word = |i: usize| words[i];
+    let address =
+        |low: u32, high: u32| u64::from(if real { low & 0xffff | (high >> 12) << 16 } else { low });
     // Physical registers stay where they are while TOP moves.
     let old_top = usize::from(x87.fsw >> 11 & 7);
     x87.fsw = word(1) as u16;
@@ -211,7 +211,7 @@ fn fldenv<E: Env, const UNIT: usize>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     check_waiting(cpu, op)?;
     let len = UNIT * 7;
     let linear = cpu.operand_address(op, len, Access::Read)?;
-    let mut image = [0; 36];
+    let mut image = [0; 28];
     cpu.check_access(linear, UNIT, Access::Read)?;
     cpu.read_bytes(linear, &mut image[..len])?;
     let real = is_real(cpu);
