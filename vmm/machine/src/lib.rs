@@ -8,7 +8,13 @@
 
 pub mod acpi;
 pub mod boot;
+mod error;
 pub mod firmware;
+mod machine;
 mod memory_map;
+mod wiring;
 
+pub use chipset::{PowerRequest, PowerRequests};
+pub use error::BuildError;
+pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};

@@ -73,17 +73,20 @@ pub struct Tables {
     index: Vec<([u8; 4], usize)>,
 }
 
-/// The tables outgrew their place.
+/// The tables have no room for so many processors.
 #[derive(Debug, thiserror::Error)]
-#[error("the ACPI tables take {len} bytes and {room} are there: give the guest fewer processors")]
-pub struct TooLarge {
-    len: u64,
-    room: u64,
-}
+#[error("the ACPI tables have no room for {0} processors: give the guest fewer")]
+pub struct TooManyProcessors(u32);
+
+/// Names of processors in the DSDT have three hexadecimal digits.
+const MAX_PROCESSORS: u32 = 0x1000;
 
 impl Tables {
     /// Makes the tables of a machine.
-    pub fn build(platform: &Platform) -> Result<Self, TooLarge> {
+    pub fn build(platform: &Platform) -> Result<Self, TooManyProcessors> {
+        if platform.cpus > MAX_PROCESSORS {
+            return Err(TooManyProcessors(platform.cpus));
+        }
         let mut tables =
             Self { address: platform.map.firmware.start, bytes: Vec::new(), index: Vec::new() };
         tables.bytes.resize(Rsdp::len(), 0);
@@ -100,8 +103,10 @@ impl Tables {
         Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
         tables.bytes[..rsdp.len()].copy_from_slice(&rsdp);
 
-        let (len, room) = (tables.bytes.len() as u64, platform.map.firmware.len);
-        if len > room { Err(TooLarge { len, room }) } else { Ok(tables) }
+        if tables.bytes.len() as u64 > platform.map.firmware.len {
+            return Err(TooManyProcessors(platform.cpus));
+        }
+        Ok(tables)
     }
 
     /// Writes the tables to where they belong.

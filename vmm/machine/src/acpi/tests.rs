@@ -96,7 +96,9 @@ fn every_processor_is_listed_once() {
 #[test]
 fn too_many_processors_are_refused() {
     let map = MemoryMap::new(6 << 30, 40).unwrap();
-    assert!(Tables::build(&platform(&map, 4000)).is_err());
+    for cpus in [4000, 5000, u32::MAX] {
+        assert!(Tables::build(&platform(&map, cpus)).is_err());
+    }
 }
 
 /// Disassembles every table, and compiles the DSDT again: ACPICA finds no fault.

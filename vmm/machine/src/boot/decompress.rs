@@ -53,7 +53,6 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
         Format::Gzip => read(flate2::bufread::GzDecoder::new(payload), size),
         Format::Bzip2 => read(bzip2::bufread::BzDecoder::new(body), size),
         Format::Lzma => lzma_rust2::LzmaReader::new_mem_limit(body, kib, None)
-            .map_err(Into::into)
             .and_then(|reader| read(reader, size)),
         Format::Xz => read(lzma_rust2::XzReader::new_mem_limit(body, false, kib), size),
         Format::Lz4Legacy => read(Lz4Legacy::new(body), size),

@@ -1,0 +1,157 @@
+//! A whole machine but for its processors.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use accel::CpuBus;
+use bus::AddressSpace;
+use chardev::Chardev;
+use chipset::{PowerManagement, PowerRequest, PowerRequests, PowerSender};
+use irqchip::IrqSink;
+use mem::GuestMemory;
+use pci::PciRoot;
+use runtime::Timers;
+use vmm_api::{Failure, VmConfig};
+use x86::CpuState;
+
+use crate::boot::{self, Entry};
+use crate::wiring::Board;
+use crate::wiring::storage::AttachedDisk;
+use crate::{BuildError, MemoryMap, acpi, firmware, wiring};
+
+/// What a machine is built from.
+pub struct Parts<'a> {
+    /// What it is to be.
+    pub config: &'a VmConfig,
+    /// Where things are.
+    pub map: MemoryMap,
+    /// The physical address width that CPUID tells the guest.
+    pub phys_bits: u8,
+    /// RAM as `map` says, all zero.
+    pub memory: GuestMemory,
+    /// The accelerator's interrupt controllers.
+    pub irq: Arc<dyn IrqSink>,
+    /// The machine's timers. Their clock stands still until the processors run.
+    pub timers: Arc<Timers>,
+    /// Where the first serial port leads.
+    pub serial: Arc<Chardev>,
+    /// Where the virtio console leads, if there is one.
+    pub virtio_console: Option<Arc<Chardev>>,
+    /// Where the debug console leads, if there is one.
+    pub debug_console: Option<Arc<Chardev>>,
+}
+
+/// A machine: memory, devices, and a loaded kernel. Its processors belong to the accelerator and
+/// reach it as their [`CpuBus`].
+pub struct Machine {
+    memory_space: Arc<AddressSpace>,
+    ports: Arc<AddressSpace>,
+    pci: Arc<PciRoot>,
+    pm: Arc<Mutex<PowerManagement>>,
+    disks: Vec<AttachedDisk>,
+    power: PowerSender,
+    requests: PowerRequests,
+    map: MemoryMap,
+    phys_bits: u8,
+    entry: Entry,
+    _timers: Arc<Timers>,
+}
+
+impl Machine {
+    /// Builds the devices, opens what they need of the host, and loads the kernel.
+    pub fn build(parts: Parts) -> Result<Self, BuildError> {
+        let (power, requests) = chipset::power_channel().map_err(BuildError::Event)?;
+        let board = Board::new(&parts, power.clone());
+
+        // What fails most often comes first, before the host is asked for anything else.
+        let tables = acpi::Tables::build(&wiring::platform(&parts))?;
+        tables.write(&parts.memory)?;
+        let entry = boot::load(&parts.config.boot, &parts.memory, &parts.map, tables.address)?;
+
+        let pm = wiring::chipset::attach(&board)?;
+        wiring::chipset::attach_serial(&board)?;
+        wiring::fw_cfg::attach(&board)?;
+        wiring::debug::attach(&board)?;
+        wiring::pci::attach(&board)?;
+        let disks = wiring::storage::attach(&board)?;
+        wiring::network::attach(&board)?;
+        wiring::pci::attach_console_and_rng(&board)?;
+
+        let Board { memory_space, ports, pci, .. } = board;
+        Ok(Self {
+            memory_space,
+            ports,
+            pci,
+            pm,
+            disks,
+            power,
+            requests,
+            map: parts.map,
+            phys_bits: parts.phys_bits,
+            entry,
+            _timers: parts.timers,
+        })
+    }
+
+    /// Gives processor `index`, which is in reset state, what firmware would have given it, and
+    /// the bootstrap processor its way into the kernel.
+    pub fn prepare_processor(&self, index: u32, state: &mut CpuState) {
+        firmware::set_memory_types(state, &self.map, self.phys_bits);
+        if index == 0 {
+            self.entry.apply(state);
+        }
+    }
+
+    /// Presses the power button. Says whether the guest has asked to be told of that.
+    pub fn press_power_button(&self) -> bool {
+        self.pm.lock().unwrap_or_else(PoisonError::into_inner).press_power_button()
+    }
+
+    /// What the guest asks of its machine.
+    pub fn power_requests(&self) -> &PowerRequests {
+        &self.requests
+    }
+
+    /// Asks the machine for something in the guest's place.
+    pub fn request(&self, request: PowerRequest) {
+        self.power.send(request);
+    }
+
+    /// Ends all devices' work and flushes the disks. The processors have stopped.
+    pub fn stop(&self) -> Result<(), Failure> {
+        self.pci.pause();
+        let mut result = Ok(());
+        for AttachedDisk { path, disk } in self.disks.iter().filter(|d| !d.disk.is_readonly()) {
+            if let Err(source) = disk.flush() {
+                result = Err(BuildError::Flush { path: path.clone(), source }.into());
+            }
+        }
+        result
+    }
+}
+
+impl CpuBus for Machine {
+    fn mmio_read(&self, addr: u64, data: &mut [u8]) {
+        self.memory_space.read(addr, data);
+    }
+
+    fn mmio_write(&self, addr: u64, data: &[u8]) {
+        self.memory_space.write(addr, data);
+    }
+
+    fn port_read(&self, port: u16, data: &mut [u8]) {
+        self.ports.read(port.into(), data);
+    }
+
+    fn port_write(&self, port: u16, data: &[u8]) {
+        self.ports.write(port.into(), data);
+    }
+}
+
+/// The physical address width that `cpuid` tells (Intel SDM Vol. 3, 4.1.4): 36 where it does not.
+pub fn physical_address_bits(cpuid: &accel::CpuidTable) -> u8 {
+    const ADDRESS_SIZES: u32 = 0x8000_0008;
+    match cpuid.get(ADDRESS_SIZES, 0) {
+        Some(sizes) if sizes.eax & 0xff != 0 => (sizes.eax & 0xff) as u8,
+        _ => 36,
+    }
+}

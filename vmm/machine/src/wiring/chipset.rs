@@ -1,0 +1,56 @@
+//! The fixed devices of a PC.
+
+use std::sync::{Arc, Mutex};
+
+use chipset::{
+    A20, At, CmosConfig, I8042, PowerManagement, Rtc, SystemControlPortA, i8042, pm, rtc,
+};
+use serial::Serial;
+
+use super::{Board, gsi, port};
+use crate::BuildError;
+
+/// CMOS index of the century.
+pub const CMOS_CENTURY: u8 = rtc::CENTURY;
+
+/// Power management, clock, keyboard controller and port 92h. Returns the first, which has the
+/// power button.
+pub fn attach(board: &Board) -> Result<Arc<Mutex<PowerManagement>>, BuildError> {
+    let timers = &*board.parts.timers;
+    let power = &board.power;
+
+    let pm = PowerManagement::new(board.irq(gsi::SCI), power.clone(), timers);
+    board.attach_ports("power management", port::POWER_MANAGEMENT, pm::LEN, pm.clone())?;
+
+    let rtc = Rtc::new(cmos(board), board.irq(gsi::RTC), timers);
+    board.attach_ports("real-time clock", port::CMOS, 2, rtc)?;
+
+    let a20 = A20::new();
+    let i8042 = Arc::new(Mutex::new(I8042::new(
+        board.irq(gsi::KEYBOARD),
+        board.irq(gsi::MOUSE),
+        a20.clone(),
+        power.clone(),
+    )));
+    let command = At::new(i8042.clone(), i8042::COMMAND);
+    board.attach_ports("keyboard data", port::KEYBOARD_DATA, 1, i8042)?;
+    board.attach_ports("keyboard command", port::KEYBOARD_COMMAND, 1, command)?;
+
+    let port_a = Arc::new(Mutex::new(SystemControlPortA::new(a20, power.clone())));
+    board.attach_ports("system control A", port::SYSTEM_CONTROL_A, 1, port_a)?;
+    Ok(pm)
+}
+
+/// What firmware would have written to CMOS memory.
+fn cmos(board: &Board) -> CmosConfig {
+    let map = &board.parts.map;
+    let high_ram = map.ram().iter().filter(|r| r.start >= 1 << 32).map(|r| r.len).sum();
+    CmosConfig { low_ram_end: map.low_ram_end(), high_ram }
+}
+
+/// The first serial port.
+pub fn attach_serial(board: &Board) -> Result<(), BuildError> {
+    let console = board.parts.serial.clone();
+    let serial = Serial::new(board.irq(gsi::COM1), console, &board.parts.timers);
+    board.attach_ports("COM1", port::COM1, serial::WINDOW, serial)
+}

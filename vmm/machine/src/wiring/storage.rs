@@ -1,0 +1,49 @@
+//! Disks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use block::{Disk, Format, OpenOptions};
+use virtio::BlockOptions;
+use vmm_api::{BlockConfig, DiskFormat};
+
+use super::Board;
+use crate::BuildError;
+
+/// A disk that the guest uses.
+pub struct AttachedDisk {
+    /// The file that takes the guest's writes.
+    pub path: PathBuf,
+    /// The same, open.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// Opens the disks and puts them on the bus, in the order of the configuration.
+pub fn attach(board: &Board) -> Result<Vec<AttachedDisk>, BuildError> {
+    let mut disks = Vec::new();
+    for config in &board.parts.config.disks {
+        let disk = open(config)?;
+        let options = BlockOptions {
+            queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
+            serial: config.serial.clone().filter(|serial| !serial.is_empty()),
+        };
+        let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
+        board.pci.add(None, Box::new(device))?;
+        let path = config.overlay.as_ref().unwrap_or(&config.path).clone();
+        disks.push(AttachedDisk { path, disk });
+    }
+    Ok(disks)
+}
+
+fn open(config: &BlockConfig) -> Result<Arc<dyn Disk>, block::Error> {
+    let format = match config.format {
+        DiskFormat::Auto => Format::Auto,
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    };
+    let image = OpenOptions { path: config.path.clone(), format, readonly: config.readonly };
+    match &config.overlay {
+        Some(overlay) => block::open_overlay(overlay, &image),
+        None => block::open(&image),
+    }
+}
