@@ -1,6 +1,7 @@
 //! Drivers that break the rules harm only their device.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chardev::Chardev;
 use mem::GuestMemory;
@@ -99,9 +100,14 @@ fn broken_indirect_tables() {
         q.offer(g, 0);
     });
     breaks("longer than the queue", |g, q| {
+        let (header, ..) = header(g, 0, 0);
         for n in 0..300u16 {
-            let at = BUFFER + 16 * u64::from(n);
-            g.write(at, &descriptor((BUFFER, 1, F_NEXT, n + 1)));
+            let piece = match n {
+                0 => (header, 16, F_NEXT, 1),
+                299 => (DATA, 1, F_WRITE, 0),
+                _ => (DATA, 0, F_NEXT | F_WRITE, n + 1),
+            };
+            g.write(BUFFER + 16 * u64::from(n), &descriptor(piece));
         }
         q.set_descriptor(g, 0, (BUFFER, 16 * 300, F_INDIRECT, 0));
         q.offer(g, 0);
@@ -131,6 +137,36 @@ fn rings_in_the_void() {
             g.ring(0);
             assert!(g.negotiate(VERSION_1));
         }
+    }
+}
+
+/// A driver that rewrites its rings while the device reads them.
+#[test]
+fn rings_that_change_under_the_device() {
+    for victim in &VICTIMS {
+        let (device, memory) = (victim.device)();
+        let g = Guest::new(device, memory);
+        let queues = g.start();
+        let start = Instant::now();
+        let mut x = 0x9e37_79b9_7f4a_7c15u64;
+        while start.elapsed() < Duration::from_millis(50) {
+            for q in &queues {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                let addr = if x >> 60 == 0 { x } else { DATA + (x >> 40 & 0xfff) };
+                let flags = (x >> 8 & 3) as u16;
+                let d = (addr, (x >> 20 & 0x3ff) as u32, flags, (x >> 32 & 0xf) as u16);
+                q.set_descriptor(&g, (x & 0xf) as u16, d);
+                q.set_avail_idx(&g, q.used_idx(&g).wrapping_add((x >> 16 & 3) as u16));
+                g.ring(q.index);
+            }
+            if g.status() & NEEDS_RESET != 0 {
+                let _ = g.start();
+            }
+        }
+        g.set_status(0);
+        (victim.works)(&g, &mut g.start());
     }
 }
 

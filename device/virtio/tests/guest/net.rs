@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use net::Backend;
@@ -19,12 +20,19 @@ pub struct Wire {
     waiting: Mutex<VecDeque<Vec<u8>>>,
     readable: Event,
     broken: bool,
+    looks: AtomicUsize,
 }
 
 impl Wire {
     pub fn new(broken: bool) -> Arc<Self> {
         let readable = Event::new().unwrap();
-        Arc::new(Self { sent: Mutex::default(), waiting: Mutex::default(), readable, broken })
+        Arc::new(Self {
+            sent: Mutex::default(),
+            waiting: Mutex::default(),
+            readable,
+            broken,
+            looks: AtomicUsize::new(0),
+        })
     }
     fn deliver(&self, frame: &[u8]) {
         self.waiting.lock().unwrap().push_back(frame.to_vec());
@@ -37,6 +45,7 @@ impl Backend for Wire {
         self.sent.lock().unwrap().push(frame.to_vec());
     }
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         if self.broken {
             return Err(io::Error::other("cut"));
         }
@@ -109,6 +118,19 @@ fn receives_frames_as_buffers_come() {
         assert_eq!(rx.wait_used(&g).1, 12 + 500 * u32::from(n));
         assert_eq!(g.read(DATA + 0x1000 * u64::from(n) + 12, 500), [n; 500]);
     }
+}
+
+#[test]
+fn an_idle_worker_sleeps() {
+    let wire = Wire::new(false);
+    let g = guest(&wire);
+    let mut rx = g.start().remove(0);
+    rx.submit(&g, &[(DATA, 1526, true)]);
+    wire.deliver(&[1; 60]);
+    rx.wait_used(&g);
+    rx.submit(&g, &[(DATA, 1526, true)]);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(wire.looks.load(Ordering::Relaxed) < 20);
 }
 
 #[test]
