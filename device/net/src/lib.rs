@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod user;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 
