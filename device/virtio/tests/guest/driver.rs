@@ -384,6 +384,17 @@ impl Queue {
         guest.memory.store(idx.to_le(), at, std::sync::atomic::Ordering::SeqCst).unwrap();
     }
 
+    /// Whether the device wants to be rung for what was offered last (2.7.10).
+    pub fn wants_ring(&self, guest: &Guest) -> bool {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        if self.event_idx {
+            let event = guest.read(self.used + 4 + 8 * u64::from(self.size), 2);
+            u16::from_le_bytes([event[0], event[1]]) == self.next_avail.wrapping_sub(1)
+        } else {
+            guest.read(self.used, 1)[0] & 1 == 0
+        }
+    }
+
     /// Asks for an interrupt for the next used buffer, and sends a request off.
     pub fn submit(&mut self, guest: &Guest, pieces: &[Piece]) -> u16 {
         self.set_used_event(guest, self.last_used);

@@ -112,6 +112,32 @@ fn interrupts_only_when_asked() {
     g.wait_interrupt(1);
 }
 
+/// A driver that rings only when it must, as real ones do, is never forgotten.
+#[test]
+fn doorbells_that_are_left_out_are_not_missed() {
+    for features in [VERSION_1, VERSION_1 | EVENT_IDX] {
+        let memory = ram();
+        let g = Guest::new(virtio::rng(memory.clone()).unwrap(), memory);
+        let mut q = g.start_with(features).remove(0);
+        let mut rings = 0;
+        for _ in 0..5_000 {
+            let head = q.describe(&g, &[(DATA, 1, true)]);
+            q.offer(&g, head);
+            if q.wants_ring(&g) {
+                rings += 1;
+                g.ring(0);
+            }
+            let before = q.next_avail.wrapping_sub(1);
+            let start = std::time::Instant::now();
+            while q.used_idx(&g) == before {
+                assert!(start.elapsed() < Duration::from_secs(20), "forgotten");
+                std::hint::spin_loop();
+            }
+        }
+        assert!(rings > 0);
+    }
+}
+
 #[test]
 fn falls_back_to_the_pin() {
     let g = guest(&MemDisk::new(false));
