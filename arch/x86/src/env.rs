@@ -126,9 +126,13 @@ pub trait Env {
     /// A random number from the host (RDRAND, RDSEED).
     fn random(&mut self) -> u64;
 
-    /// Something waits for the owner of the processor: an interrupt, a kick. The run loop stops
-    /// at the next instruction boundary at which it may. Asked once a block, so it must be cheap.
-    fn attention(&self) -> bool;
+    /// Something waits for the owner of the processor: a kick, or an interrupt or NMI that it
+    /// would take now. The run loop stops at the next instruction boundary. Asked once a block,
+    /// so it must be cheap.
+    fn attention(&self, takes_interrupts: bool, takes_nmis: bool) -> bool;
+
+    /// The guest set its time stamp counter: it is now the host's plus `offset`.
+    fn tsc_offset_changed(&mut self, offset: u64);
 
     /// Runs one x87, MMX, SSE or AVX instruction on the host's processor. Registers come from
     /// and go to `state`; if the instruction has a memory operand, it works on `memory` instead

@@ -28,7 +28,7 @@ impl<E: Env> Cpu<E> {
             if self.state.activity != Activity::Active {
                 return Stop::Inactive;
             }
-            if self.env.attention() {
+            if self.wants_attention() {
                 return Stop::Attention;
             }
             if self.mode.careful {
@@ -37,6 +37,12 @@ impl<E: Env> Cpu<E> {
                 self.run_block();
             }
         }
+    }
+
+    /// Whether the owner of the processor has something to do.
+    #[inline(always)]
+    pub(crate) fn wants_attention(&self) -> bool {
+        self.env.attention(self.accepts_interrupt(), self.accepts_nmi())
     }
 
     /// Executes one instruction, or delivers the exception that it raises.

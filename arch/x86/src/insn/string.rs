@@ -99,7 +99,7 @@ impl<E: Env> Cpu<E> {
                 return Ok(());
             }
             // A boundary between iterations: events may come in.
-            if self.mode.careful || self.env.attention() {
+            if self.mode.careful || self.wants_attention() {
                 self.state.rip = self.insn_ip;
                 self.leave_block = true;
                 return Ok(());

@@ -142,12 +142,15 @@ impl<E: Env> Cpu<E> {
                 let offset = value.wrapping_sub(self.env.host_tsc());
                 let delta = offset.wrapping_sub(self.state.msrs.tsc_offset);
                 self.state.msrs.tsc_offset = offset;
+                self.env.tsc_offset_changed(offset);
                 self.state.msrs.tsc_adjust = self.state.msrs.tsc_adjust.wrapping_add(delta);
             }
             TSC_ADJUST => {
                 let delta = value.wrapping_sub(self.state.msrs.tsc_adjust);
                 self.state.msrs.tsc_adjust = value;
-                self.state.msrs.tsc_offset = self.state.msrs.tsc_offset.wrapping_add(delta);
+                let offset = self.state.msrs.tsc_offset.wrapping_add(delta);
+                self.state.msrs.tsc_offset = offset;
+                self.env.tsc_offset_changed(offset);
             }
             SPEC_CTRL => self.state.msrs.spec_ctrl = value,
             SYSENTER_CS => self.state.msrs.sysenter_cs = value,

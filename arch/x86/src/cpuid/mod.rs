@@ -1,6 +1,10 @@
 //! What CPUID tells a guest.
 
+mod model;
+
 use alloc::vec::Vec;
+
+pub use model::{MissingFeature, Model, build};
 
 /// The four registers that CPUID returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
