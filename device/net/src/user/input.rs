@@ -26,8 +26,7 @@ pub fn quote(packet: &[u8]) -> Option<Quote<'_>> {
     match packet.first()? >> 4 {
         4 => {
             let packet = Ipv4Packet::new_checked(packet).ok()?;
-            let header = Ipv4Repr::parse(&packet, &Link::checksums()).ok()?;
-            Some(Quote { ip: IpRepr::Ipv4(header), payload: packet.payload() })
+            Some(Quote { ip: IpRepr::Ipv4(ipv4_header(&packet)), payload: packet.payload() })
         }
         6 => {
             let packet = Ipv6Packet::new_checked(packet).ok()?;
@@ -35,6 +34,18 @@ pub fn quote(packet: &[u8]) -> Option<Quote<'_>> {
             Some(Quote { ip: IpRepr::Ipv6(header), payload: packet.payload() })
         }
         _ => None,
+    }
+}
+
+/// An IPv4 packet's header. smoltcp's own reader takes no fragments, unless it is made to put
+/// them together itself, which would cost each flow's interface a buffer.
+fn ipv4_header(packet: &Ipv4Packet<&[u8]>) -> Ipv4Repr {
+    Ipv4Repr {
+        src_addr: packet.src_addr(),
+        dst_addr: packet.dst_addr(),
+        next_header: packet.next_header(),
+        payload_len: packet.payload().len(),
+        hop_limit: packet.hop_limit(),
     }
 }
 
@@ -59,7 +70,10 @@ impl Services {
 
     fn ipv4_input(&mut self, mac: EthernetAddress, bytes: &[u8]) {
         let Ok(packet) = Ipv4Packet::new_checked(bytes) else { return };
-        let Ok(header) = Ipv4Repr::parse(&packet, &Link::checksums()) else { return };
+        if packet.version() != 4 {
+            return;
+        }
+        let header = ipv4_header(&packet);
         let ip = IpRepr::Ipv4(header);
         if packet.more_frags() || packet.frag_offset() != 0 {
             let key = FragmentKey {

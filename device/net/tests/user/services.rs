@@ -273,18 +273,7 @@ fn nobody_is_there() {
     ];
     for packet in packets {
         network.transmit(&packet);
-        let (_, sent) = wire::read_ipv4(&packet).unwrap();
-        wire::receive(&network, |bytes| {
-            wire::read_icmpv4(bytes, |from, message| {
-                let Icmpv4Repr::DstUnreachable { reason, header, data } = message else {
-                    panic!("{message:?}");
-                };
-                assert_eq!(from, GATEWAY);
-                assert_eq!(reason, Icmpv4DstUnreachable::HostUnreachable);
-                assert_eq!((header.src_addr, header.dst_addr), (ADDRESS, nobody));
-                assert_eq!(data[..4], sent[..4]);
-            })
-        });
+        assert_eq!(wire::receive_unreachable(&network, &packet), (GATEWAY, 1), "no such host");
     }
 }
 

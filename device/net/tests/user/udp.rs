@@ -97,18 +97,9 @@ fn a_closed_port_is_unreachable() {
     let network = UserNetwork::new(UserNetworkConfig::default()).unwrap();
     wire::ping(&network, 1);
     let datagram = wire::udp(6000, (GATEWAY, port), b"hello");
-    network.transmit(&wire::ipv4(GATEWAY, IpProtocol::Udp, &datagram));
-    wire::receive(&network, |bytes| {
-        wire::read_icmpv4(bytes, |from, message| {
-            let Icmpv4Repr::DstUnreachable { reason, header, data } = message else {
-                panic!("{message:?}");
-            };
-            assert_eq!(from, GATEWAY);
-            assert_eq!(reason, Icmpv4DstUnreachable::PortUnreachable);
-            assert_eq!((header.src_addr, header.dst_addr), (ADDRESS, GATEWAY));
-            assert_eq!(data[..4], datagram[..4]);
-        })
-    });
+    let frame = wire::ipv4(GATEWAY, IpProtocol::Udp, &datagram);
+    network.transmit(&frame);
+    assert_eq!(wire::receive_unreachable(&network, &frame), (GATEWAY, 3), "no such port");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Frames made and read by hand, for what smoltcp's sockets do not show.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use net::Backend;
 use net::user::UserNetwork;
@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::*;
 
-use crate::guest::{ADDRESS, MAC, PATIENCE};
+use crate::guest::{ADDRESS, GATEWAY, MAC, PATIENCE};
 
 /// The gateway's card.
 pub const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x52, 0x55, 10, 0, 2, 2]);
@@ -87,10 +87,19 @@ pub fn segment(from: u16, to: u16, control: TcpControl) -> TcpRepr<'static> {
 }
 
 /// Answers ARP requests for the guest, and returns the first other frame that `wanted` takes.
-pub fn receive<T>(network: &UserNetwork, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
+pub fn receive<T>(network: &UserNetwork, wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
+    receive_while(network, || {}, wanted)
+}
+
+fn receive_while<T>(
+    network: &UserNetwork,
+    mut meanwhile: impl FnMut(),
+    mut wanted: impl FnMut(&[u8]) -> Option<T>,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = vec![0; 1 << 16];
     loop {
+        meanwhile();
         while let Some(len) = network.receive(&mut buffer).unwrap() {
             let bytes = &buffer[..len];
             let frame = EthernetFrame::new_checked(bytes).unwrap();
@@ -146,19 +155,45 @@ pub fn read_ipv4(bytes: &[u8]) -> Option<(Ipv4Repr, &[u8])> {
         return None;
     }
     let packet = Ipv4Packet::new_checked(frame.payload()).unwrap();
-    let repr = Ipv4Repr::parse(&packet, &ChecksumCapabilities::default()).unwrap();
+    assert!(packet.verify_checksum());
+    let repr = Ipv4Repr {
+        src_addr: packet.src_addr(),
+        dst_addr: packet.dst_addr(),
+        next_header: packet.next_header(),
+        payload_len: packet.payload().len(),
+        hop_limit: packet.hop_limit(),
+    };
     Some((repr, packet.payload()))
 }
 
-/// The ICMP message in a frame: who sends it, and what it says.
-pub fn read_icmpv4<T>(bytes: &[u8], read: impl FnOnce(Ipv4Addr, Icmpv4Repr<'_>) -> T) -> Option<T> {
+/// The ICMP message in a frame, and who sends it.
+pub fn read_icmpv4(bytes: &[u8]) -> Option<(Ipv4Addr, Icmpv4Packet<&[u8]>)> {
     let (ip, payload) = read_ipv4(bytes)?;
     if ip.next_header != IpProtocol::Icmp {
         return None;
     }
     let packet = Icmpv4Packet::new_checked(payload).unwrap();
-    let icmp = Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()).unwrap();
-    Some(read(ip.src_addr, icmp))
+    assert!(packet.verify_checksum());
+    Some((ip.src_addr, packet))
+}
+
+/// Expects an ICMP error about the IPv4 packet in the frame `sent`: who tells, and why.
+pub fn receive_unreachable(network: &UserNetwork, sent: &[u8]) -> (Ipv4Addr, u8) {
+    receive(network, |bytes| {
+        let (from, icmp) = read_icmpv4(bytes)?;
+        assert_eq!(icmp.msg_type(), Icmpv4Message::DstUnreachable);
+        // The quoted header and the first 8 bytes behind it.
+        let (header, payload) = icmp.data().split_at(20);
+        let quoted = Ipv4Packet::new_unchecked(header);
+        assert!(quoted.verify_checksum());
+        let (original, data) = read_ipv4(sent).unwrap();
+        assert_eq!((quoted.src_addr(), quoted.dst_addr()), (original.src_addr, original.dst_addr));
+        assert_eq!(quoted.next_header(), original.next_header);
+        // The ports, or the type, code and checksum.
+        assert_eq!(payload.len(), 8);
+        assert_eq!(payload[..4], data[..4]);
+        Some((from, icmp.msg_code()))
+    })
 }
 
 /// The ICMPv6 message in a frame: who sends it to whom, what it says, and its bytes.
@@ -190,23 +225,30 @@ pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, message: &Icmpv6Repr<'_>, hop_limit:
     })
 }
 
-/// Checks that the network still works: it answers a ping.
+/// Checks that the network still works: it answers a ping. Pings may be lost while the network
+/// has other things to do, or does not know the guest.
 pub fn ping(network: &UserNetwork, seq_no: u16) {
     let icmp = Icmpv4Repr::EchoRequest { ident: 77, seq_no, data: b"abcdefgh" };
     let mut payload = vec![0; icmp.buffer_len()];
     icmp.emit(&mut Icmpv4Packet::new_unchecked(&mut payload), &ChecksumCapabilities::default());
-    let gateway = crate::guest::GATEWAY;
-    // The answer is lost if the network does not know the guest yet, and asks for it.
-    network.transmit(&arp(ArpOperation::Request, EthernetAddress::BROADCAST, gateway));
-    network.transmit(&ipv4(gateway, IpProtocol::Icmp, &payload));
-    receive(network, |bytes| {
-        read_icmpv4(bytes, |from, icmp| {
-            let Icmpv4Repr::EchoReply { ident: 77, seq_no: got, data } = icmp else { return None };
-            (got == seq_no).then(|| {
-                assert_eq!(from, gateway);
-                assert_eq!(data, b"abcdefgh");
+    let ping = ipv4(GATEWAY, IpProtocol::Icmp, &payload);
+    let mut last = None;
+    receive_while(
+        network,
+        || {
+            if last.is_none_or(|last: Instant| last.elapsed() > Duration::from_millis(200)) {
+                last = Some(Instant::now());
+                network.transmit(&ping);
+            }
+        },
+        |bytes| {
+            let (from, icmp) = read_icmpv4(bytes)?;
+            let wanted = icmp.msg_type() == Icmpv4Message::EchoReply
+                && (icmp.echo_ident(), icmp.echo_seq_no()) == (77, seq_no);
+            wanted.then(|| {
+                assert_eq!(from, GATEWAY);
+                assert_eq!(icmp.data(), b"abcdefgh");
             })
-        })
-        .flatten()
-    });
+        },
+    );
 }
