@@ -1,1 +1,3 @@
 //! Lodge's own engine: runs guest processors without hardware virtualization
+
+mod native;

@@ -1,0 +1,108 @@
+//! Memory for generated code: the same pages mapped twice, writable at one address and executable
+//! at another, never both at one.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// A region of generated code, filled from its start.
+pub(super) struct CodeMemory {
+    writable: NonNull<u8>,
+    executable: NonNull<u8>,
+    size: usize,
+    used: usize,
+}
+
+// SAFETY: the region owns its two mappings; nothing else knows their addresses, and they are not
+// bound to a thread.
+unsafe impl Send for CodeMemory {}
+
+/// Stubs start at multiples of this, so that fetching one touches no line more than it must.
+const ALIGNMENT: usize = 32;
+
+impl CodeMemory {
+    /// Maps `size` bytes, a multiple of the page size.
+    pub fn new(size: usize) -> io::Result<Self> {
+        let file = memory_file(c"lodge-code", size)?;
+        let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE)?;
+        match map(&file, size, libc::PROT_READ | libc::PROT_EXEC) {
+            Ok(executable) => Ok(Self { writable, executable, size, used: 0 }),
+            Err(error) => {
+                unmap(writable, size);
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds `code` and returns the address to call it at, or `None` if there is no room left.
+    pub fn add(&mut self, code: &[u8]) -> Option<NonNull<u8>> {
+        let at = self.used;
+        let end = at.checked_add(code.len()).filter(|&end| end <= self.size)?;
+        // SAFETY: `at..end` lies within both mappings. No reference into them exists, and this
+        // thread, which owns the region, is not executing from it now.
+        let entry = unsafe {
+            std::ptr::copy_nonoverlapping(
+                code.as_ptr(),
+                self.writable.as_ptr().add(at),
+                code.len(),
+            );
+            self.executable.add(at)
+        };
+        self.used = end.next_multiple_of(ALIGNMENT).min(self.size);
+        // The bytes may have been fetched under their other address before: code that was written
+        // through an alias is safe to run after a serializing instruction (SDM Vol. 3, 8.1.3).
+        std::arch::x86_64::__cpuid(0);
+        Some(entry)
+    }
+
+    /// Forgets all code. Nobody may call what `add` returned before.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        unmap(self.writable, self.size);
+        unmap(self.executable, self.size);
+    }
+}
+
+/// An anonymous file whose pages may be mapped executable.
+fn memory_file(name: &CStr, size: usize) -> io::Result<OwnedFd> {
+    // Kernels before 6.3 do not know MFD_EXEC and refuse it.
+    let create = |flags| {
+        // SAFETY: `name` is a C string that outlives the call.
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+        // SAFETY: a descriptor that memfd_create just returned belongs to nobody else.
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        }
+    };
+    let file = create(libc::MFD_CLOEXEC | libc::MFD_EXEC).or_else(|_| create(libc::MFD_CLOEXEC))?;
+    let size = libc::off_t::try_from(size).map_err(io::Error::other)?;
+    // SAFETY: a system call on a descriptor that we own; it touches no memory of ours.
+    if unsafe { libc::ftruncate(file.as_raw_fd(), size) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+fn map(file: &OwnedFd, size: usize, protection: i32) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))
+}
+
+fn unmap(at: NonNull<u8>, size: usize) {
+    // SAFETY: `map` made this mapping with this size, and its owner goes away.
+    unsafe { libc::munmap(at.as_ptr().cast(), size) };
+}
