@@ -1,2 +1,160 @@
-//! The VMM process: one per guest
-fn main() {}
+//! The VMM process: one per guest.
+//!
+//! It builds the machine that its configuration describes, runs one thread for each of the
+//! guest's processors, and ends when the guest does. Whoever started it hears about it by
+//! [`vmm_api::Event`]s.
+
+mod accelerators;
+mod consoles;
+mod fds;
+mod launcher;
+mod running;
+mod session;
+mod signals;
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+use vmm_api::{Event, Failure, VmConfig};
+
+use launcher::Launcher;
+
+/// Runs one guest in this process. Usually started by `lodge run`.
+#[derive(Debug, Parser)]
+#[command(name = "lodge-vmm", version)]
+struct Args {
+    /// Read the guest's configuration, as JSON, from this inherited file descriptor.
+    #[arg(long, value_name = "N", required_unless_present = "config", conflicts_with = "config")]
+    config_fd: Option<RawFd>,
+    /// Read the guest's configuration from this TOML or JSON file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Report events, as JSON lines, to this inherited file descriptor; stop when its other end
+    /// is closed.
+    #[arg(long, value_name = "M")]
+    status_fd: Option<RawFd>,
+}
+
+/// A configuration larger than this is none.
+const MAX_CONFIG: u64 = 4 << 20;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_logging();
+    let mut launcher = match Launcher::new(args.status_fd) {
+        Ok(launcher) => launcher,
+        Err(failure) => {
+            eprintln!("lodge-vmm: {failure}");
+            return ExitCode::from(failure.kind.exit_status());
+        }
+    };
+    let result = read_config(&args).and_then(|config| session::run(&config, &mut launcher));
+    let (event, status) = match result {
+        Ok(reason) => (Event::Stopped { reason }, reason.exit_status()),
+        Err(failure) => {
+            let status = failure.kind.exit_status();
+            (Event::Error(failure), status)
+        }
+    };
+    launcher.tell(&event);
+    ExitCode::from(status)
+}
+
+/// Logs go to standard error. `LODGE_LOG` says how much: `debug`, or `info,virtio=trace`.
+fn start_logging() {
+    let filter = std::env::var("LODGE_LOG").unwrap_or_default();
+    let targets = filter.parse::<Targets>();
+    let bad = targets.is_err();
+    let targets = match targets {
+        Ok(targets) if !filter.is_empty() => targets,
+        _ => Targets::new().with_default(LevelFilter::WARN),
+    };
+    tracing_subscriber::registry()
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time())
+        .with(targets)
+        .init();
+    if bad {
+        tracing::warn!("LODGE_LOG={filter:?} is not understood; write for example LODGE_LOG=debug");
+    }
+}
+
+fn read_config(args: &Args) -> Result<VmConfig, Failure> {
+    let config = match (&args.config, args.config_fd) {
+        (Some(path), _) => config_from_file(path)?,
+        (None, Some(fd)) => config_from_fd(fd)?,
+        // clap has seen to it that one of them is there.
+        (None, None) => return Err(Failure::configuration("no configuration was given")),
+    };
+    config.validate().map_err(Failure::configuration)?;
+    Ok(config)
+}
+
+fn config_from_fd(fd: RawFd) -> Result<VmConfig, Failure> {
+    let cannot_read =
+        |e| Failure::host(format!("cannot read the configuration from descriptor {fd}: {e}"));
+    let mut file = fs::File::from(fds::inherited(fd).map_err(cannot_read)?);
+    let text = read_bounded(&mut file).map_err(cannot_read)?;
+    serde_json::from_str(&text)
+        .map_err(|e| Failure::configuration(format!("the configuration is not understood: {e}")))
+}
+
+fn config_from_file(path: &Path) -> Result<VmConfig, Failure> {
+    let name = path.display();
+    let text = fs::File::open(path).and_then(|mut file| read_bounded(&mut file)).map_err(|e| {
+        Failure::configuration(format!("cannot read the configuration {name}: {e}"))
+    })?;
+    let not_understood = |e: &dyn std::fmt::Display| {
+        Failure::configuration(format!("the configuration {name} is not understood: {e}"))
+    };
+    if text.trim_start().starts_with('{') {
+        serde_json::from_str(&text).map_err(|e| not_understood(&e))
+    } else {
+        toml::from_str(&text).map_err(|e| not_understood(&e))
+    }
+}
+
+fn read_bounded(reader: &mut impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    reader.take(MAX_CONFIG + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(std::io::Error::other(format!("it is larger than {MAX_CONFIG} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        assert!(Args::try_parse_from(["lodge-vmm"]).is_err());
+        assert!(Args::try_parse_from(["lodge-vmm", "--config-fd", "3", "--config", "x"]).is_err());
+        assert!(
+            Args::try_parse_from(["lodge-vmm", "--config-fd", "3", "--status-fd", "4"]).is_ok()
+        );
+    }
+
+    #[test]
+    fn people_write_toml_or_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let toml = dir.path().join("a.toml");
+        fs::write(&toml, "name='a'\ncpus=1\nmemory_mib=64\n[boot]\nkernel='/k'\n").unwrap();
+        let json = dir.path().join("a.json");
+        let text = r#"{"name":"a","cpus":1,"memory_mib":64,"boot":{"kernel":"/k"}}"#;
+        fs::write(&json, text).unwrap();
+        assert_eq!(config_from_file(&toml).unwrap(), config_from_file(&json).unwrap());
+        fs::write(&toml, "name=").unwrap();
+        let failure = config_from_file(&toml).unwrap_err();
+        assert_eq!(failure.kind, vmm_api::FailureKind::Configuration);
+        assert!(failure.message.contains("a.toml"));
+    }
+}

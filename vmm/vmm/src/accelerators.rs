@@ -1,0 +1,49 @@
+//! What runs the processors, chosen at run time.
+
+use std::arch::x86_64::__cpuid_count;
+
+use accel::{Accelerator, CpuidTable};
+use vmm_api::{CpuModel, Failure};
+use x86::cpuid::{self, CpuidResult, Model};
+
+/// The accelerator that the configuration asks for.
+pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Failure> {
+    match wanted {
+        vmm_api::Accelerator::Auto | vmm_api::Accelerator::Soft => {
+            Err(Failure::internal("this build of Lodge has no engine yet"))
+        }
+        vmm_api::Accelerator::Kvm => Err(Failure::configuration(
+            "this version of Lodge does not run guests through KVM: choose the accelerator \
+             \"soft\" or \"auto\"",
+        )),
+    }
+}
+
+/// The same as the configuration names it.
+pub fn kind(accelerator: &dyn Accelerator) -> vmm_api::Accelerator {
+    match accelerator.name() {
+        "kvm" => vmm_api::Accelerator::Kvm,
+        _ => vmm_api::Accelerator::Soft,
+    }
+}
+
+/// What CPUID tells the guest.
+pub fn cpuid(model: CpuModel) -> Result<CpuidTable, Failure> {
+    let (model, name) = match model {
+        CpuModel::Host => (Model::Host, "host"),
+        CpuModel::X86_64V2 => (Model::V2, "x86-64-v2"),
+        CpuModel::X86_64V3 => (Model::V3, "x86-64-v3"),
+    };
+    cpuid::build(model, host_cpuid, runtime::tsc::frequency_hz()).map_err(|missing| {
+        Failure::host(format!(
+            "this host's processor has not all features of the processor model {name} (bits \
+             {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\"",
+            missing.bits, missing.leaf
+        ))
+    })
+}
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    let r = __cpuid_count(leaf, subleaf);
+    CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+}

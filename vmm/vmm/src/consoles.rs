@@ -1,0 +1,72 @@
+//! The host's ends of the guest's consoles. They outlive a reset of the machine.
+
+use std::sync::Arc;
+
+use chardev::{Backend, Chardev, RawTerminal};
+use vmm_api::{ConsoleConfig, Failure, VmConfig};
+
+use crate::fds;
+
+/// The open consoles of one guest.
+pub struct Consoles {
+    /// Where the first serial port leads.
+    pub serial: Arc<Chardev>,
+    /// Where the virtio console leads, if there is one.
+    pub virtio: Option<Arc<Chardev>>,
+    /// Where the debug console's output goes, if there is one.
+    pub debug: Option<Arc<Chardev>>,
+    /// Gives the terminal back as it was.
+    _terminal: Option<RawTerminal>,
+}
+
+impl Consoles {
+    /// Opens what the configuration asks for. Call it before the process opens files of its own,
+    /// whose numbers could be mistaken for those of inherited ones.
+    pub fn open(config: &VmConfig) -> Result<Self, Failure> {
+        let consoles = [Some(&config.serial), config.virtio_console.as_ref()];
+        let on_stdio =
+            consoles.iter().flatten().filter(|c| matches!(c, ConsoleConfig::Stdio)).count();
+        if on_stdio > 1 {
+            return Err(Failure::configuration(
+                "the serial port and the virtio console cannot both be on standard input and \
+                 output: give one of them another place",
+            ));
+        }
+        let serial = backend(&config.serial)?;
+        let virtio = config.virtio_console.as_ref().map(backend).transpose()?;
+        let serial = open(serial)?;
+        let virtio = virtio.map(open).transpose()?;
+        // The debug console writes to standard output, which a console may have taken.
+        let debug = match config.debug.debugcon {
+            false => None,
+            true if matches!(config.serial, ConsoleConfig::Stdio) => Some(serial.clone()),
+            true if on_stdio > 0 => virtio.clone(),
+            true => Some(open(Backend::Stdio)?),
+        };
+        let terminal = match on_stdio {
+            0 => None,
+            _ => RawTerminal::enter(std::io::stdin()).map_err(|e| {
+                Failure::host(format!("cannot switch the terminal to raw mode: {e}"))
+            })?,
+        };
+        Ok(Self { serial, virtio, debug, _terminal: terminal })
+    }
+}
+
+fn open(backend: Backend) -> Result<Arc<Chardev>, Failure> {
+    Chardev::open(backend).map(Arc::new).map_err(Failure::host)
+}
+
+fn backend(config: &ConsoleConfig) -> Result<Backend, Failure> {
+    Ok(match config {
+        ConsoleConfig::Null => Backend::Null,
+        ConsoleConfig::Stdio => Backend::Stdio,
+        ConsoleConfig::Fd(fd) => Backend::Stream(
+            fds::inherited(*fd)
+                .map_err(|e| Failure::host(format!("cannot use descriptor {fd}: {e}")))?,
+        ),
+        ConsoleConfig::Pty => Backend::Pty,
+        ConsoleConfig::Socket(path) => Backend::Socket(path.clone()),
+        ConsoleConfig::Log(path) => Backend::Log(path.clone()),
+    })
+}

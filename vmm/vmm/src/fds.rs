@@ -1,0 +1,48 @@
+//! File descriptors that this process inherits by number.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+/// The numbers that have been taken.
+static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Takes an inherited descriptor, once, and keeps it from processes that are started later.
+///
+/// Standard input, output and error are not given out: the rest of the program uses them. Call
+/// before the process opens files of its own, whose numbers must not be mistaken for inherited
+/// ones.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if fd <= 2 || taken.contains(&fd) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("descriptor {fd} is in use already"),
+        ));
+    }
+    // SAFETY: F_SETFD touches no memory of this process.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    taken.push(fd);
+    // SAFETY: the descriptor is open, and nobody else in this process owns it: it was inherited,
+    // and `taken` sees to it that it is given out only once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    #[test]
+    fn a_descriptor_is_given_out_once() {
+        let fd = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
+        let owned = inherited(fd).unwrap();
+        assert!(inherited(fd).is_err());
+        drop(owned);
+        assert!(inherited(1).is_err());
+        assert!(inherited(-1).is_err());
+        assert!(inherited(1_000_000).is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! Whoever started this process: who is told what happens, and whose end ends the guest.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+use vmm_api::{Event, Failure};
+
+use crate::fds;
+
+/// The channel to whoever started this process.
+pub struct Launcher {
+    status: Option<File>,
+    gone: bool,
+}
+
+impl Launcher {
+    /// Takes the status descriptor, if there is one. Without it, events go to standard error.
+    pub fn new(status_fd: Option<RawFd>) -> Result<Self, Failure> {
+        let status = status_fd
+            .map(|fd| {
+                fds::inherited(fd).map(File::from).map_err(|e| {
+                    Failure::host(format!("cannot use the status descriptor {fd}: {e}"))
+                })
+            })
+            .transpose()?;
+        Ok(Self::over(status))
+    }
+
+    /// Reports to an open stream, or to standard error.
+    pub fn over(status: Option<File>) -> Self {
+        Self { status, gone: false }
+    }
+
+    /// Reports an event. If nobody listens any longer, that is noticed elsewhere.
+    pub fn tell(&mut self, event: &Event) {
+        match (&mut self.status, event) {
+            (Some(status), _) => {
+                if let Err(e) = event.write_line(status) {
+                    tracing::debug!("nobody hears {event:?}: {e}");
+                }
+            }
+            (None, Event::Error(failure)) => eprintln!("lodge-vmm: {failure}"),
+            (None, Event::Warning { message }) => eprintln!("lodge-vmm: {message}"),
+            (None, Event::Started { serial_pty, virtio_console_pty, .. }) => {
+                for (what, pty) in [("serial port", serial_pty), ("console", virtio_console_pty)] {
+                    if let Some(pty) = pty {
+                        eprintln!("lodge-vmm: the {what} is at {pty}");
+                    }
+                }
+            }
+            (None, event) => tracing::info!(?event),
+        }
+    }
+
+    /// What to poll(2) for a hang-up, until [`Launcher::set_gone`].
+    pub fn hang_up(&self) -> Option<BorrowedFd<'_>> {
+        self.status.as_ref().filter(|_| !self.gone).map(AsFd::as_fd)
+    }
+
+    /// The other end has been closed.
+    pub fn set_gone(&mut self) {
+        self.gone = true;
+    }
+}

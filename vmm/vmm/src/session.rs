@@ -1,0 +1,156 @@
+//! The life of a guest, from start to end, with resets in between.
+
+use std::time::{Duration, Instant};
+
+use accel::Accelerator;
+use machine::PowerRequest;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vmm_api::{Event, Failure, StopReason, VmConfig};
+
+use crate::accelerators;
+use crate::consoles::Consoles;
+use crate::launcher::Launcher;
+use crate::running::Running;
+use crate::signals::{Signals, Wish};
+
+/// How long a guest may take to switch itself off when it is asked to.
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the run of one machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Stop(StopReason),
+    Reset,
+}
+
+/// Runs the guest to its end.
+pub fn run(config: &VmConfig, launcher: &mut Launcher) -> Result<StopReason, Failure> {
+    // Before the first thread, because threads inherit which signals are blocked.
+    let mut signals = Signals::new()?;
+    let consoles = Consoles::open(config)?;
+    let accelerator = accelerators::choose(config.accelerator)?;
+    run_on(accelerator.as_ref(), config, &consoles, &mut signals, launcher)
+}
+
+fn run_on(
+    accelerator: &dyn Accelerator,
+    config: &VmConfig,
+    consoles: &Consoles,
+    signals: &mut Signals,
+    launcher: &mut Launcher,
+) -> Result<StopReason, Failure> {
+    let mut started = false;
+    loop {
+        let running = Running::start(config, accelerator, consoles)?;
+        let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
+        launcher.tell(&if started {
+            Event::Reset
+        } else {
+            Event::Started {
+                accelerator: accelerators::kind(accelerator),
+                serial_pty: pty(&consoles.serial),
+                virtio_console_pty: consoles.virtio.as_deref().and_then(pty),
+            }
+        });
+        started = true;
+        let ending = wait(&running, signals, launcher);
+        // After a failure, too, what the guest saw complete goes to disk.
+        let stopped = running.stop();
+        match ending? {
+            Ending::Stop(reason) => return stopped.map(|()| reason),
+            Ending::Reset => stopped?,
+        }
+    }
+}
+
+/// Waits until the machine's run ends.
+fn wait(
+    running: &Running,
+    signals: &mut Signals,
+    launcher: &mut Launcher,
+) -> Result<Ending, Failure> {
+    // Set once the guest has been asked to switch itself off.
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let happened = poll_all(running, signals, launcher, deadline)?;
+        if happened.launcher_gone {
+            launcher.set_gone();
+        }
+        if let Some(failure) = running.take_failure() {
+            return Err(failure);
+        }
+        if let Some(request) = running.take_power_request() {
+            return Ok(after_power_request(request, deadline.is_some()));
+        }
+        match signals.take() {
+            Some(Wish::StopNow) => return Ok(Ending::Stop(StopReason::Requested)),
+            // Asked again: patience is over.
+            Some(Wish::PowerOff) if deadline.is_some() => {
+                return Ok(Ending::Stop(StopReason::Requested));
+            }
+            wish if deadline.is_none() && (wish.is_some() || happened.launcher_gone) => {
+                tracing::info!("the guest is asked to switch itself off");
+                if !running.press_power_button() {
+                    tracing::warn!("the guest does not listen to its power button: it is ended");
+                    return Ok(Ending::Stop(StopReason::Requested));
+                }
+                deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
+            }
+            _ => {}
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            tracing::warn!(
+                "the guest did not switch itself off within {} seconds: it is ended",
+                POWER_OFF_PATIENCE.as_secs()
+            );
+            return Ok(Ending::Stop(StopReason::Requested));
+        }
+    }
+}
+
+/// What a guest's request leads to. One that was asked to end does not come back by a reset.
+fn after_power_request(request: PowerRequest, was_asked: bool) -> Ending {
+    Ending::Stop(match request {
+        PowerRequest::DebugExit { value } => {
+            StopReason::DebugExit { status: PowerRequest::debug_exit_status(value) }
+        }
+        PowerRequest::PowerOff | PowerRequest::Reset if was_asked => StopReason::Requested,
+        PowerRequest::PowerOff => StopReason::PowerOff,
+        PowerRequest::Reset => return Ending::Reset,
+    })
+}
+
+struct Happened {
+    launcher_gone: bool,
+}
+
+/// Waits for something to happen, at most until `deadline`.
+fn poll_all(
+    running: &Running,
+    signals: &Signals,
+    launcher: &Launcher,
+    deadline: Option<Instant>,
+) -> Result<Happened, Failure> {
+    let mut fds = vec![
+        PollFd::new(signals, PollFlags::IN),
+        PollFd::from_borrowed_fd(running.power_requests(), PollFlags::IN),
+        PollFd::from_borrowed_fd(running.failures(), PollFlags::IN),
+    ];
+    let others = fds.len();
+    fds.extend(launcher.hang_up().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)));
+    let timeout = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+    });
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Happened { launcher_gone: false }),
+        Err(e) => return Err(Failure::host(format!("cannot wait for events: {e}"))),
+    }
+    let launcher_gone = fds.get(others).is_some_and(|fd| !fd.revents().is_empty());
+    Ok(Happened { launcher_gone })
+}
+
+#[cfg(test)]
+mod tests;
