@@ -15,7 +15,7 @@ use x86::CpuState;
 
 use crate::boot::{self, Entry};
 use crate::wiring::Board;
-use crate::wiring::storage::AttachedDisk;
+use crate::wiring::storage::{AttachedDisk, MadeFiles};
 use crate::{BuildError, MemoryMap, acpi, firmware, wiring};
 
 /// What a machine is built from.
@@ -72,9 +72,11 @@ impl Machine {
         wiring::fw_cfg::attach(&board)?;
         wiring::debug::attach(&board)?;
         wiring::pci::attach(&board)?;
-        let disks = wiring::storage::attach(&board)?;
+        let mut made = MadeFiles::default();
+        let disks = wiring::storage::attach(&board, &mut made)?;
         wiring::network::attach(&board)?;
         wiring::pci::attach_console_and_rng(&board)?;
+        made.keep();
 
         let Board { memory_space, ports, pci, .. } = board;
         Ok(Self {

@@ -10,7 +10,9 @@ use irqchip::{IrqSink, Msi};
 use machine::{Machine, MemoryMap, Parts, PowerRequest};
 use runtime::{Clock, Timers};
 use tempfile::TempDir;
-use vmm_api::{BlockConfig, BootConfig, DebugDevices, FailureKind, NetConfig, VmConfig};
+use vmm_api::{
+    BlockConfig, BootConfig, DebugDevices, FailureKind, ForwardedPort, NetConfig, VmConfig,
+};
 use x86::CpuState;
 
 /// Interrupt controllers that note who is high.
@@ -144,6 +146,31 @@ fn a_machine_lets_go_of_its_disks() {
         let Err(error) = bench.build_with(Chardev::null()) else { panic!("the disk is shared") };
         assert_eq!(error.kind(), FailureKind::Host, "{error}");
         machine.stop().unwrap();
+    }
+}
+
+#[test]
+fn an_overlay_stays_only_if_the_machine_does() {
+    let mut bench = Bench::new();
+    bench.disk("base", 2048);
+    let overlay = bench.dir.path().join("overlay");
+    bench.config.disks[0].overlay = Some(overlay.clone());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let forward = ForwardedPort {
+        protocol: vmm_api::Protocol::Tcp,
+        host_addr: "127.0.0.1".parse().unwrap(),
+        host_port: taken.local_addr().unwrap().port(),
+        guest_port: 22,
+    };
+    bench.config.nets = vec![NetConfig { mac: None, forwards: vec![forward] }];
+    let Err(error) = bench.build_with(Chardev::null()) else { panic!("the port is taken") };
+    assert_eq!(error.kind(), FailureKind::Host, "{error}");
+    assert!(!overlay.exists());
+
+    drop(taken);
+    for _ in 0..2 {
+        bench.build().stop().unwrap();
+        assert!(overlay.exists());
     }
 }
 
