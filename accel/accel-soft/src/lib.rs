@@ -1,3 +1,103 @@
-//! Lodge's own engine: runs guest processors without hardware virtualization
+//! Lodge's own engine: runs guest processors without hardware virtualization.
+//!
+//! The interpreter of [`x86`] executes the guest's instructions one after the other; vector and
+//! x87 arithmetic runs on the host's processor in small stubs ([`native`]). Each processor runs
+//! on the thread that calls its `run`; [`chips`] holds the interrupt controllers that they share.
 
-mod native;
+mod chips;
+mod clock;
+mod env;
+pub mod native;
+mod ram;
+mod vcpu;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use accel::{Accelerator, Fault, Vcpu, Vm, VmResources};
+use irqchip::IrqSink;
+use x86::state::Activity;
+use x86::{Cpu, CpuState};
+
+use chips::Timed;
+use clock::Epoch;
+use env::{Shared, SoftEnv};
+use native::NativeUnit;
+use ram::Ram;
+use vcpu::SoftVcpu;
+
+/// The engine. It runs on every x86-64 host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoftAccelerator;
+
+/// How many processors a machine may have: xAPIC mode must be able to name them all.
+pub const MAX_CPUS: u32 = 64;
+
+impl Accelerator for SoftAccelerator {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {
+        if config.cpus == 0 || config.cpus > MAX_CPUS {
+            return Err(Fault::Unsupported(format!(
+                "{} processors: the software engine runs 1 to {MAX_CPUS}; choose another --cpus",
+                config.cpus
+            )));
+        }
+        let host_tsc = runtime::tsc::read();
+        let epoch =
+            Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
+        // The guest's TSC starts near zero, as after RESET.
+        let tsc_offset = host_tsc.wrapping_neg();
+        let timed =
+            chips::Chips::new(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
+        let shared = Arc::new(Shared {
+            ram: Ram::new(&config.memory),
+            chips: timed.chips.clone(),
+            epoch,
+            unknown_msrs: Mutex::new(HashSet::new()),
+        });
+        let vcpus = (0..config.cpus)
+            .map(|index| {
+                let cpuid = config.cpuid.for_processor(index, config.cpus);
+                let processor_signature = cpuid.get(1, 0).unwrap_or_default().eax;
+                let mut state = CpuState::reset(processor_signature);
+                state.msrs.tsc_offset = tsc_offset;
+                if index != 0 {
+                    state.activity = Activity::WaitForSipi;
+                }
+                let native = NativeUnit::new().map_err(|source| Fault::Host {
+                    what: "cannot map memory for generated code".to_owned(),
+                    source,
+                    remedy: "allow the VMM to map executable memory".to_owned(),
+                })?;
+                let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
+                Ok(Some(SoftVcpu { cpu: Cpu::new(state, env), processor_signature }))
+            })
+            .collect::<Result<Vec<_>, Fault>>()?;
+        Ok(Arc::new(SoftVm { timed, vcpus: Mutex::new(vcpus), _timers: config.timers }))
+    }
+}
+
+/// A virtual machine of this engine.
+struct SoftVm {
+    timed: Timed,
+    /// Those that were not yet taken.
+    vcpus: Mutex<Vec<Option<SoftVcpu>>>,
+    _timers: Arc<runtime::Timers>,
+}
+
+impl Vm for SoftVm {
+    fn irq_sink(&self) -> Arc<dyn IrqSink> {
+        self.timed.chips.clone()
+    }
+
+    fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        match vcpus.get_mut(index as usize).and_then(Option::take) {
+            Some(vcpu) => Ok(Box::new(vcpu)),
+            None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
+        }
+    }
+}

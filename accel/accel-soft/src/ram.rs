@@ -1,0 +1,258 @@
+//! The guest's RAM as the engine reaches it: through host pointers, in accesses that other
+//! processors see whole.
+
+use std::arch::asm;
+
+use mem::GuestMemory;
+use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use x86::Word;
+
+/// A page of RAM in the VMM's address space. It stays mapped as long as the [`Ram`] it came
+/// from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page(*mut u8);
+
+// SAFETY: a page is shared memory, alike from every thread; whoever keeps one keeps its `Ram`.
+unsafe impl Send for Page {}
+
+struct Region {
+    start: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+/// All of the guest's RAM.
+pub struct Ram {
+    regions: Vec<Region>,
+    /// Keeps the mappings.
+    _memory: GuestMemory,
+}
+
+// SAFETY: the pointers are to shared mappings that `_memory` keeps alive; every access through
+// them is one that may race with others (a single instruction, or a copy whose content only the
+// guest relies on).
+unsafe impl Send for Ram {}
+// SAFETY: as above; `Ram` itself is never changed.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    /// Takes hold of all regions of `memory`.
+    pub fn new(memory: &GuestMemory) -> Self {
+        let regions = memory
+            .iter()
+            .map(|region| Region {
+                start: region.start_addr().raw_value(),
+                len: region.len(),
+                host: region.as_ptr(),
+            })
+            .collect();
+        Self { regions, _memory: memory.clone() }
+    }
+
+    /// The page that holds `gpa`.
+    #[inline]
+    pub fn page(&self, gpa: u64) -> Option<Page> {
+        let region = self.regions.iter().find(|r| gpa.wrapping_sub(r.start) < r.len)?;
+        let offset = (gpa - region.start) & !0xfff;
+        // SAFETY: `offset` is less than the region's length, as `gpa` lies in it.
+        Some(Page(unsafe { region.host.add(offset as usize) }))
+    }
+}
+
+impl Page {
+    /// The address of `len` bytes at `offset`, which must lie in the page.
+    #[inline(always)]
+    fn at(self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset <= 4096 - len, "access leaves its page");
+        // SAFETY: a page is 4096 mapped bytes, and the assertion keeps the result in it.
+        unsafe { self.0.add(offset) }
+    }
+
+    /// Loads, in one access.
+    #[inline(always)]
+    pub fn load<W: Word>(self, offset: usize) -> W {
+        let at = self.at(offset, W::SIZE);
+        let value: u64;
+        // SAFETY: `at` is valid for `W::SIZE` bytes. Assembly, since the memory is shared with
+        // other processors and devices: the compiler must neither split nor repeat the access.
+        unsafe {
+            match W::SIZE {
+                1 => {
+                    asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov {0:e}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                _ => {
+                    asm!("mov {0}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+            }
+        }
+        W::truncate(value)
+    }
+
+    /// Stores, in one access.
+    #[inline(always)]
+    pub fn store<W: Word>(self, offset: usize, value: W) {
+        let at = self.at(offset, W::SIZE);
+        let value: u64 = value.into();
+        // SAFETY: as in `load`.
+        unsafe {
+            match W::SIZE {
+                1 => {
+                    asm!("mov [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("mov [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                _ => {
+                    asm!("mov [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+            }
+        }
+    }
+
+    /// Compares and exchanges atomically, aligned or not.
+    #[inline]
+    pub fn compare_exchange<W: Word>(self, offset: usize, current: W, new: W) -> Result<W, W> {
+        let at = self.at(offset, W::SIZE);
+        let new: u64 = new.into();
+        let mut old: u64 = current.into();
+        // SAFETY: `at` is valid for `W::SIZE` bytes; LOCK CMPXCHG is atomic at any alignment,
+        // which Rust's atomics do not promise.
+        unsafe {
+            match W::SIZE {
+                1 => {
+                    asm!("lock cmpxchg [{0}], {1}", in(reg) at, in(reg_byte) new as u8, inout("rax") old, options(nostack))
+                }
+                2 => {
+                    asm!("lock cmpxchg [{0}], {1:x}", in(reg) at, in(reg) new, inout("rax") old, options(nostack))
+                }
+                4 => {
+                    asm!("lock cmpxchg [{0}], {1:e}", in(reg) at, in(reg) new, inout("rax") old, options(nostack))
+                }
+                _ => {
+                    asm!("lock cmpxchg [{0}], {1}", in(reg) at, in(reg) new, inout("rax") old, options(nostack))
+                }
+            }
+        }
+        let old = W::truncate(old);
+        if old == current { Ok(old) } else { Err(old) }
+    }
+
+    /// CMPXCHG16B at a multiple of 16.
+    pub fn compare_exchange_128(
+        self,
+        offset: usize,
+        current: u128,
+        new: u128,
+    ) -> Result<u128, u128> {
+        let at = self.at(offset, 16);
+        assert!(offset.is_multiple_of(16), "CMPXCHG16B needs alignment");
+        let (mut low, mut high) = (current as u64, (current >> 64) as u64);
+        // SAFETY: `at` is valid for 16 bytes and aligned, as pages are. RBX, which LLVM keeps for
+        // itself, is restored.
+        unsafe {
+            asm!(
+                "xchg {new_low}, rbx",
+                "lock cmpxchg16b [{at}]",
+                "mov rbx, {new_low}",
+                at = in(reg) at,
+                new_low = inout(reg) new as u64 => _,
+                in("rcx") (new >> 64) as u64,
+                inout("rax") low,
+                inout("rdx") high,
+                options(nostack),
+            );
+        }
+        let old = u128::from(high) << 64 | u128::from(low);
+        if old == current { Ok(old) } else { Err(old) }
+    }
+
+    /// Copies out.
+    pub fn load_bytes(self, offset: usize, data: &mut [u8]) {
+        let at = self.at(offset, data.len());
+        // SAFETY: `at` is valid for `data.len()` bytes, and `data` is not guest memory.
+        unsafe { at.copy_to_nonoverlapping(data.as_mut_ptr(), data.len()) };
+    }
+
+    /// Copies in.
+    pub fn store_bytes(self, offset: usize, data: &[u8]) {
+        let at = self.at(offset, data.len());
+        // SAFETY: as in `load_bytes`.
+        unsafe { at.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+    }
+
+    /// Whether the page holds `bytes` at `offset`.
+    #[inline]
+    pub fn matches(self, offset: usize, bytes: &[u8]) -> bool {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words_match = words
+            .iter()
+            .enumerate()
+            .all(|(i, word)| self.load::<u64>(offset + i * 8) == u64::from_le_bytes(*word));
+        let tail = offset + words.len() * 8;
+        words_match && rest.iter().enumerate().all(|(i, byte)| self.load::<u8>(tail + i) == *byte)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mem::RamRange;
+
+    fn page() -> (Ram, Page) {
+        let memory = mem::allocate(&[RamRange { start: 0x10_0000, len: 0x2000 }]).unwrap();
+        let ram = Ram::new(&memory);
+        let page = ram.page(0x10_1234).unwrap();
+        (ram, page)
+    }
+
+    #[test]
+    fn only_ram_has_pages() {
+        let (ram, page) = page();
+        assert_eq!(ram.page(0x10_1fff), Some(page));
+        assert_ne!(ram.page(0x10_0fff), Some(page));
+        assert_eq!(ram.page(0xf_ffff), None);
+        assert_eq!(ram.page(0x10_2000), None);
+        assert_eq!(ram.page(u64::MAX), None);
+    }
+
+    #[test]
+    fn accesses_of_all_widths() {
+        let (_ram, page) = page();
+        page.store(0x10, 0x1122_3344_5566_7788u64);
+        assert_eq!(page.load::<u8>(0x17), 0x11);
+        assert_eq!(page.load::<u16>(0x11), 0x6677);
+        assert_eq!(page.load::<u32>(0x13), 0x2233_4455);
+        page.store(0x11, 0xaau8);
+        page.store(0x12, 0xbbccu16);
+        assert_eq!(page.load::<u64>(0x10), 0x1122_3344_bbcc_aa88);
+        assert!(page.matches(0x10, &0x1122_3344_bbcc_aa88u64.to_le_bytes()));
+        assert!(!page.matches(0x0f, &[1]));
+    }
+
+    #[test]
+    fn exchanges() {
+        let (_ram, page) = page();
+        page.store(0x21, 5u32);
+        assert_eq!(page.compare_exchange(0x21, 5u32, 6), Ok(5));
+        assert_eq!(page.compare_exchange(0x21, 5u32, 7), Err(6));
+        assert_eq!(page.compare_exchange(0x21, 6u8, 7), Ok(6));
+        let big = 0x0123_4567_89ab_cdef_u128 << 64 | 42;
+        assert_eq!(page.compare_exchange_128(0x40, 0, big), Ok(0));
+        assert_eq!(page.compare_exchange_128(0x40, 0, 1), Err(big));
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves its page")]
+    fn no_access_leaves_its_page() {
+        page().1.load::<u64>(0xffc);
+    }
+}

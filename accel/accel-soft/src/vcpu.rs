@@ -1,0 +1,136 @@
+//! A processor of this engine, as the VMM drives it.
+
+use std::sync::Arc;
+
+use accel::{CpuBus, Exit, Fault, Kicker, Vcpu};
+use irqchip::Attention;
+use x86::state::{Activity, Cr0, SegReg, Segment, SegmentAttributes};
+use x86::{Cpu, CpuState, state::Sections};
+
+use crate::env::{Shared, SoftEnv};
+
+/// A processor.
+pub(crate) struct SoftVcpu {
+    pub cpu: Cpu<SoftEnv>,
+    pub processor_signature: u32,
+}
+
+impl SoftVcpu {
+    fn shared(&self) -> Arc<Shared> {
+        self.cpu.env.shared.clone()
+    }
+
+    /// Takes what waits in the local APIC and can be taken now.
+    fn take_events(&mut self) {
+        let shared = self.shared();
+        let chips = &shared.chips;
+        let index = self.cpu.env.index;
+        let pending = self.cpu.env.slot().pending();
+        if pending.contains(Attention::INIT) && chips.take_init(index) {
+            self.init();
+            if !chips.is_waiting(index) {
+                self.cpu.state.activity = Activity::Active;
+            }
+        }
+        if pending.contains(Attention::STARTUP)
+            && let Some(vector) = chips.take_startup(index)
+        {
+            self.start_up(vector);
+        }
+        if self.cpu.state.activity == Activity::WaitForSipi
+            || self.cpu.state.activity == Activity::Shutdown
+        {
+            return;
+        }
+        if pending.contains(Attention::NMI) && self.cpu.accepts_nmi() && chips.take_nmi(index) {
+            self.cpu.nmi();
+        } else if pending.intersects(Attention::INTERRUPT | Attention::EXT_INT)
+            && self.cpu.accepts_interrupt()
+            && let Some(vector) = chips.acknowledge(index)
+        {
+            self.cpu.interrupt(vector);
+        }
+    }
+
+    /// INIT: like RESET, but caches, vector registers, MSRs and the TSC stay
+    /// (SDM Vol. 3, table 10-1).
+    fn init(&mut self) {
+        let old = &self.cpu.state;
+        let mut new = CpuState::reset(self.processor_signature);
+        new.cr0 |= old.cr0 & (Cr0::CD | Cr0::NW);
+        new.msrs = old.msrs.clone();
+        new.vector = old.vector.clone();
+        new.xcr0 = old.xcr0;
+        new.activity = Activity::WaitForSipi;
+        self.cpu.state = new;
+        self.cpu.state_changed();
+    }
+
+    /// A start-up IPI: real mode at `vector << 12` (SDM Vol. 3, 9.4.4.1).
+    fn start_up(&mut self, vector: u8) {
+        let state = &mut self.cpu.state;
+        state.seg[SegReg::Cs as usize] = Segment {
+            selector: u16::from(vector) << 8,
+            base: u64::from(vector) << 12,
+            limit: 0xffff,
+            attributes: SegmentAttributes::CODE16,
+        };
+        state.rip = 0;
+        state.activity = Activity::Active;
+        self.cpu.state_changed();
+    }
+
+    fn run_until_exit(&mut self) -> Exit {
+        loop {
+            if self.cpu.env.slot().take_kick() {
+                return Exit::Kicked;
+            }
+            self.take_events();
+            match self.cpu.state.activity {
+                Activity::Active => {
+                    self.cpu.run();
+                }
+                Activity::Shutdown => return Exit::TripleFault,
+                Activity::Halted => {
+                    let cpu = &self.cpu;
+                    cpu.env.slot().wait(cpu.accepts_interrupt(), cpu.accepts_nmi());
+                }
+                Activity::WaitForSipi => self.cpu.env.slot().wait(false, false),
+            }
+        }
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, bus: &dyn CpuBus) -> Result<Exit, Fault> {
+        /// Takes the bus away however the run ends.
+        struct Entered<'a>(&'a mut SoftVcpu);
+        impl Drop for Entered<'_> {
+            fn drop(&mut self) {
+                self.0.cpu.env.leave();
+            }
+        }
+        self.cpu.env.enter(bus);
+        let entered = Entered(self);
+        Ok(entered.0.run_until_exit())
+    }
+
+    fn kicker(&self) -> Kicker {
+        let shared = self.shared();
+        let index = self.cpu.env.index;
+        Kicker::new(move || shared.chips.slot(index).kick())
+    }
+
+    fn load(&mut self, _: Sections) -> Result<&mut CpuState, Fault> {
+        Ok(&mut self.cpu.state)
+    }
+
+    fn store(&mut self, changed: Sections) -> Result<(), Fault> {
+        if changed.contains(Sections::MSRS) {
+            let offset = self.cpu.state.msrs.tsc_offset;
+            x86::Env::tsc_offset_changed(&mut self.cpu.env, offset);
+        }
+        self.cpu.state_changed();
+        Ok(())
+    }
+}
