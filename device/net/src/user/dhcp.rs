@@ -1,6 +1,6 @@
 //! A DHCP server (RFC 2131, options in RFC 2132) for one guest and what it bridges to its card.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use smoltcp::wire::{
     DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, EthernetProtocol,
@@ -189,10 +189,6 @@ impl DhcpServer {
             return;
         }
         send_udp_to(link, mac, from, to, &bytes);
-        // The guest will use the address at once, and forwarded ports may be waiting for it.
-        if let (DhcpMessageType::Ack, Some(address)) = (reply.kind, reply.address) {
-            link.neighbors.learn(IpAddr::V4(address), request.client_hardware_address);
-        }
     }
 }
 

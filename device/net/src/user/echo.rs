@@ -19,7 +19,7 @@ use super::plan::Destination;
 use super::poller::Token;
 
 /// The most series of echoes at a time. The one that was quiet longest makes room.
-const MAX_SERIES: usize = 64;
+const MAX_SERIES: usize = 32;
 
 /// How long a series may be quiet.
 const IDLE: Duration = Duration::from_secs(30);
@@ -191,5 +191,54 @@ fn send_reply(link: &mut Link, from: IpAddr, to: IpAddr, echo: Echo<'_>) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::user::config::UserNetworkConfig;
+    use crate::user::frames::{Inbox, Outbox, Signal};
+    use crate::user::services::Services;
+
+    #[test]
+    fn an_echo_comes_back_through_the_host() {
+        let wake = Arc::new(Signal::new().unwrap());
+        let outbox = Arc::new(Outbox::new(1500, Arc::clone(&wake)).unwrap());
+        let inbox = Arc::new(Inbox::new(1500, Arc::clone(&wake)));
+        let config = UserNetworkConfig::default();
+        let (services, _) = Services::new(config, inbox, Arc::clone(&outbox), wake).unwrap();
+        let (mut io, mut table) = (services.io, services.echo);
+        let mac = smoltcp::wire::EthernetAddress([2, 0, 0, 0, 0, 1]);
+        for (guest, target) in [("10.0.2.15", "127.0.0.1"), ("fd00::15", "::1")] {
+            let (guest, target) = (guest.parse().unwrap(), target.parse().unwrap());
+            io.link.neighbors.learn(guest, mac);
+            let echo = Echo { ident: 0x4321, seq_no: 7, data: b"there and back" };
+            match table.forward(&mut io, Key { guest, target, ident: echo.ident }, echo) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    eprintln!("SKIPPED: net.ipv4.ping_group_range does not allow ICMP sockets");
+                    return;
+                }
+                result => result.unwrap(),
+            }
+            let mut buffer = [0; 2048];
+            let len = (0..100)
+                .find_map(|_| {
+                    std::thread::sleep(Duration::from_millis(10));
+                    for id in 0..table.next {
+                        table.ready(&mut io, id, &mut [0; 2048]);
+                    }
+                    io.link.flush();
+                    outbox.receive(&mut buffer)
+                })
+                .unwrap();
+            let reply = crate::user::input::quote(&buffer[14..len]).unwrap();
+            assert_eq!(IpAddr::from(reply.ip.src_addr()), target);
+            assert_eq!(IpAddr::from(reply.ip.dst_addr()), guest);
+            assert_eq!(reply.payload[4..8], [0x43, 0x21, 0, 7]);
+            assert_eq!(&reply.payload[8..], echo.data);
+        }
     }
 }

@@ -33,7 +33,7 @@ pub const ADVERTISEMENT_INTERVAL: std::time::Duration = std::time::Duration::fro
 #[derive(Debug, Default)]
 pub struct Neighbors {
     known: HashMap<IpAddr, EthernetAddress>,
-    newcomer: bool,
+    newcomers: Vec<IpAddr>,
 }
 
 impl Neighbors {
@@ -53,12 +53,14 @@ impl Neighbors {
             victim.and_then(|victim| self.known.remove(&victim));
         }
         self.known.insert(ip, mac);
-        self.newcomer = true;
+        if self.newcomers.len() < MAX_NEIGHBORS {
+            self.newcomers.push(ip);
+        }
     }
 
-    /// Whether somebody was learned since this was asked last.
-    pub fn take_newcomer(&mut self) -> bool {
-        std::mem::take(&mut self.newcomer)
+    /// Who was learned since this was asked last.
+    pub fn take_newcomers(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.newcomers)
     }
 }
 

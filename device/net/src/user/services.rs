@@ -130,8 +130,9 @@ impl Services {
             for event in events.drain(..) {
                 self.event(&event, &mut buffer);
             }
-            if self.io.link.neighbors.take_newcomer() {
-                self.tcp.greet_newcomer(&mut self.io);
+            let newcomers = self.io.link.neighbors.take_newcomers();
+            if !newcomers.is_empty() {
+                self.tcp.greet(&mut self.io, &newcomers);
             }
             self.sweep(&mut buffer);
             self.tcp.pump(&mut self.io);

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::sync::LazyLock;
 use std::thread;
 
 use net::Backend;
@@ -78,6 +79,22 @@ fn leaves_this_machine(frame: &[u8]) -> bool {
     }
 }
 
+/// A server that talks, listens and sends back.
+static PORT: LazyLock<u16> = LazyLock::new(|| {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let _ = stream.write_all(&[7; 40000]);
+                let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                let _ = stream.read(&mut [0]);
+            });
+        }
+    });
+    port
+});
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -134,20 +151,9 @@ proptest! {
              any::<u16>(), 0..3000_usize, any::<bool>()),
             1..200),
     ) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                thread::spawn(move || {
-                    let _ = stream.write_all(&[7; 40000]);
-                    let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
-                    let _ = stream.read(&mut [0]);
-                });
-            }
-        });
         let network = UserNetwork::new(UserNetworkConfig::default()).unwrap();
         wire::ping(&network, 1);
-        let mut syn = wire::segment(5000, port, TcpControl::Syn);
+        let mut syn = wire::segment(5000, *PORT, TcpControl::Syn);
         syn.window_scale = Some(7);
         syn.max_seg_size = Some(segments[0].3);
         syn.sack_permitted = segments[0].5;
@@ -159,7 +165,7 @@ proptest! {
         });
         let data = [5; 3000];
         for (i, (flags, seq, ack, window_len, len, exact)) in segments.into_iter().enumerate() {
-            let mut segment = wire::segment(5000, port, match flags % 16 {
+            let mut segment = wire::segment(5000, *PORT, match flags % 16 {
                 0 => TcpControl::Syn,
                 1 => TcpControl::Fin,
                 2 => TcpControl::Rst,

@@ -70,7 +70,7 @@ fn long_datagrams_travel_in_fragments() {
     let port = echo(Ipv4Addr::LOCALHOST.into());
     let network = UserNetwork::new(UserNetworkConfig::default()).unwrap();
     wire::ping(&network, 1);
-    let data: Vec<u8> = (0..9000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..9000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let sent = wire::udp(6000, (GATEWAY, port), &data);
     for frame in fragments(GATEWAY, &sent) {
         network.transmit(&frame);

@@ -21,7 +21,7 @@ use super::poller::Token;
 pub const PORT: u16 = 53;
 
 /// The most queries that wait for an answer. Each holds a socket of the host.
-const MAX_QUERIES: usize = 128;
+const MAX_QUERIES: usize = 64;
 
 /// How long an upstream resolver may take before the next one is asked. Guests' resolvers wait
 /// for five seconds as a rule: whatever happens, they hear from us before.
@@ -80,8 +80,7 @@ impl Resolver {
     /// Takes a guest's query to our address `us`.
     pub fn input(&mut self, io: &mut Io, guest: SocketAddr, us: SocketAddr, message: &[u8]) {
         let Some(query) = Query::parse(message) else {
-            // Whoever does not ask by the book may still be understood upstream, but what is
-            // too short for a header, or is an answer, is not a query at all.
+            // What is too short for a header, or is an answer, gets none.
             if message::is_query(message) {
                 io.link.send_udp(us, guest, &message::error(message, Rcode::FormatError));
             }

@@ -4,9 +4,9 @@ mod flow;
 mod stack;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::State;
@@ -53,7 +53,7 @@ pub struct TcpTable {
     /// The flows to be pumped.
     due: Vec<u64>,
     /// The flows that wait for room on the link.
-    blocked: Vec<u64>,
+    blocked: BTreeSet<u64>,
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
 }
 
@@ -220,13 +220,14 @@ impl TcpTable {
         self.make_due(id);
     }
 
-    /// Says hello once more to a guest that has just appeared: SYNs that went unheard are
+    /// Says hello once more to guests that have just appeared: SYNs that went unheard are
     /// repeated less and less often.
-    pub fn greet_newcomer(&mut self, io: &mut Io) {
+    pub fn greet(&mut self, io: &mut Io, newcomers: &[IpAddr]) {
         let now = io.smoltcp_now();
         let buffer = self.buffer_size(io.link.mtu);
+        let waits = |flow: &Flow| flow.awaits_guest() && newcomers.contains(&flow.guest.ip());
         let waiting: Vec<u64> =
-            self.flows.iter().filter(|(_, flow)| flow.awaits_guest()).map(|(&id, _)| id).collect();
+            self.flows.iter().filter(|(_, flow)| waits(flow)).map(|(&id, _)| id).collect();
         for id in waiting {
             let Some(flow) = self.flows.get_mut(&id) else { continue };
             let (local, guest) = (flow.remote, flow.guest);
@@ -310,7 +311,7 @@ impl TcpTable {
             flow.is_due = false;
             match flow.pump(&mut io.link, now) {
                 Next::Over => self.remove(id),
-                Next::WaitForRoom => self.blocked.push(id),
+                Next::WaitForRoom => drop(self.blocked.insert(id)),
                 Next::Wait(at) => {
                     let at = at.map(|at| io.std_time(at));
                     if let Some(at) = at
