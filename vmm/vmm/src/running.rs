@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, VmResources};
+use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
 use machine::{Machine, MemoryMap, Parts, PowerRequest};
 use runtime::{Clock, Timers};
 use vmm_api::{Failure, VmConfig};
@@ -19,6 +19,8 @@ pub struct Running {
     processors: Processors,
     machine: Arc<Machine>,
     failures: Arc<Failures>,
+    /// The interrupt controllers live as long as this.
+    _vm: Arc<dyn Vm>,
 }
 
 /// The threads of the processors.
@@ -84,7 +86,7 @@ impl Running {
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             processors.start(index, vcpu, &machine, &failures).map_err(no_thread)?;
         }
-        Ok(Self { processors, machine, failures })
+        Ok(Self { processors, machine, failures, _vm: vm })
     }
 
     /// Presses the power button, as a person would. Says whether the guest listens to it.
