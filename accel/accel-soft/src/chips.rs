@@ -147,11 +147,18 @@ impl TimerTarget for PitTimer {
     }
 }
 
-/// Keeps the timers' targets alive as long as the chips.
+/// The interrupt controllers, with the targets of their timers, which must live as long.
 pub struct Timed {
-    /// The chips.
-    pub chips: Arc<Chips>,
+    chips: Arc<Chips>,
     _targets: Vec<Arc<dyn TimerTarget>>,
+}
+
+impl std::ops::Deref for Timed {
+    type Target = Arc<Chips>;
+
+    fn deref(&self) -> &Arc<Chips> {
+        &self.chips
+    }
 }
 
 impl Chips {

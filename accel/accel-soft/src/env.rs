@@ -9,7 +9,7 @@ use irqchip::Lapic;
 use x86::cpuid::CpuidResult;
 use x86::{CpuState, Env, Exception, NativeOperand, Word};
 
-use crate::chips::{Chips, Slot};
+use crate::chips::{Slot, Timed};
 use crate::clock::{Epoch, PvClock};
 use crate::native::NativeUnit;
 use crate::ram::{Page, Ram};
@@ -17,10 +17,12 @@ use crate::ram::{Page, Ram};
 /// What all processors of a machine share.
 pub(crate) struct Shared {
     pub ram: Ram,
-    pub chips: Arc<Chips>,
+    pub chips: Timed,
     pub epoch: Epoch,
     /// MSRs that the guest asked for in vain, so that each is logged once.
     pub unknown_msrs: Mutex<HashSet<u32>>,
+    /// Keeps the timer thread.
+    pub _timers: Arc<runtime::Timers>,
 }
 
 /// The bus of the machine, while a processor runs.

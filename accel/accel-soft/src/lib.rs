@@ -19,7 +19,7 @@ use irqchip::IrqSink;
 use x86::state::Activity;
 use x86::{Cpu, CpuState};
 
-use chips::Timed;
+use chips::Chips;
 use clock::Epoch;
 use env::{Shared, SoftEnv};
 use native::NativeUnit;
@@ -50,13 +50,13 @@ impl Accelerator for SoftAccelerator {
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
         // The guest's TSC starts near zero, as after RESET.
         let tsc_offset = host_tsc.wrapping_neg();
-        let timed =
-            chips::Chips::new(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
+        let chips = Chips::new(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
-            chips: timed.chips.clone(),
+            chips,
             epoch,
             unknown_msrs: Mutex::new(HashSet::new()),
+            _timers: config.timers,
         });
         let vcpus = (0..config.cpus)
             .map(|index| {
@@ -76,21 +76,20 @@ impl Accelerator for SoftAccelerator {
                 Ok(Some(SoftVcpu { cpu: Cpu::new(state, env), processor_signature }))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Arc::new(SoftVm { timed, vcpus: Mutex::new(vcpus), _timers: config.timers }))
+        Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))
     }
 }
 
 /// A virtual machine of this engine.
 struct SoftVm {
-    timed: Timed,
+    shared: Arc<Shared>,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<SoftVcpu>>>,
-    _timers: Arc<runtime::Timers>,
 }
 
 impl Vm for SoftVm {
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
-        self.timed.chips.clone()
+        (*self.shared.chips).clone()
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
