@@ -122,6 +122,10 @@ fn virtualization(facts: &Facts) -> Finding {
     const ID: &str = "virtualization";
     match (&facts.processor.virtualization, &facts.hypervisor) {
         (Some(flag), _) => yes(ID, format!("the processor has {flag}")),
+        // Software virtualization by the kernel, which shares the processor without its help.
+        (None, _) if facts.kvm == Kvm::Works => {
+            info(ID, "the processor has neither vmx nor svm, and the kernel's KVM does without")
+        }
         (None, Some(_)) => no(
             ID,
             "the processor that the hypervisor shows has neither vmx nor svm",
@@ -225,7 +229,8 @@ fn nested_paging(facts: &Facts) -> Finding {
             "load it with ept=1 or npt=1, if the processor has EPT or NPT",
         ),
         None if facts.processor.nested_paging => info(ID, "the processor has it"),
-        None => info(ID, "without a kvm module, not to be known"),
+        None if facts.modules.is_empty() => info(ID, "without a kvm module, not to be known"),
+        None => info(ID, "the loaded kvm module does not say"),
     }
 }
 
@@ -309,6 +314,18 @@ mod tests {
         assert!(report.findings.iter().all(|finding| finding.answer != Answer::No));
         assert_eq!(report.accelerator, "soft");
         assert!(report.reason.contains("cannot use it yet"));
+    }
+
+    #[test]
+    fn a_kvm_without_hardware_is_no_obstacle() {
+        let mut facts = facts(Kvm::Works);
+        facts.processor.virtualization = None;
+        facts.modules = vec!["kvm".into(), "kvm_pvm".into()];
+        facts.nested_paging = None;
+        let report = Report::of(&facts);
+        assert_eq!(answer(&report, "virtualization"), Answer::Info);
+        assert_eq!(answer(&report, "modules"), Answer::Yes);
+        assert_eq!(answer(&report, "nested-paging"), Answer::Info);
     }
 
     #[test]

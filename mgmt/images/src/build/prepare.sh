@@ -11,10 +11,11 @@ cat > "$root/etc/initramfs-tools/conf.d/lodge" <<'END'
 MODULES=list
 COMPRESS=lz4
 RESUME=none
+FSTYPE=ext4
 END
 printf 'virtio_pci\nvirtio_blk\n' > "$root/usr/share/initramfs-tools/modules.d/lodge"
 
-# initramfs-tools reads the root file system's type here, and puts its fsck into the RAM disk.
+# Checked by the RAM disk, before it is mounted for writing: FSTYPE above puts fsck there.
 cat > "$root/etc/fstab" <<'END'
 # <file system> <mount point> <type> <options> <dump> <pass>
 @ROOT_DEVICE@ / ext4 errors=remount-ro 0 1
