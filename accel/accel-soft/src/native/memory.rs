@@ -75,12 +75,11 @@ fn memory_file(name: &CStr, size: usize) -> io::Result<OwnedFd> {
     let create = |flags| {
         // SAFETY: `name` is a C string that outlives the call.
         let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        // SAFETY: a descriptor that memfd_create just returned belongs to nobody else.
         if fd < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+            return Err(io::Error::last_os_error());
         }
+        // SAFETY: a descriptor that memfd_create just returned belongs to nobody else.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     let file = create(libc::MFD_CLOEXEC | libc::MFD_EXEC).or_else(|_| create(libc::MFD_CLOEXEC))?;
     let size = libc::off_t::try_from(size).map_err(io::Error::other)?;

@@ -15,6 +15,10 @@ use crate::exception::{Exception, Exec};
 use crate::paging::Access;
 use crate::state::{Cr0, Cr4, VectorState};
 
+mod gather;
+mod lanes;
+mod masked;
+
 /// XCR0: the components that AVX instructions need (SSE, AVX).
 const XCR0_AVX: u64 = 0x06;
 /// XCR0: the components that AVX-512 instructions need (those, opmask, ZMM_Hi256, Hi16_ZMM).
@@ -202,6 +206,9 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     class(insn)?;
     if insn.cpuid_features().contains(&CpuidFeature::KNC) {
         return None;
+    }
+    if let Some(handler) = gather::select(insn).or_else(|| masked::select(insn)) {
+        return Some(handler);
     }
     match memory_use(insn)? {
         MemoryUse::None => by_class!(insn, C => registers::<E, C>),

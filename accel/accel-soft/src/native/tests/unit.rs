@@ -7,7 +7,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use x86::state::{Rflags, gpr};
 use x86::{CpuState, Exception, NativeOperand, vector};
 
-use super::NativeUnit;
+use crate::native::NativeUnit;
 
 struct Bench {
     unit: NativeUnit,
@@ -67,19 +67,25 @@ fn legacy_sse_keeps_what_lies_above_bit_127() {
     let mut b = Bench::new();
     let before = b.state.vector.zmm;
     b.run(&[0x66, 0x0f, 0xfe, 0xca]); // paddd xmm1, xmm2
-    let expected: u128;
-    // SAFETY: register arithmetic.
+    let pack = |z: [u64; 8]| u128::from(z[0]) | u128::from(z[1]) << 64;
+    let (x, y) = (pack(before[1]), pack(before[2]));
+    let mut expected = 0_u128;
+    // SAFETY: loads from and stores to variables of this function.
     unsafe {
-        let (x, y): (std::arch::x86_64::__m128i, std::arch::x86_64::__m128i) = (
-            std::mem::transmute([before[1][0], before[1][1]]),
-            std::mem::transmute([before[2][0], before[2][1]]),
+        asm!(
+            "movdqu {a}, [{x}]",
+            "movdqu {b}, [{y}]",
+            "paddd {a}, {b}",
+            "movdqu [{out}], {a}",
+            x = in(reg) &x,
+            y = in(reg) &y,
+            out = in(reg) &mut expected,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
         );
-        let mut sum = x;
-        asm!("paddd {0}, {1}", inout(xmm_reg) sum, in(xmm_reg) y);
-        expected = std::mem::transmute::<std::arch::x86_64::__m128i, u128>(sum);
     }
     let after = b.state.vector.zmm[1];
-    assert_eq!(u128::from(after[0]) | u128::from(after[1]) << 64, expected);
+    assert_eq!(pack(after), expected);
     assert_eq!(after[2..], before[1][2..]);
     assert_eq!(b.state.vector.zmm[0], before[0]);
     assert_eq!(b.state.vector.zmm[2..], before[2..]);
@@ -120,9 +126,8 @@ fn evex_reaches_all_registers_and_obeys_masks() {
     // vpaddd zmm1, zmm2, [rax]{1to16}
     b.run(&[0x62, 0xf1, 0x6d, 0x58, 0xfe, 0x08]);
     let splat = 0x0302_0100_u32;
-    for i in 0..8 {
+    for (i, &q) in z[2].iter().enumerate() {
         let add = |half: u32| u64::from(half.wrapping_add(splat));
-        let q = z[2][i];
         assert_eq!(b.state.vector.zmm[1][i], add(q as u32) | add((q >> 32) as u32) << 32);
     }
 }
@@ -329,12 +334,10 @@ fn x87_computes_with_a_stack() {
     assert_eq!(b.state.vector.x87.ftw, 0);
     b.run(&[0xd9, 0xeb]); // fldpi
     b.run(&[0xd9, 0xfe]); // fsin
-    let expected: f64;
     let mut out = 0.0_f64;
     // SAFETY: leaves the x87 stack as it was.
     unsafe { asm!("fldpi", "fsin", "fstp qword ptr [{}]", in(reg) &mut out) };
-    expected = out;
-    assert_eq!(pop(&mut b).to_bits(), expected.to_bits());
+    assert_eq!(pop(&mut b).to_bits(), out.to_bits());
 }
 
 #[test]
