@@ -18,6 +18,17 @@ pub(crate) struct HostFile {
     /// A sync failed: the kernel has dropped dirty pages, and a later sync that succeeds would
     /// say nothing about them (fsync(2), `EIO`).
     lost_writes: AtomicBool,
+    /// What reached the file and when it was synced, for the test of power failures.
+    #[cfg(test)]
+    pub(crate) journal: std::sync::Mutex<Vec<Event>>,
+}
+
+/// An entry of the journal.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) enum Event {
+    Write(u64, Vec<u8>),
+    Sync,
 }
 
 /// What tells one host file from another, whatever its name.
@@ -79,7 +90,13 @@ impl HostFile {
             }
             Err(Refused::Host(e)) => return Err(Error::host(path, "lock", e)),
         }
-        Ok(HostFile { file, path: path.to_owned(), lost_writes: AtomicBool::new(false) })
+        Ok(HostFile {
+            file,
+            path: path.to_owned(),
+            lost_writes: AtomicBool::new(false),
+            #[cfg(test)]
+            journal: Default::default(),
+        })
     }
 
     /// The path that the file was opened by.
@@ -126,7 +143,14 @@ impl HostFile {
 
     /// Writes `data` at `offset`, growing a file if need be.
     pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        self.record(Event::Write(offset, data.to_vec()));
         self.file.write_all_at(data, offset)
+    }
+
+    #[cfg(test)]
+    fn record(&self, event: Event) {
+        self.journal.lock().unwrap().push(event);
     }
 
     /// Returns once everything written is on stable storage.
@@ -136,7 +160,10 @@ impl HostFile {
                 "an earlier flush failed; what was written before it may be lost",
             ));
         }
-        self.file.sync_data().inspect_err(|_| self.lost_writes.store(true, Ordering::Release))
+        self.file.sync_data().inspect_err(|_| self.lost_writes.store(true, Ordering::Release))?;
+        #[cfg(test)]
+        self.record(Event::Sync);
+        Ok(())
     }
 
     /// Gives the room of a range back to the host, if it can take it. The range reads as zeroes or
@@ -163,7 +190,12 @@ impl HostFile {
         }
         loop {
             match fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, len) {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    // Both kinds that are used leave zeroes.
+                    #[cfg(test)]
+                    self.record(Event::Write(offset, vec![0; len as usize]));
+                    return Ok(true);
+                }
                 Err(Errno::INTR) => {}
                 // EINVAL: a block device whose sectors are larger than the request's alignment.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {

@@ -91,6 +91,38 @@ fn workers_do_not_disturb_each_other_in_small_clusters() {
     holds_together(&image);
 }
 
+/// Zeroing a part of a cluster whose rest is zero too must not lose a write to the rest.
+#[test]
+fn zeroing_a_part_spares_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, clusters) = (64 << 10, 4096);
+    for round in 0..2 {
+        let image = dir.path().join(format!("disk{round}.qcow2"));
+        create_qcow2(&image, cluster * clusters, None).unwrap();
+        let disk = open(&OpenOptions::new(&image)).unwrap();
+        let barrier = std::sync::Barrier::new(2);
+        // In step, cluster by cluster: one zeroes the first sector, one writes the second.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for i in 0..clusters {
+                    barrier.wait();
+                    disk.write_zeroes(i * cluster, 512, i % 2 == 0).unwrap();
+                }
+            });
+            for i in 0..clusters {
+                barrier.wait();
+                disk.write_at(i * cluster + 512, &[7; 512]).unwrap();
+            }
+        });
+        let lost = (0..clusters).filter(|i| {
+            let mut data = [0; 512];
+            disk.read_at(i * cluster + 512, &mut data).unwrap();
+            data != [7; 512]
+        });
+        assert_eq!(lost.count(), 0, "writes were lost in round {round}");
+    }
+}
+
 /// `cargo test -p block --release --test threads -- --ignored --nocapture` prints how fast the
 /// formats are with one worker and with four.
 #[test]

@@ -3,7 +3,7 @@
 use super::check;
 use super::disk::{Image, Qcow2Disk};
 use super::header::{self, BackingRef, Header};
-use super::storage::ImageFile;
+use super::storage::{ImageFile, WriteOrder};
 use crate::disk::SECTOR;
 use crate::error::{Cause, Error};
 use crate::file::{HostFile, Identity};
@@ -36,10 +36,11 @@ pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
     let mut backing = None;
     for layer in backing_layers(&host, &header)?.into_iter().rev() {
         let path = layer.host.path().to_owned();
-        backing = Some(open_layer(layer, backing, false).map_err(|e| told_of(e, &host, &path))?);
+        backing = Some(open_layer(layer, backing, None).map_err(|e| told_of(e, &host, &path))?);
     }
+    let order = if readonly { None } else { Some(write_order(&host, &header)?) };
     let layer = Layer { host: Arc::clone(&host), header: Some(header.clone()) };
-    let image = open_layer(layer, backing, !readonly)?;
+    let image = open_layer(layer, backing, order.clone())?;
     if header.bitmaps && !readonly {
         tracing::warn!(
             image = %path.display(),
@@ -47,7 +48,7 @@ pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
              it is written; the next backup must be a full one"
         );
     }
-    Ok(Qcow2Disk::new(image, host, &header, size, readonly))
+    Ok(Qcow2Disk::new(image, host, &header, size, order))
 }
 
 /// Requires that the image in `host` has `base` as its backing file.
@@ -186,18 +187,33 @@ fn resolve(overlay: &Path, name: &str) -> Result<PathBuf, Error> {
     Ok(overlay.parent().unwrap_or(Path::new("")).join(name))
 }
 
-/// Has imago open a layer whose metadata have been checked.
-fn open_layer(layer: Layer, backing: Option<Image>, writable: bool) -> Result<Image, Error> {
+/// Checks the tables of an image that will be written.
+fn write_order(host: &HostFile, header: &Header) -> Result<Arc<WriteOrder>, Error> {
+    check::check(host, header, true)
+        .and_then(|tables| WriteOrder::new(host, header, tables))
+        .map(Arc::new)
+        .map_err(|flaw| flaw.at(host.path()))
+}
+
+/// Has imago open a layer: for writing if its tables have been checked and an order is given, else
+/// for reading.
+fn open_layer(
+    layer: Layer,
+    backing: Option<Image>,
+    order: Option<Arc<WriteOrder>>,
+) -> Result<Image, Error> {
     let Layer { host, header } = layer;
     let path = host.path().to_owned();
     let len = host.len()?;
     let opened = match header {
         Some(header) => {
-            let tables = check::check(&host, &header, writable).map_err(|flaw| flaw.at(&path))?;
-            let file = if writable {
-                ImageFile::writable(host, len, &header, tables)
-            } else {
-                ImageFile::readonly(host, len)
+            let writable = order.is_some();
+            let file = match order {
+                Some(order) => ImageFile::writable(host, len, order),
+                None => {
+                    check::check(&host, &header, false).map_err(|flaw| flaw.at(&path))?;
+                    ImageFile::readonly(host, len)
+                }
             };
             catch_unwind(AssertUnwindSafe(|| {
                 Qcow2::<ImageFile>::builder(file)

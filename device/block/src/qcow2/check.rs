@@ -43,6 +43,12 @@ pub(super) fn l2_offset(entry: u64) -> u64 {
     entry & OFFSET_MASK
 }
 
+/// Whether an entry of the L1 table points to a table that may be written in place: one that no
+/// snapshot shares (the flag "copied").
+pub(super) fn is_writable_l2(entry: u64) -> bool {
+    l2_offset(entry) != 0 && entry >> 63 == 1
+}
+
 /// The offset of the block that an entry of the refcount table points to, 0 for none.
 pub(super) fn refcount_block_offset(entry: u64) -> u64 {
     entry & !REFTABLE_RESERVED

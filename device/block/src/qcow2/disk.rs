@@ -1,8 +1,8 @@
 //! A qcow2 image as a disk.
 
 use super::header::Header;
-use super::storage::ImageFile;
-use crate::disk::{Disk, SECTOR, check_range, readonly, write_zeroes};
+use super::storage::{ImageFile, WriteOrder};
+use crate::disk::{Disk, check_range, readonly, write_zeroes};
 use crate::file::HostFile;
 use imago::{FormatAccess, ShallowMapping};
 use std::io;
@@ -13,18 +13,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// imago's image over our files.
 pub(super) type Image = FormatAccess<ImageFile>;
 
-/// Discards go in pieces of this size, so that other requests get their turn in between.
-const DISCARD_PIECE: u64 = 1 << 30;
-
 /// An open qcow2 image.
 pub(crate) struct Qcow2Disk {
     /// Reads, writes and flushes share the image. What unmaps clusters has it alone: imago asks for
     /// that when it discards, and when it zeroes a part of a cluster it looks at the rest and then
-    /// marks the whole, which would lose a write that comes between.
+    /// marks the whole, which would lose a write that comes between. So has what makes a new L2
+    /// table, see `with_room_for_tables`.
     image: RwLock<Option<Image>>,
     host: Arc<HostFile>,
     size: u64,
-    readonly: bool,
+    /// Present if the image may be written.
+    order: Option<Arc<WriteOrder>>,
     cluster_size: u64,
     /// Whether the image can say that a cluster reads as zeroes (version 3).
     zero_clusters: bool,
@@ -39,17 +38,23 @@ impl Qcow2Disk {
         host: Arc<HostFile>,
         header: &Header,
         size: u64,
-        readonly: bool,
+        order: Option<Arc<WriteOrder>>,
     ) -> Self {
         Qcow2Disk {
             image: RwLock::new(Some(image)),
             host,
             size,
-            readonly,
+            order,
             cluster_size: 1 << header.cluster_bits,
             zero_clusters: header.version >= 3,
             failed: AtomicBool::new(false),
         }
+    }
+
+    /// The file under the image, for the test of power failures.
+    #[cfg(test)]
+    pub(super) fn host(&self) -> &HostFile {
+        &self.host
     }
 
     fn shared<T>(&self, act: impl FnOnce(&Image) -> io::Result<T>) -> io::Result<T> {
@@ -79,17 +84,43 @@ impl Qcow2Disk {
         })
     }
 
-    fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.readonly {
-            return Err(readonly());
+    /// Refuses a write that can't be; otherwise cuts it into pieces that need one L2 table each.
+    fn pieces(&self, offset: u64, len: u64) -> io::Result<impl Iterator<Item = Piece<'_>>> {
+        let order = self.order.as_deref().ok_or_else(readonly)?;
+        check_range(offset, len, self.size)?;
+        let cut = cut(offset, len, order.l2_reach());
+        Ok(cut.map(move |(offset, len)| Piece { order, offset, len }))
+    }
+
+    /// Acts alone. imago takes the cluster for a new L2 table without regard to the tables that it
+    /// has yet to write, of which one may have pointed to that very cluster. If there is to be a
+    /// new table, they are written first.
+    fn with_room_for_tables(
+        &self,
+        piece: &Piece<'_>,
+        act: impl FnOnce(&mut Image) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.alone(|image| {
+            if !piece.order.has_l2_table(piece.offset) {
+                image.flush()?;
+            }
+            act(image)
+        })
+    }
+
+    fn write_piece(&self, piece: &Piece<'_>, data: &[u8]) -> io::Result<()> {
+        if piece.order.has_l2_table(piece.offset) {
+            self.shared(|image| image.write(data, piece.offset))
+        } else {
+            self.with_room_for_tables(piece, |image| image.write(data, piece.offset))
         }
-        check_range(offset, len, self.size)
     }
 
     /// Takes the clusters that lie wholly in a range out of the image, and gives their room back to
     /// the host; the rest of the range is zeroed if `zero` asks for it.
-    fn unmap(&self, offset: u64, len: u64, zero: bool) -> io::Result<()> {
-        self.alone(|image| {
+    fn unmap(&self, piece: &Piece<'_>, zero: bool) -> io::Result<()> {
+        let Piece { offset, len, .. } = *piece;
+        self.with_room_for_tables(piece, |image| {
             let freed = self.owned_extents(image, offset, len)?;
             image.discard_to_any(offset, len)?;
             // Before anything else can be put into the clusters that have become free.
@@ -122,12 +153,19 @@ impl Qcow2Disk {
     }
 }
 
-/// Cuts a range where pieces of `DISCARD_PIECE` end.
-fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+/// A part of a request whose clusters are mapped by one L2 table.
+struct Piece<'a> {
+    order: &'a WriteOrder,
+    offset: u64,
+    len: u64,
+}
+
+/// Cuts a range at the multiples of `reach`.
+fn cut(offset: u64, len: u64, reach: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + len;
     let mut at = offset;
     std::iter::from_fn(move || {
-        let next = (at / DISCARD_PIECE + 1).saturating_mul(DISCARD_PIECE).min(end);
+        let next = (at / reach + 1).saturating_mul(reach).min(end);
         let piece = (at < end).then_some((at, next.saturating_sub(at)));
         at = next;
         piece
@@ -148,7 +186,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn is_readonly(&self) -> bool {
-        self.readonly
+        self.order.is_none()
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
@@ -156,13 +194,17 @@ impl Disk for Qcow2Disk {
         self.shared(|image| image.read(data, offset))
     }
 
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check_write(offset, data.len() as u64)?;
-        self.shared(|image| image.write(data, offset))
+    fn write_at(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {
+        for piece in self.pieces(offset, data.len() as u64)? {
+            let (now, rest) = data.split_at(data.len().min(piece.len as usize));
+            self.write_piece(&piece, now)?;
+            data = rest;
+        }
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.readonly {
+        if self.is_readonly() {
             return Ok(());
         }
         self.shared(|image| {
@@ -172,28 +214,28 @@ impl Disk for Qcow2Disk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check_write(offset, len)?;
+        let pieces = self.pieces(offset, len)?;
         // Without zero clusters, what a discarded cluster's backing file holds would show through.
         if self.zero_clusters {
-            for (offset, len) in pieces(offset, len) {
-                self.unmap(offset, len, false)?;
+            for piece in pieces {
+                self.unmap(&piece, false)?;
             }
         }
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.check_write(offset, len)?;
+        let pieces = self.pieces(offset, len)?;
         if !self.zero_clusters {
-            return write_zeroes(offset, len, |offset, zeroes| {
-                self.shared(|image| image.write(zeroes, offset))
-            });
+            return write_zeroes(offset, len, |offset, zeroes| self.write_at(offset, zeroes));
         }
-        for (offset, len) in pieces(offset, len) {
+        for piece in pieces {
             if unmap {
-                self.unmap(offset, len, true)?;
+                self.unmap(&piece, true)?;
             } else {
-                self.alone(|image| image.write_zeroes(offset, len))?;
+                self.with_room_for_tables(&piece, |image| {
+                    image.write_zeroes(piece.offset, piece.len)
+                })?;
             }
         }
         Ok(())
@@ -202,9 +244,7 @@ impl Disk for Qcow2Disk {
 
 impl Drop for Qcow2Disk {
     fn drop(&mut self) {
-        if !self.readonly
-            && let Err(error) = self.flush()
-        {
+        if let Err(error) = self.flush() {
             tracing::error!(
                 image = %self.host.path().display(), %error,
                 "cannot write the image's tables on closing; clusters may be leaked, and what was \
@@ -219,20 +259,17 @@ impl Drop for Qcow2Disk {
     }
 }
 
-const _: () = assert!(DISCARD_PIECE.is_multiple_of(SECTOR));
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pieces_make_up_the_range() {
-        let all = |offset, len| pieces(offset, len).collect::<Vec<_>>();
+        let all = |offset, len| cut(offset, len, 1000).collect::<Vec<_>>();
         assert_eq!(all(5, 0), []);
         assert_eq!(all(5, 7), [(5, 7)]);
-        assert_eq!(
-            all(DISCARD_PIECE - 512, DISCARD_PIECE + 1024),
-            [(DISCARD_PIECE - 512, 512), (DISCARD_PIECE, DISCARD_PIECE), (2 * DISCARD_PIECE, 512)]
-        );
+        assert_eq!(all(990, 1020), [(990, 10), (1000, 1000), (2000, 10)]);
+        assert_eq!(all(1000, 1000), [(1000, 1000)]);
+        assert_eq!(all(u64::MAX - 10, 10), [(u64::MAX - 10, 10)]);
     }
 }

@@ -19,6 +19,8 @@ mod check;
 mod create;
 mod disk;
 mod header;
+#[cfg(test)]
+mod power_loss;
 mod refcount;
 mod storage;
 

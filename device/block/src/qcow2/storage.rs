@@ -3,16 +3,20 @@
 //! imago keeps L2 tables and refcount blocks in caches and writes them in the right order: a
 //! cluster counts as used before anything points to it, and nothing points to it any more before it
 //! counts as free. So far as it goes, an image whose VMM dies at any moment has leaked clusters at
-//! worst. Two things are missing, and this file adds them:
+//! worst. Three things are missing. This file adds two of them:
 //!
 //! - The order is one of write(2) calls, which a host that loses power need not keep. Here,
 //!   whatever the order depends on is synced first.
 //! - Entries of the L1 and the refcount table are written at once, while the refcount of the table
 //!   that they point to waits in a cache. Here, that refcount is written before the entry. imago
 //!   writes the same value again when it flushes its cache.
+//!
+//! The third is that a new L2 table may be put into a cluster that became free a moment ago, while
+//! what says so waits in the cache and the file still has another table point to it. `disk` sees to
+//! that; it asks [`WriteOrder::has_l2_table`] where a request needs a new table.
 
 use super::check::{self, Table, Tables};
-use super::header::Header;
+use super::header::{Flaw, Header};
 use super::refcount::Widths;
 use crate::file::HostFile;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -32,7 +36,7 @@ pub(super) struct ImageFile {
     /// The file's size, which grows as the image does.
     len: AtomicU64,
     /// Present if the image is written.
-    order: Option<WriteOrder>,
+    order: Option<Arc<WriteOrder>>,
     helper: CommonStorageHelper,
 }
 
@@ -42,21 +46,8 @@ impl ImageFile {
         ImageFile { host, len: len.into(), order: None, helper: Default::default() }
     }
 
-    /// The file of an image that is written. `tables` are all its L2 tables and refcount blocks.
-    pub(super) fn writable(host: Arc<HostFile>, len: u64, header: &Header, tables: Tables) -> Self {
-        let order = WriteOrder {
-            widths: Widths {
-                cluster_bits: header.cluster_bits,
-                refcount_order: header.refcount_order,
-            },
-            layout: RwLock::new(Layout {
-                l1: header.l1_offset..header.l1_offset + header.l1_entries * 8,
-                reftable: header.reftable_offset
-                    ..header.reftable_offset + (header.reftable_clusters << header.cluster_bits),
-                tables,
-            }),
-            unsynced: AtomicU8::new(0),
-        };
+    /// The file of an image that is written.
+    pub(super) fn writable(host: Arc<HostFile>, len: u64, order: Arc<WriteOrder>) -> Self {
         ImageFile { order: Some(order), ..ImageFile::readonly(host, len) }
     }
 
@@ -94,7 +85,9 @@ impl Kind {
     /// The kinds that must be on stable storage before this one is written.
     fn depends_on(self) -> u8 {
         match self {
-            Kind::Data => 0,
+            // A cluster that became free is not written before nothing points to it. (What points
+            // to it is written, but not synced, when imago reuses it.)
+            Kind::Data => Kind::L2.bit(),
             // A cluster is not free before nothing points to it.
             Kind::RefcountBlock => Kind::L2.bit() | Kind::L1.bit(),
             // A cluster is in use, and holds what was copied to it, before a table points to it.
@@ -105,8 +98,9 @@ impl Kind {
     }
 }
 
+/// What keeps the writes to an image in order.
 #[derive(Debug)]
-struct WriteOrder {
+pub(super) struct WriteOrder {
     widths: Widths,
     layout: RwLock<Layout>,
     /// The kinds that were written since the last sync.
@@ -119,9 +113,45 @@ struct Layout {
     l1: Range<u64>,
     reftable: Range<u64>,
     tables: Tables,
+    /// For each entry of the L1 table, whether it points to a table that this image alone uses.
+    writable_l2: Vec<bool>,
 }
 
 impl WriteOrder {
+    /// For an image with this header, all whose tables are in `tables`.
+    pub(super) fn new(host: &HostFile, header: &Header, tables: Tables) -> Result<Self, Flaw> {
+        let l1 = check::read_table(host, header.l1_offset, header.l1_entries)?;
+        let reftable_len = header.reftable_clusters << header.cluster_bits;
+        Ok(WriteOrder {
+            widths: Widths {
+                cluster_bits: header.cluster_bits,
+                refcount_order: header.refcount_order,
+            },
+            layout: RwLock::new(Layout {
+                l1: header.l1_offset..header.l1_offset + header.l1_entries * 8,
+                reftable: header.reftable_offset..header.reftable_offset + reftable_len,
+                tables,
+                writable_l2: l1.into_iter().map(check::is_writable_l2).collect(),
+            }),
+            unsynced: AtomicU8::new(0),
+        })
+    }
+
+    /// How many bytes of the disk an L2 table maps.
+    pub(super) fn l2_reach(&self) -> u64 {
+        // A cluster of 8-byte entries, each for a cluster.
+        1 << (2 * self.widths.cluster_bits - 3)
+    }
+
+    /// Whether the mapping of the cluster at `guest_offset` can be changed without a new L2 table.
+    pub(super) fn has_l2_table(&self, guest_offset: u64) -> bool {
+        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
+        usize::try_from(guest_offset / self.l2_reach())
+            .ok()
+            .and_then(|index| layout.writable_l2.get(index))
+            .is_some_and(|writable| *writable)
+    }
+
     fn classify(&self, offset: u64) -> Kind {
         let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
         match layout.tables.get(&offset) {
@@ -174,6 +204,12 @@ impl WriteOrder {
         let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
         for (i, entry) in data.as_chunks().0.iter().enumerate() {
             let entry = u64::from_be_bytes(*entry);
+            let index = (offset - layout.start_of(kind)) / 8 + i as u64;
+            if kind == Kind::L1
+                && let Some(writable) = layout.writable_l2.get_mut(index as usize)
+            {
+                *writable = check::is_writable_l2(entry);
+            }
             let (table, target) = match kind {
                 Kind::L1 => (Table::L2, check::l2_offset(entry)),
                 _ => (Table::RefcountBlock, check::refcount_block_offset(entry)),
@@ -183,8 +219,7 @@ impl WriteOrder {
             }
             // A refcount block may be the one that counts itself; then it is correct as it is.
             let counts_itself = kind == Kind::Reftable
-                && self.widths.place(target >> self.widths.cluster_bits).table_index
-                    == (offset - layout.reftable.start) / 8 + i as u64;
+                && self.widths.place(target >> self.widths.cluster_bits).table_index == index;
             if !counts_itself {
                 self.count(host, &layout.reftable, target)?;
             }
@@ -238,6 +273,13 @@ impl WriteOrder {
         }
         layout.reftable = table;
         Ok(())
+    }
+}
+
+impl Layout {
+    /// Where the table begins to which entries of this kind belong.
+    fn start_of(&self, kind: Kind) -> u64 {
+        if kind == Kind::L1 { self.l1.start } else { self.reftable.start }
     }
 }
 
