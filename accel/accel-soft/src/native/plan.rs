@@ -20,6 +20,9 @@ const STATUS_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::CF
     | RflagsBits::PF;
 
+/// The condition codes of the x87 status word, which iced numbers after the flags.
+const CONDITION_CODES: u32 = RflagsBits::C0 | RflagsBits::C1 | RflagsBits::C2 | RflagsBits::C3;
+
 /// A set of registers of one kind, by number.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) struct RegSet(u32);
@@ -170,8 +173,9 @@ impl Plan {
             mmx_read: RegSet::default(),
             mmx_written: RegSet::default(),
             gprs,
-            reads_flags: host.rflags_read() != 0,
-            writes_flags: host.rflags_modified() != 0,
+            // iced counts the x87 condition codes among the flags.
+            reads_flags: host.rflags_read() & STATUS_FLAGS != 0,
+            writes_flags: host.rflags_modified() & STATUS_FLAGS != 0,
         };
         plan.note_usage(has_memory)?;
         let has_state = environment == Environment::X87
@@ -186,13 +190,13 @@ impl Plan {
     /// not touch.
     fn note_usage(&mut self, has_memory: bool) -> Option<()> {
         let insn = self.insn;
-        let is_status = |bits: u32| bits & !STATUS_FLAGS == 0;
+        let is_status = |bits: u32| bits & !(STATUS_FLAGS | CONDITION_CODES) == 0;
         if insn.flow_control() != FlowControl::Next
             || insn.is_privileged()
             || insn.is_stack_instruction()
             || insn.code() == Code::INVALID
             || !is_status(insn.rflags_read())
-            || !(is_status(insn.rflags_modified()) || self.environment == Environment::X87)
+            || !is_status(insn.rflags_modified())
         {
             return None;
         }

@@ -8,6 +8,7 @@ use x86::state::gpr;
 use x86::{CpuState, vector};
 
 use super::guest::{DATA, Fault, Guest, HOLE};
+use super::random::Random;
 use crate::native::NativeUnit;
 use crate::native::stub::{Frame, HOST_MXCSR};
 
@@ -25,18 +26,6 @@ fn has_avx2() -> bool {
 fn has_avx512() -> bool {
     let is_there = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
     has(is_there, "AVX-512")
-}
-
-/// Steele, Lea and Flood's SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
 }
 
 /// Every EVEX instruction that the host has with a memory operand at [rax] under mask K1, found
