@@ -263,3 +263,48 @@ fn problems_are_told_apart() {
     bench.config.cpus = 5000;
     assert_eq!(kind(&bench), FailureKind::Configuration);
 }
+
+/// What a hostile guest does: accesses of any width anywhere, most of them where something is.
+#[test]
+fn nonsense_harms_only_the_guest() {
+    let mut bench = Bench::new();
+    bench.disk("a", 64);
+    bench.config.nets = vec![NetConfig::default()];
+    bench.config.debug.debugcon = true;
+    let machine = bench.build();
+    const PORTS: [u16; 12] =
+        [0x3f8, 0x60, 0x64, 0x70, 0x92, 0x510, 0x514, 0x600, 0x604, 0xcf8, 0xcfc, 0x2000];
+    const MEMORY: [u64; 6] =
+        [0xe000_0000, 0xe000_8000, 0xc000_0000, 0xff00_0000, 0x4_0000_0000, 0x10_0000_0000];
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        // xorshift64
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..200_000 {
+        let (what, value) = (random(), random().to_le_bytes());
+        let len = [1, 2, 4, 8][(what >> 8 & 3) as usize];
+        let mut data = [0; 8];
+        let pick = (what >> 16) as usize;
+        if what & 1 == 0 {
+            let len = len.min(4);
+            let port = match what & 0xf0 {
+                0 => what.to_le_bytes()[4].into(),
+                _ => PORTS[pick % PORTS.len()].wrapping_add((what >> 32 & 7) as u16),
+            };
+            machine.port_write(port, &value[..len]);
+            machine.port_read(port, &mut data[..len]);
+        } else {
+            let addr = match what & 0xf0 {
+                0 => random(),
+                _ => MEMORY[pick % MEMORY.len()].wrapping_add(what >> 32 & 0x7fff),
+            };
+            machine.mmio_write(addr, &value[..len]);
+            machine.mmio_read(addr, &mut data[..len]);
+        }
+    }
+    machine.stop().unwrap();
+}

@@ -13,7 +13,7 @@ mod session;
 mod signals;
 
 use std::fs;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -75,10 +75,11 @@ fn start_logging() {
         Ok(targets) if !filter.is_empty() => targets,
         _ => Targets::new().with_default(LevelFilter::WARN),
     };
-    tracing_subscriber::registry()
-        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time())
-        .with(targets)
-        .init();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time();
+    tracing_subscriber::registry().with(layer).with(targets).init();
     if bad {
         tracing::warn!("LODGE_LOG={filter:?} is not understood; write for example LODGE_LOG=debug");
     }

@@ -25,6 +25,8 @@ struct Segment {
 }
 
 const PT_LOAD: u32 = 1;
+/// Names the program that loads a dynamically linked one.
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
@@ -70,10 +72,13 @@ impl Elf {
             )));
         }
         let table = file.bytes(table, u64::from(count) * u64::from(entry_len))?;
-        let segments = table
+        let segments: Vec<_> = table
             .chunks_exact(expected.into())
             .map(if is_64bit { Segment::from_64 } else { Segment::from_32 })
             .collect();
+        if segments.iter().any(|s| s.kind == PT_INTERP) {
+            return Err(file.not_a_kernel("it is a program that runs under an operating system"));
+        }
         Ok(Some(Self { is_64bit, entry, segments }))
     }
 

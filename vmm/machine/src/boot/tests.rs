@@ -289,6 +289,8 @@ fn foreign_and_missing_files_are_refused_by_name() {
     let mut arm = elf(true, 0x100_0000, CODE, &[]);
     arm[18] = 183;
     refused(&Bench::new(&arm), FailureKind::Artifact, "another architecture");
+    let program = std::fs::read("/bin/sh").unwrap();
+    refused(&Bench::new(&program), FailureKind::Artifact, "under an operating system");
     let i386 = elf(false, 0x10_0000, CODE, &[]);
     refused(&Bench::new(&i386), FailureKind::Artifact, "32-bit ELF");
 

@@ -1,0 +1,214 @@
+//! The whole program, as whoever starts it sees it, with guests of a few instructions.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vmm_api::{Event, FailureKind, StopReason};
+
+/// cmp eax, 0x2badb002; jne fail; "OK\n" to COM1; 0x10 to the debug exit port; fail: 0x11.
+const SAYS_OK: &[u8] = &[
+    0x3d, 0x02, 0xb0, 0xad, 0x2b, 0x75, 0x15, 0xba, 0xf8, 0x03, 0x00, 0x00, 0xb0, b'O', 0xee, 0xb0,
+    b'K', 0xee, 0xb0, b'\n', 0xee, 0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd, 0xb0, 0x11, 0xe6,
+    0xf4, 0xf4, 0xeb, 0xfd,
+];
+/// hlt; jmp back
+const SLEEPS: &[u8] = &[0xf4, 0xeb, 0xfd];
+/// ud2, and no interrupt descriptor table
+const FAULTS: &[u8] = &[0x0f, 0x0b];
+/// mov dx, 0x604; mov ax, 0x3400; out dx, ax; hlt
+const SWITCHES_OFF: &[u8] =
+    &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xf4, 0xeb, 0xfd];
+/// A generator of random numbers (x = x * 1664525 + 1013904223) that writes them to random ports:
+/// mov esi, 1; again: imul esi, esi, 1664525; add esi, 1013904223; mov edx, esi; shr edx, 20;
+/// mov eax, esi; out dx, al; out dx, ax; out dx, eax; in eax, dx; jmp again
+const WRITES_NONSENSE: &[u8] = &[
+    0xbe, 0x01, 0x00, 0x00, 0x00, 0x69, 0xf6, 0x0d, 0x66, 0x19, 0x00, 0x81, 0xc6, 0x5f, 0xf3, 0x6e,
+    0x3c, 0x89, 0xf2, 0xc1, 0xea, 0x14, 0x89, 0xf0, 0xee, 0x66, 0xef, 0xef, 0xed, 0xeb, 0xe6,
+];
+
+struct Guest {
+    child: Child,
+    events: BufReader<ChildStdout>,
+    dir: TempDir,
+}
+
+impl Guest {
+    /// Starts a guest whose kernel is `code`, as a flat multiboot kernel. `change` is JSON that
+    /// replaces fields of the configuration.
+    fn start(code: &[u8], change: serde_json::Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let header = [0x1bad_b002u32, 0x1_0000, 0xe451_4ffe, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020];
+        let kernel = dir.path().join("kernel");
+        let header = header.map(u32::to_le_bytes);
+        std::fs::write(&kernel, [header.as_flattened(), code].concat()).unwrap();
+        let mut config = serde_json::json!({
+            "name": "test", "cpus": 1, "memory_mib": 16,
+            "boot": { "kernel": kernel },
+            "serial": { "log": dir.path().join("serial") },
+            "debug": { "debug_exit": true },
+        });
+        if let (Some(config), Some(change)) = (config.as_object_mut(), change.as_object()) {
+            config.extend(change.clone());
+        }
+        let path = dir.path().join("config");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "exec \"$0\" --config-fd 3 --status-fd 4 3<\"$1\" 4>&1 1>&2"])
+            .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let events = BufReader::new(child.stdout.take().unwrap());
+        Self { child, events, dir }
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        Event::read_line(&mut self.events).unwrap()
+    }
+
+    #[track_caller]
+    fn expect_started(&mut self) {
+        let event = self.event();
+        assert!(matches!(event, Some(Event::Started { .. })), "{event:?}");
+    }
+
+    /// Waits for the end, for at most half a minute; the exit status.
+    fn end(&mut self) -> i32 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().expect("ended by a signal");
+            }
+            assert!(Instant::now() < deadline, "the VMM does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn none() -> serde_json::Value {
+    serde_json::Value::Null
+}
+
+#[test]
+fn a_kernel_speaks_and_ends_the_vmm() {
+    let mut guest = Guest::start(SAYS_OK, none());
+    guest.expect_started();
+    let reason = StopReason::DebugExit { status: 0x21 };
+    assert_eq!(guest.event(), Some(Event::Stopped { reason }));
+    assert_eq!(guest.event(), None);
+    assert_eq!(guest.end(), 0x21);
+    let text = std::fs::read_to_string(guest.dir.path().join("serial")).unwrap();
+    assert_eq!(text, "OK\n");
+}
+
+#[test]
+fn power_off_ends_with_success() {
+    let mut guest = Guest::start(SWITCHES_OFF, none());
+    guest.expect_started();
+    assert_eq!(guest.event(), Some(Event::Stopped { reason: StopReason::PowerOff }));
+    assert_eq!(guest.end(), 0);
+}
+
+#[test]
+fn signals_end_a_sleeping_guest() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let mut guest = Guest::start(SLEEPS, serde_json::json!({ "cpus": 3 }));
+        guest.expect_started();
+        guest.signal(signal);
+        assert_eq!(guest.event(), Some(Event::Stopped { reason: StopReason::Requested }));
+        assert_eq!(guest.end(), 0);
+    }
+}
+
+#[test]
+fn the_launchers_end_ends_the_guest() {
+    let mut guest = Guest::start(SLEEPS, none());
+    guest.expect_started();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    guest.child.stdout = None;
+    drop(std::mem::replace(
+        &mut guest.events,
+        BufReader::new(ChildStdout::from(std::os::fd::OwnedFd::from(reader))),
+    ));
+    assert_eq!(guest.end(), 0);
+}
+
+#[test]
+fn a_triple_fault_resets() {
+    let mut guest = Guest::start(FAULTS, none());
+    guest.expect_started();
+    for _ in 0..3 {
+        assert_eq!(guest.event(), Some(Event::Reset));
+    }
+    guest.signal("INT");
+    assert_eq!(guest.end(), 0);
+}
+
+#[test]
+fn nonsense_at_the_ports_harms_only_the_guest() {
+    let change = serde_json::json!({ "nets": [{}], "debug": { "testdev": true } });
+    let mut guest = Guest::start(WRITES_NONSENSE, change);
+    guest.expect_started();
+    std::thread::sleep(Duration::from_secs(3));
+    guest.signal("INT");
+    assert_eq!(guest.end(), 0);
+    // It may well have reset itself, or switched itself off.
+    let mut last = None;
+    while let Some(event) = guest.event() {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(Event::Stopped { .. })), "{last:?}");
+}
+
+#[track_caller]
+fn fails(mut guest: Guest, kind: FailureKind, part: &str) {
+    let event = guest.event();
+    let Some(Event::Error(failure)) = event else { panic!("{event:?}") };
+    assert_eq!(failure.kind, kind, "{failure}");
+    assert!(failure.message.contains(part), "{failure}");
+    assert_eq!(guest.end(), i32::from(kind.exit_status()));
+}
+
+#[test]
+fn failures_are_told_with_their_kind() {
+    let start = |change| Guest::start(SLEEPS, change);
+    let boot = |path: PathBuf| serde_json::json!({ "boot": { "kernel": path } });
+    fails(start(boot("/nonexistent/k".into())), FailureKind::Artifact, "/nonexistent/k");
+    fails(start(boot("/bin/sh".into())), FailureKind::Artifact, "/bin/sh");
+    fails(start(serde_json::json!({ "cpus": 0 })), FailureKind::Configuration, "processors");
+    fails(start(serde_json::json!({ "cpu": 0 })), FailureKind::Configuration, "`cpu`");
+    let kvm = serde_json::json!({ "accelerator": "kvm" });
+    fails(start(kvm), FailureKind::Configuration, "KVM");
+    let console = serde_json::json!({ "serial": { "fd": 77 } });
+    fails(start(console), FailureKind::Host, "77");
+    let disk = serde_json::json!({ "disks": [{ "path": "/nonexistent/d" }] });
+    fails(start(disk), FailureKind::Host, "/nonexistent/d");
+}
+
+#[test]
+fn a_person_gets_plain_text() {
+    let output = Command::new(env!("CARGO_BIN_EXE_lodge-vmm"))
+        .args(["--config", "/nonexistent/config"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(FailureKind::Configuration.exit_status().into()));
+    let line = output.stderr.lines().next().unwrap().unwrap();
+    assert!(line.starts_with("lodge-vmm: cannot read the configuration"), "{line}");
+}
