@@ -117,9 +117,9 @@ impl HostFile {
     }
 
     /// The size in bytes.
-    pub(crate) fn len(&self) -> Result<u64, Error> {
+    pub(crate) fn len(&self) -> io::Result<u64> {
         // lseek(2) finds the end of files and block devices alike. The position itself is unused.
-        (&self.file).seek(SeekFrom::End(0)).map_err(|e| Error::host(&self.path, "measure", e))
+        (&self.file).seek(SeekFrom::End(0))
     }
 
     /// Fills `data` from `offset`.

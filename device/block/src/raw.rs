@@ -5,7 +5,7 @@ use crate::error::{Cause, Error};
 use crate::file::HostFile;
 use crate::probe::{PROBE_LEN, Probed, probe};
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
 /// A raw image, or a block device.
 pub(crate) struct RawDisk {
@@ -15,13 +15,22 @@ pub(crate) struct RawDisk {
     /// Present if the format was guessed: then the guest may not make the first sector the header
     /// of another format. Serialises the writes that touch that sector.
     guarded_header: Option<Mutex<()>>,
+    /// Tells of the first refused write; a guest could fill the log.
+    told: Once,
 }
 
 impl RawDisk {
     /// Serves `host`; `guessed` says that its format was not told but probed.
     pub(crate) fn new(host: HostFile, readonly: bool, guessed: bool) -> Result<Self, Error> {
-        let size = disk_size(&host, host.len()?, readonly)?;
-        Ok(RawDisk { host, size, readonly, guarded_header: guessed.then(|| Mutex::new(())) })
+        let len = host.len().map_err(|e| Error::host(host.path(), "measure", e))?;
+        let size = disk_size(&host, len, readonly)?;
+        Ok(RawDisk {
+            host,
+            size,
+            readonly,
+            guarded_header: guessed.then(|| Mutex::new(())),
+            told: Once::new(),
+        })
     }
 
     fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -40,11 +49,13 @@ impl RawDisk {
             *old = *new;
         }
         if probe(&sector) != Probed::Raw {
-            tracing::warn!(
-                image = %self.host.path().display(),
-                "refused a write that makes this raw disk look like another image format; to allow \
-                 it, say that the format is raw"
-            );
+            self.told.call_once(|| {
+                tracing::warn!(
+                    image = %self.host.path().display(),
+                    "refused a write that makes this raw disk look like another image format; to allow \
+                     it, say that the format is raw"
+                )
+            });
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 "the write would turn a disk whose format was guessed into an image of another \
@@ -58,7 +69,7 @@ impl RawDisk {
 /// The size of a disk that is `len` bytes long. The guest counts in sectors: where it only reads, a
 /// last sector that is cut short is filled with zeroes; where it writes, there would be no telling
 /// whether the file may grow, so it must be a whole number of sectors.
-pub(crate) fn disk_size(host: &HostFile, len: u64, readonly: bool) -> Result<u64, Error> {
+fn disk_size(host: &HostFile, len: u64, readonly: bool) -> Result<u64, Error> {
     let path = host.path();
     if len == 0 {
         return Err(Error::new(

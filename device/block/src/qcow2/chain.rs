@@ -204,7 +204,7 @@ fn open_layer(
 ) -> Result<Image, Error> {
     let Layer { host, header } = layer;
     let path = host.path().to_owned();
-    let len = host.len()?;
+    let len = host.len().map_err(|e| Error::host(&path, "measure", e))?;
     let opened = match header {
         Some(header) => {
             let writable = order.is_some();

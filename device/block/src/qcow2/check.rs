@@ -64,7 +64,7 @@ pub(super) fn read_table(host: &HostFile, offset: u64, entries: u64) -> Result<V
 
 /// Checks the tables of `host`; those that hold refcounts only if the image will be written.
 pub(super) fn check(host: &HostFile, header: &Header, writable: bool) -> Result<Tables, Flaw> {
-    let file_len = host.len().map_err(|_| Flaw::Damaged("a file of unknown size".into()))?;
+    let file_len = host.len()?;
     let mut check = Check {
         host,
         header,

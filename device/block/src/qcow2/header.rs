@@ -129,7 +129,7 @@ fn unsupported<T>(what: impl Into<String>) -> Result<T, Flaw> {
 
 /// Reads and checks the header of `host`.
 pub(super) fn read(host: &HostFile) -> Result<Header, Error> {
-    let file_len = host.len()?;
+    let file_len = host.len().map_err(|e| Flaw::Io(e).at(host.path()))?;
     let load = |len: usize| {
         let mut bytes = vec![0; len];
         host.read_at(0, &mut bytes).map(|()| bytes)
