@@ -527,3 +527,50 @@ fn discards_free_room_on_the_host() {
         }
     }
 }
+
+/// A loop device that is given back.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn new(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["-f", "--show", text(file)]).output().ok()?;
+        let name = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| LoopDevice(name.trim().into()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", text(&self.0)]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_raw_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = raw_file(dir.path(), "disk.raw", 1 << 20);
+    let Some(device) = LoopDevice::new(&file) else {
+        eprintln!("SKIPPED: a_block_device_is_a_raw_disk: no loop devices for this user");
+        return;
+    };
+    let options = OpenOptions::new(&device.0).format(Format::Raw);
+    let disk = open(&options).unwrap();
+    assert_eq!(disk.size(), 1 << 20);
+    let mut model = vec![0; 1 << 20];
+    Rng(1).fill(&mut model);
+    disk.write_at(0, &model).unwrap();
+    disk.write_zeroes(512, 1024, false).unwrap();
+    model[512..1536].fill(0);
+    disk.write_zeroes(8192, 65536, true).unwrap();
+    model[8192..8192 + 65536].fill(0);
+    disk.discard(1 << 19, 4096).unwrap();
+    disk.flush().unwrap();
+    let mut data = vec![1; 1 << 20];
+    disk.read_at(0, &mut data).unwrap();
+    model[1 << 19..][..4096].copy_from_slice(&data[1 << 19..][..4096]);
+    assert!(data == model);
+    // The kernel's own claim keeps a second writer off, whatever name it comes by.
+    refuses(&options, Cause::Busy, &[]);
+    drop(disk);
+    open(&options.readonly(true)).unwrap();
+}
