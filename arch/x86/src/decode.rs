@@ -1,5 +1,7 @@
 //! From instruction bytes to operations that are ready to run.
 
+use alloc::boxed::Box;
+
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::cpu::Cpu;
@@ -44,8 +46,9 @@ pub(crate) struct Op<E: Env> {
     flat: bool,
     /// LOCK was given.
     pub locked: bool,
-    /// The decoder's view, for what is not said above.
-    pub insn: Instruction,
+    /// The decoder's view, for what is not said above. Boxed, since most handlers never look at
+    /// it, and operations should lie close together.
+    pub insn: Box<Instruction>,
 }
 
 /// The number of a general-purpose register as [`Cpu::reg`] takes it: 0 to 15, with
@@ -164,7 +167,7 @@ pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, 
         seg,
         flat: bits == 64 && !matches!(seg, SegReg::Fs | SegReg::Gs | SegReg::Ss),
         locked: insn.has_lock_prefix(),
-        insn,
+        insn: Box::new(insn),
     })
 }
 

@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::block::{Block, MAX_OPS};
+use crate::block::{Block, Key, MAX_BYTES, MAX_OPS};
 use crate::cpu::{Cpu, is_canonical};
 use crate::debug;
 use crate::decode::{self, MAX_LEN, Op, Undecodable};
@@ -84,7 +84,7 @@ impl<E: Env> Cpu<E> {
             Ok(None) => return self.step(),
             Err(Raised(())) => return self.deliver_raised(),
         };
-        debug_assert!(self.env.matches(page, offset, &block.bytes));
+        debug_assert!(self.env.matches(page, offset, block.bytes()));
         self.code_page = Some(page);
         self.leave_block = false;
         let mut executed = 0;
@@ -132,15 +132,16 @@ impl<E: Env> Cpu<E> {
         let offset = (linear & 0xfff) as usize;
         let gpa = frame | offset as u64;
         let code_bits = self.mode.code_bits;
-        let block = match self.blocks.take(gpa, code_bits) {
-            Some(block) if self.env.matches(page, offset, &block.bytes) => block,
-            _ => match self.decode_block(gpa, page, offset)? {
+        let key = Key::new(gpa, code_bits);
+        let block = match self.blocks.take(key) {
+            Some(block) if self.env.matches(page, offset, block.bytes()) => block,
+            _ => match self.decode_block(key, page, offset)? {
                 Some(block) => block,
                 None => return Ok(None),
             },
         };
         if code_bits != 64 {
-            let last = self.state.rip + block.bytes.len() as u64 - 1;
+            let last = self.state.rip + block.bytes().len() as u64 - 1;
             if last > u64::from(self.state.segment(SegReg::Cs).limit) {
                 return Ok(None);
             }
@@ -150,11 +151,11 @@ impl<E: Env> Cpu<E> {
 
     fn decode_block(
         &mut self,
-        gpa: u64,
+        key: Key,
         page: E::Page,
         offset: usize,
     ) -> Exec<Option<Box<Block<E>>>> {
-        let mut window = [0; MAX_OPS * 8];
+        let mut window = [0; MAX_BYTES];
         let room = window.len().min(0x1000 - offset);
         self.env.load_bytes(page, offset, &mut window[..room]);
         let mut ops: Vec<Op<E>> = Vec::with_capacity(8);
@@ -180,8 +181,7 @@ impl<E: Env> Cpu<E> {
             return Ok(None);
         }
         self.stats.decoded += 1;
-        let code_bits = self.mode.code_bits;
-        Ok(Some(Box::new(Block { gpa, code_bits, bytes: window[..len].to_vec(), ops })))
+        Ok(Some(Box::new(Block::new(key, &window[..len], ops))))
     }
 
     /// Translates for an instruction fetch: guest physical address, and the page if it is RAM.

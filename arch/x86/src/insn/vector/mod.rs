@@ -18,6 +18,7 @@ use crate::state::{Cr0, Cr4, VectorState};
 mod gather;
 mod lanes;
 mod masked;
+mod moves;
 
 /// XCR0: the components that AVX instructions need (SSE, AVX).
 const XCR0_AVX: u64 = 0x06;
@@ -26,6 +27,8 @@ const XCR0_AVX512: u64 = 0xe6;
 
 /// What an instruction needs enabled. A type, so that each check becomes part of its handler.
 pub(crate) trait Class {
+    /// A register that is written becomes zero above what is written.
+    const CLEARS_ABOVE: bool;
     /// Raises #UD, #NM or #MF where the instruction may not run now (SDM Vol. 2, 2.4 to 2.8).
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec;
     /// Enters the state that the instruction leaves behind, once nothing can fault any more.
@@ -45,6 +48,7 @@ pub(crate) struct Avx;
 pub(crate) struct Avx512;
 
 impl Class for Sse {
+    const CLEARS_ABOVE: bool = false;
     #[inline(always)]
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         if cpu.state.cr0.intersects(Cr0::EM) || !cpu.state.cr4.contains(Cr4::OSFXSR) {
@@ -56,6 +60,7 @@ impl Class for Sse {
 }
 
 impl Class for Mmx {
+    const CLEARS_ABOVE: bool = false;
     #[inline(always)]
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         if cpu.state.cr0.intersects(Cr0::EM) {
@@ -72,6 +77,7 @@ impl Class for Mmx {
 }
 
 impl Class for SseMmx {
+    const CLEARS_ABOVE: bool = false;
     #[inline(always)]
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         Sse::check(cpu, op)?;
@@ -84,6 +90,7 @@ impl Class for SseMmx {
 }
 
 impl Class for Avx {
+    const CLEARS_ABOVE: bool = true;
     #[inline(always)]
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         check_vex(cpu, XCR0_AVX)?;
@@ -93,6 +100,7 @@ impl Class for Avx {
 }
 
 impl Class for Avx512 {
+    const CLEARS_ABOVE: bool = true;
     #[inline(always)]
     fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         check_vex(cpu, XCR0_AVX512)?;
@@ -207,8 +215,10 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     if insn.cpuid_features().contains(&CpuidFeature::KNC) {
         return None;
     }
-    if let Some(handler) = gather::select(insn).or_else(|| masked::select(insn)) {
-        return Some(handler);
+    let special =
+        moves::select(insn).or_else(|| gather::select(insn)).or_else(|| masked::select(insn));
+    if special.is_some() {
+        return special;
     }
     match memory_use(insn)? {
         MemoryUse::None => by_class!(insn, C => registers::<E, C>),
