@@ -312,3 +312,49 @@ fn vzeroupper_keeps_the_low_halves() {
     assert_eq!(g.state().vector.zmm[15], [0; 8]);
     assert_eq!(g.state().vector.zmm[16], [5; 8]);
 }
+
+#[test]
+fn whole_moves_do_what_the_native_unit_does() {
+    let mut guest = Guest::new();
+    let value: [u8; 64] = std::array::from_fn(|i| i as u8 + 1);
+    let mut moves: Vec<(&[u8], usize, bool)> = vec![
+        (&[0x0f, 0x28, 0x08], 16, false),       // movaps xmm1, [rax]
+        (&[0x66, 0x0f, 0x6f, 0x08], 16, false), // movdqa
+        (&[0xf3, 0x0f, 0x6f, 0x08], 16, false), // movdqu
+        (&[0x0f, 0x29, 0x08], 16, true),        // movaps [rax], xmm1
+        (&[0x0f, 0x2b, 0x08], 16, true),        // movntps
+        (&[0x0f, 0x28, 0xca], 16, false),       // movaps xmm1, xmm2
+        (&[0x0f, 0x29, 0xd1], 16, false),       // the same, encoded the other way
+    ];
+    if has_avx() {
+        moves.push((&[0xc5, 0xf8, 0x10, 0x08], 16, false)); // vmovups xmm1, [rax]
+        moves.push((&[0xc5, 0xfe, 0x6f, 0x08], 32, false)); // vmovdqu ymm1, [rax]
+        moves.push((&[0xc5, 0xfd, 0xe7, 0x08], 32, true)); // vmovntdq [rax], ymm1
+        moves.push((&[0xc5, 0xfc, 0x28, 0xca], 32, false)); // vmovaps ymm1, ymm2
+    }
+    if has_avx512() {
+        moves.push((&[0x62, 0xf1, 0xfe, 0x48, 0x6f, 0x08], 64, false)); // vmovdqu64 zmm1, [rax]
+        moves.push((&[0x62, 0xf1, 0x7f, 0x48, 0x7f, 0x08], 64, true)); // vmovdqu8 [rax], zmm1
+        moves.push((&[0x62, 0xf1, 0x7c, 0x28, 0x28, 0xca], 32, false)); // vmovaps ymm1, ymm2
+    }
+    for (bytes, len, is_store) in moves {
+        for at in [DATA, HOLE - 64] {
+            guest.write(at, &value);
+            for (i, zmm) in guest.state().vector.zmm.iter_mut().enumerate() {
+                *zmm = std::array::from_fn(|j| (i * 8 + j) as u64 * 0x1234_5678_9abc);
+            }
+            guest.state().gpr[gpr::RAX] = at;
+            let mut expected = guest.state().clone();
+            let mut operand = x86::NativeOperand([0; 512]);
+            operand.0[..64].copy_from_slice(&value);
+            let insn = iced_x86::Decoder::new(64, bytes, 0).decode();
+            guest.cpu.env.unit.execute(&insn, &mut expected, &mut operand).expect("no exception");
+            guest.run(bytes);
+            assert_eq!(guest.state().vector.zmm, expected.vector.zmm, "{bytes:02x?}");
+            assert_eq!(guest.read::<64>(at), operand.0[..64], "{bytes:02x?}");
+            if is_store {
+                assert_ne!(guest.read::<64>(at)[..len], value[..len]);
+            }
+        }
+    }
+}
