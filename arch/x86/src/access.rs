@@ -218,16 +218,16 @@ impl<E: Env> Cpu<E> {
         view: View,
     ) -> Exec<Span<E::Page>> {
         debug_assert!((1..=4096).contains(&len));
-        // In compatibility mode, what programs address has 32 bits, but not the processor's own
-        // accesses to descriptor tables and the kernel's stack.
-        let is_long = self.state.is_long_mode();
-        let linear = if is_long { linear } else { linear & 0xffff_ffff };
+        // In compatibility mode, what programs address has 32 bits, but not what the processor
+        // itself does: its descriptor tables and the kernel's stack lie anywhere.
+        let is_wide = self.state.is_64bit() || self.state.is_long_mode() && view != View::User;
+        let linear = if is_wide { linear } else { linear & 0xffff_ffff };
         let room = 0x1000 - (linear & 0xfff) as usize;
         if len <= room {
             return Ok(Span { first: self.place(linear, access, view)?, second: None });
         }
         let mut next = (linear | 0xfff).wrapping_add(1);
-        if !self.state.is_64bit() && linear <= 0xffff_ffff {
+        if !is_wide {
             next &= 0xffff_ffff;
         }
         let first = self.place(linear, access, view)?;

@@ -56,7 +56,8 @@ impl<E: Env> Cpu<E> {
             let mut data = [0; MAX_OPERAND];
             let data = &mut data[..run.len()];
             // Lane by lane, so that a page fault names the lane that it is about.
-            for (lane, at) in data.chunks_mut(lanes.size).zip((at..).step_by(lanes.size)) {
+            for (i, lane) in data.chunks_mut(lanes.size).enumerate() {
+                let at = at.wrapping_add((i * lanes.size) as u64);
                 self.check_access(at, lane.len(), Access::Read)?;
                 self.read_bytes(at, lane)?;
             }
