@@ -112,7 +112,9 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.env.enter(bus);
         let entered = Entered(self);
-        Ok(entered.0.run_until_exit())
+        let exit = entered.0.run_until_exit();
+        tracing::debug!(index = entered.0.cpu.env.index, stats = ?entered.0.cpu.stats, "stopped");
+        Ok(exit)
     }
 
     fn kicker(&self) -> Kicker {
