@@ -1,0 +1,60 @@
+//! Small guest programs with known outcomes that every accelerator must run right.
+//!
+//! A case builds a machine's memory (descriptor tables, page tables, code), says what the guest
+//! shall do (values it writes to a debug port, exceptions that generic handlers record, final
+//! registers and memory), and the runner compares. Cases are written against the manuals (Intel
+//! SDM, AMD APM), never against one accelerator; where vendors differ, there is no case.
+
+#![forbid(unsafe_code)]
+
+mod bus;
+pub mod case;
+mod cases;
+mod code;
+mod expect;
+mod guest;
+mod handlers;
+pub mod hostile;
+mod layout;
+mod runner;
+mod start;
+mod tables;
+
+use accel::{Accelerator, CpuidTable};
+
+pub use case::Case;
+pub use runner::{Failure, Report, Verdict};
+
+/// Every case, by subject.
+pub fn all_cases() -> Vec<Case> {
+    cases::all()
+}
+
+/// Runs every case whose name contains `filter` on `accelerator`, whose processors are told
+/// `cpuid`. Prints one line for each failure, and a total.
+pub fn run_all(accelerator: &dyn Accelerator, cpuid: &CpuidTable, filter: &str) -> Report {
+    let cases = all_cases().into_iter().filter(|case| case.name.contains(filter));
+    run(accelerator, cpuid, cases)
+}
+
+/// Runs some cases; see [`run_all`].
+pub fn run(
+    accelerator: &dyn Accelerator,
+    cpuid: &CpuidTable,
+    cases: impl IntoIterator<Item = Case>,
+) -> Report {
+    let mut report = Report::default();
+    for case in cases {
+        match runner::run_case(accelerator, cpuid, &case) {
+            Verdict::Passed => report.passed += 1,
+            Verdict::Skipped(reason) => report.skipped.push((case.name, reason)),
+            Verdict::Failed(detail) => {
+                let failure = Failure { name: case.name, detail };
+                println!("FAILED {failure}");
+                report.failures.push(failure);
+            }
+        }
+    }
+    println!("{}: {report}", accelerator.name());
+    report
+}

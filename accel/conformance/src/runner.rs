@@ -1,0 +1,269 @@
+//! Runs one case and compares.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use accel::{Accelerator, CpuState, CpuidTable, Exit, Kicker, Sections, Vcpu, VmResources};
+use runtime::{Clock, Timers};
+
+use crate::bus::{Signal, TestBus};
+use crate::case::Case;
+use crate::expect::{Ending, Event};
+use crate::guest::{self, Guest, Host};
+use crate::tables::Paging;
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As expected.
+    Passed,
+    /// The processors lack a feature.
+    Skipped(&'static str),
+    /// Expected and got.
+    Failed(String),
+}
+
+/// A case that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The case.
+    pub name: String,
+    /// Expected and got.
+    pub detail: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.detail)
+    }
+}
+
+/// What became of all cases.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// How many passed.
+    pub passed: usize,
+    /// Those that failed.
+    pub failures: Vec<Failure>,
+    /// Those that could not be run, with the feature that is missing.
+    pub skipped: Vec<(String, &'static str)>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failures.len())?;
+        if self.skipped.is_empty() { Ok(()) } else { write!(f, ", {} skipped", self.skipped.len()) }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Exit,
+    TripleFault,
+    Fault(String),
+    Timeout,
+}
+
+/// What a guest did.
+struct Outcome {
+    end: End,
+    events: Vec<Event>,
+    states: Vec<Option<CpuState>>,
+}
+
+/// Runs a case.
+pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Verdict {
+    let mut guest = match Guest::build(case.start, cpuid, &case.build) {
+        Ok(guest) => guest,
+        Err(problem) => return Verdict::Failed(problem),
+    };
+    if let Some(feature) = guest.missing {
+        return Verdict::Skipped(feature);
+    }
+    match execute(accelerator, cpuid, &mut guest) {
+        Ok(outcome) => judge(&guest, &outcome),
+        Err(problem) => Verdict::Failed(problem),
+    }
+}
+
+fn execute(
+    accelerator: &dyn Accelerator,
+    cpuid: &CpuidTable,
+    guest: &mut Guest,
+) -> Result<Outcome, String> {
+    let clock = Arc::new(Clock::new());
+    let timers = Arc::new(Timers::new(clock.clone()).map_err(|e| e.to_string())?);
+    let vm = accelerator
+        .create_vm(VmResources {
+            memory: guest.memory.clone(),
+            clock,
+            timers,
+            cpus: guest.cpus,
+            cpuid: cpuid.clone(),
+        })
+        .map_err(|e| e.to_string())?;
+    let mut vcpus = Vec::new();
+    for index in 0..guest.cpus {
+        vcpus.push(vm.take_vcpu(index).map_err(|e| e.to_string())?);
+    }
+    if let Some(first) = vcpus.first_mut() {
+        set_up(first.as_mut(), guest).map_err(|e| e.to_string())?;
+    }
+    let kickers: Vec<Kicker> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
+    let (sender, receiver) = channel();
+    let bus = Arc::new(TestBus {
+        events: Mutex::new(Vec::new()),
+        host: Host { memory: guest.memory.clone(), irq: vm.irq_sink() },
+        host_call: guest.host.clone(),
+        kickers: kickers.clone(),
+        signal: Mutex::new(sender),
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let threads: Vec<_> = vcpus
+        .into_iter()
+        .map(|vcpu| {
+            let (bus, stop) = (bus.clone(), stop.clone());
+            thread::spawn(move || drive(vcpu, &bus, &stop))
+        })
+        .collect();
+
+    let end = wait(&receiver, guest.timeout);
+    stop.store(true, Ordering::SeqCst);
+    let mut states = Vec::new();
+    let mut problem = None;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            kickers.iter().for_each(Kicker::kick);
+            thread::sleep(Duration::from_micros(200));
+        }
+        if !thread.is_finished() {
+            return Err("a processor does not stop when it is kicked".to_owned());
+        }
+        match thread.join() {
+            Ok(Ok(state)) => states.push(state),
+            Ok(Err(error)) => problem = Some(error),
+            Err(_) => problem = Some("the accelerator panicked".to_owned()),
+        }
+    }
+    let end = problem.map_or(end, End::Fault);
+    let events = bus.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Outcome { end, events, states })
+}
+
+fn wait(signals: &Receiver<Signal>, timeout: Duration) -> End {
+    match signals.recv_timeout(timeout) {
+        Ok(Signal::Exit) => End::Exit,
+        Ok(Signal::TripleFault) => End::TripleFault,
+        Ok(Signal::Fault) | Err(RecvTimeoutError::Disconnected) => End::Fault(String::new()),
+        Err(RecvTimeoutError::Timeout) => End::Timeout,
+    }
+}
+
+fn set_up(vcpu: &mut dyn Vcpu, guest: &mut Guest) -> Result<(), accel::Fault> {
+    let state = vcpu.load(Sections::all())?;
+    guest.start.apply(state, guest.root);
+    if guest.start.paging() == Paging::Pae {
+        for (i, entry) in (0..).zip(&mut state.pdpte) {
+            *entry = guest::read(&guest.memory, guest.root + i * 8, 8);
+        }
+    }
+    for tweak in guest.tweaks.drain(..) {
+        tweak(state);
+    }
+    vcpu.store(Sections::all())
+}
+
+/// Tells the runner when a processor's thread ends without a word.
+struct Watch<'a>(&'a TestBus);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::Fault);
+    }
+}
+
+/// Runs a processor until the case is over.
+fn drive(
+    mut vcpu: Box<dyn Vcpu>,
+    bus: &TestBus,
+    stop: &AtomicBool,
+) -> Result<Option<CpuState>, String> {
+    let _watch = Watch(bus);
+    while !stop.load(Ordering::SeqCst) {
+        match vcpu.run(bus).map_err(|e| e.to_string())? {
+            Exit::Kicked | Exit::Debug => thread::yield_now(),
+            Exit::TripleFault => {
+                bus.signal(Signal::TripleFault);
+                break;
+            }
+        }
+    }
+    vcpu.load(Sections::all()).map(|state| Some(state.clone())).map_err(|e| e.to_string())
+}
+
+fn judge(guest: &Guest, outcome: &Outcome) -> Verdict {
+    let address = |name: &str| guest.marked(name);
+    let mut problems = Vec::new();
+    let expected = match guest.ending {
+        Ending::Exit => End::Exit,
+        Ending::TripleFault => End::TripleFault,
+    };
+    if outcome.end != expected {
+        problems.push(format!("expected the end {expected:?}, got {:?}", outcome.end));
+    }
+    let differs = guest.wants.len() != outcome.events.len()
+        || guest.wants.iter().zip(&outcome.events).any(|(w, e)| !w.matches(e, &address));
+    if differs {
+        let wants: Vec<_> = guest.wants.iter().map(|w| w.describe(&address)).collect();
+        let got: Vec<_> = outcome.events.iter().take(50).map(|e| format!("{e:?}")).collect();
+        problems.push(format!("expected [{}], got [{}]", wants.join("; "), got.join("; ")));
+    }
+    let state = outcome.states.first().and_then(Option::as_ref);
+    for &(register, value) in &guest.registers {
+        let got = state.and_then(|s| s.gpr.get(register).copied());
+        if got != Some(value) {
+            problems.push(format!("expected register {register} = {value:#x}, got {got:#x?}"));
+        }
+    }
+    for &(at, len, value) in &guest.words {
+        let got = guest.read(at, len);
+        if got != value {
+            problems.push(format!("expected {value:#x} at {at:#x}, got {got:#x}"));
+        }
+    }
+    if problems.is_empty() {
+        return Verdict::Passed;
+    }
+    if let Some(state) = state {
+        problems.push(registers(state));
+    }
+    Verdict::Failed(problems.join("; "))
+}
+
+fn registers(state: &CpuState) -> String {
+    let names = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+    let mut text = format!(
+        "ended at {:#x} cs={:#x} ss={:#x} rflags={:#x} cr0={:#x} cr3={:#x} cr4={:#x} efer={:#x}",
+        state.rip,
+        state.seg[1].selector,
+        state.seg[2].selector,
+        state.rflags,
+        state.cr0,
+        state.cr3,
+        state.cr4,
+        state.efer
+    );
+    for (name, value) in names.iter().zip(state.gpr) {
+        text.push_str(&format!(" {name}={value:#x}"));
+    }
+    text
+}
