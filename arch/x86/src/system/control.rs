@@ -306,7 +306,9 @@ fn invlpg<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         }
         _ => 0,
     };
-    cpu.tlb.flush_page(base.wrapping_add(offset));
+    let linear = base.wrapping_add(offset);
+    let is_64bit = cpu.mode.code_bits == 64;
+    cpu.tlb.flush_page(if is_64bit { linear } else { linear & 0xffff_ffff });
     cpu.leave_block = true;
     Ok(())
 }
