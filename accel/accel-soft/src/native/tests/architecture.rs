@@ -200,6 +200,18 @@ fn pending_x87_exceptions_are_raised_by_what_waits() {
 }
 
 #[test]
+fn a_wait_prefix_is_an_instruction_of_its_own() {
+    let mut g = Guest::new();
+    g.state().gpr[gpr::RAX] = DATA;
+    g.run(FWAIT);
+    let fstcw = [0x9b, 0xd9, 0x38];
+    let insn = iced_x86::Decoder::new(64, &fstcw, 0).decode();
+    assert_eq!(insn.len(), 1);
+    g.run(&fstcw[1..]);
+    assert_eq!(g.read::<2>(DATA), [0x7f, 3]);
+}
+
+#[test]
 fn an_unmasked_invalid_operation_stores_nothing() {
     let mut g = Guest::new();
     g.state().gpr[gpr::RAX] = DATA;
