@@ -164,7 +164,7 @@ impl std::ops::Deref for Timed {
 impl Chips {
     /// The interrupt controllers of `cpus` processors, as firmware leaves them. All TSCs start
     /// as the host's plus `tsc_offset`.
-    pub fn new(cpus: u32, clock: Arc<Clock>, timers: &Timers, tsc_offset: u64) -> Timed {
+    pub fn wire(cpus: u32, clock: Arc<Clock>, timers: &Timers, tsc_offset: u64) -> Timed {
         let slots = (0..cpus)
             .map(|id| {
                 let mut lapic = Lapic::new(LapicConfig {

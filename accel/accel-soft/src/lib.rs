@@ -50,7 +50,7 @@ impl Accelerator for SoftAccelerator {
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
         // The guest's TSC starts near zero, as after RESET.
         let tsc_offset = host_tsc.wrapping_neg();
-        let chips = Chips::new(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
+        let chips = Chips::wire(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
             chips,

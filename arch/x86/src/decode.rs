@@ -103,24 +103,12 @@ pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, 
     for i in 0..insn.op_count().min(3) {
         match insn.op_kind(i) {
             OpKind::Register => regs[i as usize] = gpr_number(insn.op_register(i)),
-            OpKind::Immediate8
-            | OpKind::Immediate8_2nd
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64 => {
-                // ENTER and EXTRQ have two; the first is the one kept here.
-                if insn.op_kind(i) != OpKind::Immediate8_2nd {
-                    imm = insn.immediate(i);
-                }
-            }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
                 imm = insn.near_branch_target().wrapping_sub(insn.next_ip());
             }
-            _ => {}
+            // ENTER and EXTRQ have two immediates; the first is the one kept here.
+            OpKind::Immediate8_2nd => {}
+            _ => imm = insn.try_immediate(i).unwrap_or(imm),
         }
     }
 

@@ -106,11 +106,12 @@ impl<E: Env> Cpu<E> {
         let old = self.state.cr3;
         self.state.cr3 = value;
         let is_pae = self.state.cr4.contains(Cr4::PAE) && self.state.cr0.contains(Cr0::PG);
-        if is_pae && !self.state.is_long_mode() {
-            if let Err(raised) = self.load_pdptes() {
-                self.state.cr3 = old;
-                return Err(raised);
-            }
+        if is_pae
+            && !self.state.is_long_mode()
+            && let Err(raised) = self.load_pdptes()
+        {
+            self.state.cr3 = old;
+            return Err(raised);
         }
         let pcid = if has_pcid { value as u16 & 0xfff } else { 0 };
         self.tlb.switch(pcid, keep);
@@ -147,11 +148,13 @@ impl<E: Env> Cpu<E> {
         self.state.cr4 = new;
         let paged = self.state.cr0.contains(Cr0::PG) && !self.state.is_long_mode();
         let reloads = changed.intersects(Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP);
-        if paged && new.contains(Cr4::PAE) && reloads {
-            if let Err(raised) = self.load_pdptes() {
-                self.state.cr4 = old;
-                return Err(raised);
-            }
+        if paged
+            && new.contains(Cr4::PAE)
+            && reloads
+            && let Err(raised) = self.load_pdptes()
+        {
+            self.state.cr4 = old;
+            return Err(raised);
         }
         if changed.intersects(CR4_PAGING) {
             self.tlb.flush_all();
