@@ -179,6 +179,7 @@ impl Plan {
         };
         plan.note_usage(has_memory)?;
         let has_state = environment == Environment::X87
+            || is_conversion(insn.mnemonic())
             || ![plan.vectors_read, plan.vectors_written, plan.masks_read, plan.masks_written]
                 .into_iter()
                 .chain([plan.mmx_read, plan.mmx_written])
@@ -265,6 +266,13 @@ fn environment(insn: &Instruction) -> Environment {
     } else {
         Environment::Mxcsr
     }
+}
+
+/// Whether an instruction converts numbers, if need be from memory to a general-purpose register,
+/// with no vector register taking part.
+fn is_conversion(mnemonic: Mnemonic) -> bool {
+    let name = format!("{mnemonic:?}");
+    name.starts_with("Cvt") || name.starts_with("Vcvt")
 }
 
 /// Whether an instruction neither depends on MXCSR nor sets its flags. The names of integer
