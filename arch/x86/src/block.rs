@@ -6,23 +6,18 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::decode::Op;
 use crate::env::Env;
 
 /// A block never holds more operations than this, so that events are seen in time.
 pub(crate) const MAX_OPS: usize = 32;
-/// Nor does it cover more bytes.
-pub(crate) const MAX_BYTES: usize = 64;
+/// Nor does it cover more bytes: with them, a [`Slot`] fills a cache line.
+pub(crate) const MAX_BYTES: usize = 48;
 const SLOTS: usize = 1 << 15;
-
-pub(crate) struct Block<E: Env> {
-    pub key: Key,
-    /// The bytes that were decoded, which lie in one page, and how many they are.
-    bytes: [u8; MAX_BYTES],
-    len: u8,
-    pub ops: Vec<Op<E>>,
-}
+/// How many operations are kept. When there is no more room, all are forgotten.
+const CAPACITY: usize = 1 << 18;
 
 /// What a block is found by: the guest physical address of its first byte, and the code size it
 /// was decoded for.
@@ -40,55 +35,89 @@ impl Key {
     const NONE: Self = Self(u64::MAX);
 }
 
-impl<E: Env> Block<E> {
-    /// A block of `ops`, decoded from `bytes`: at most [`MAX_BYTES`].
-    pub fn new(key: Key, bytes: &[u8], ops: Vec<Op<E>>) -> Self {
-        let mut copy = [0; MAX_BYTES];
-        copy[..bytes.len()].copy_from_slice(bytes);
-        Self { key, bytes: copy, len: bytes.len() as u8, ops }
-    }
+/// A block: all that is needed to find it and to see whether it is still right.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Block {
+    key: Key,
+    /// Its operations.
+    start: u32,
+    count: u8,
+    /// The bytes that were decoded, which lie in one page, and how many they are.
+    len: u8,
+    bytes: [u8; MAX_BYTES],
+}
+
+impl Block {
+    const EMPTY: Self = Self { key: Key::NONE, start: 0, count: 0, len: 0, bytes: [0; MAX_BYTES] };
 
     /// The bytes that were decoded.
     #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
+
+    /// Where its operations stand in [`BlockCache::ops`].
+    #[inline(always)]
+    pub fn range(&self) -> Range<usize> {
+        let start = self.start as usize;
+        start..start + usize::from(self.count)
+    }
 }
 
-/// A direct-mapped cache of blocks. Keys stand in the table itself, so that a miss touches
-/// nothing else.
+/// A direct-mapped cache of blocks. Their operations stand in one list, in the order in which
+/// they were decoded: code that runs together lies together.
 pub(crate) struct BlockCache<E: Env> {
-    slots: Box<[Slot<E>]>,
+    blocks: Box<[Block]>,
+    pub ops: Vec<Op<E>>,
 }
 
-struct Slot<E: Env> {
-    key: Key,
-    block: Option<Box<Block<E>>>,
+impl<E: Env> Default for BlockCache<E> {
+    /// A stand-in that holds nothing, for while the processor uses the real one.
+    fn default() -> Self {
+        Self { blocks: Box::default(), ops: Vec::new() }
+    }
 }
 
 impl<E: Env> BlockCache<E> {
     pub fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Slot { key: Key::NONE, block: None }).collect() }
+        Self { blocks: (0..SLOTS).map(|_| Block::EMPTY).collect(), ops: Vec::new() }
     }
 
     #[inline(always)]
-    fn slot(&mut self, key: Key) -> &mut Slot<E> {
+    fn slot(key: Key) -> usize {
         let hash = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
-        &mut self.slots[hash as usize % SLOTS]
+        hash as usize % SLOTS
     }
 
-    /// Takes the block out, if it is there. Whoever took it puts it back.
+    /// The block with this key, if it is there.
     #[inline(always)]
-    pub fn take(&mut self, key: Key) -> Option<Box<Block<E>>> {
-        let slot = self.slot(key);
-        if slot.key == key { slot.block.take() } else { None }
+    pub fn find(&self, key: Key) -> Option<&Block> {
+        self.blocks.get(Self::slot(key)).filter(|block| block.key == key)
     }
 
-    /// Keeps a block, in place of another one that falls on the same slot.
-    #[inline(always)]
-    pub fn put(&mut self, block: Box<Block<E>>) {
-        let slot = self.slot(block.key);
-        slot.key = block.key;
-        slot.block = Some(block);
+    /// Makes sure that the operations of one more block find room.
+    pub fn reserve(&mut self) {
+        if self.ops.len() + MAX_OPS > CAPACITY {
+            self.ops.clear();
+            self.blocks.fill(Block::EMPTY);
+        }
+    }
+
+    /// Keeps the block whose operations are those from `start` on, decoded from `bytes` (at most
+    /// [`MAX_BYTES`]), in place of another one that falls on the same slot.
+    pub fn insert(&mut self, key: Key, start: usize, bytes: &[u8]) -> Block {
+        let mut block = Block {
+            key,
+            start: start as u32,
+            count: (self.ops.len() - start) as u8,
+            len: bytes.len() as u8,
+            bytes: [0; MAX_BYTES],
+        };
+        block.bytes[..bytes.len()].copy_from_slice(bytes);
+        if let Some(slot) = self.blocks.get_mut(Self::slot(key)) {
+            *slot = block;
+        }
+        block
     }
 }
