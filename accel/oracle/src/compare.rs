@@ -3,6 +3,7 @@
 use iced_x86::Instruction;
 
 use crate::case::{Case, Outcome};
+use crate::excuse;
 use crate::layout::data_linear;
 
 const RF: u64 = 1 << 16;
@@ -42,57 +43,95 @@ pub fn trap_name(trap: u32) -> String {
     name.to_owned()
 }
 
-/// What differs between the host's outcome and the engine's.
-pub fn differences(
-    _case: &Case,
-    _insns: &[Instruction],
+/// How two outcomes compare.
+#[derive(Debug)]
+pub enum Verdict {
+    /// They are the same.
+    Same,
+    /// They differ, for the reason given, which is no fault of the engine.
+    Excused(&'static str),
+    /// They differ.
+    Different(Vec<Difference>),
+}
+
+/// Compares the host's outcome with the engine's.
+pub fn compare(case: &Case, insns: &[Instruction], host: &Outcome, engine: &Outcome) -> Verdict {
+    let found = differences(case, insns, host, engine);
+    if found.is_empty() {
+        return Verdict::Same;
+    }
+    let excuse = last(insns, host)
+        .filter(|_| engine.trap != Outcome::PANIC)
+        .and_then(|insn| excuse::whole_case(case, insn, host, engine));
+    match excuse {
+        Some(reason) => Verdict::Excused(reason),
+        None => Verdict::Different(found),
+    }
+}
+
+/// The instruction that faulted, or else the last one.
+fn last<'a>(insns: &'a [Instruction], host: &Outcome) -> Option<&'a Instruction> {
+    insns.iter().find(|insn| insn.ip() == host.rip).or(insns.last())
+}
+
+fn differences(
+    case: &Case,
+    insns: &[Instruction],
     host: &Outcome,
     engine: &Outcome,
 ) -> Vec<Difference> {
     let mut found = Vec::new();
-    let mut check = |name: &str, host: u64, engine: u64| {
-        if host != engine {
-            found.push(format!("{name}: host {host:#x}, engine {engine:#x}"));
-        }
-    };
     if engine.trap == Outcome::PANIC {
         return vec!["the engine panics".to_owned()];
     }
-    let hidden = if host.trap == 14 && host.cr2 & KERNEL_HALF != 0 { 1 } else { 0 };
+    let insn = last(insns, host);
+    let undefined = insns.iter().fold(0, |mask, insn| mask | excuse::undefined_flags(insn));
     if host.trap != engine.trap {
-        check_trap(&mut found, host, engine);
-    } else {
-        check("error code", (host.error | hidden).into(), (engine.error | hidden).into());
-        check("cr2", host.cr2, engine.cr2);
+        let show = |o: &Outcome| format!("{}({:#x}) cr2 {:#x}", trap_name(o.trap), o.error, o.cr2);
+        found.push(format!("exception: host {}, engine {}", show(host), show(engine)));
     }
     let mut check = |name: &str, host: u64, engine: u64| {
         if host != engine {
             found.push(format!("{name}: host {host:#x}, engine {engine:#x}"));
         }
     };
+    if host.trap == engine.trap {
+        let hidden = u32::from(host.trap == 14 && host.cr2 & KERNEL_HALF != 0);
+        check("error code", (host.error | hidden).into(), (engine.error | hidden).into());
+        if !insn.is_some_and(|insn| excuse::cr2_agrees(insn, host.cr2, engine.cr2)) {
+            check("cr2", host.cr2, engine.cr2);
+        }
+    }
     check("rip", host.rip, engine.rip);
-    check("rflags", host.rflags & !RF, engine.rflags & !RF);
+    let hidden = RF | undefined;
+    check("rflags", host.rflags | hidden, engine.rflags | hidden);
     for (i, name) in GPR.iter().enumerate() {
         check(name, host.gpr[i], engine.gpr[i]);
     }
     check("fs base", host.fs_base, engine.fs_base);
     check("gs base", host.gs_base, engine.gs_base);
-    for i in 0..32 {
-        for q in 0..8 {
-            check(&format!("zmm{i}[{q}]"), host.vector.zmm[i][q], engine.vector.zmm[i][q]);
+    if host.vector.zmm != engine.vector.zmm {
+        for i in 0..32 {
+            for q in 0..8 {
+                let name = format!("zmm{i}[{q}]");
+                check(&name, host.vector.zmm[i][q], engine.vector.zmm[i][q]);
+            }
         }
     }
     for i in 0..8 {
         check(&format!("k{i}"), host.vector.k[i], engine.vector.k[i]);
     }
     let (a, b) = (&host.vector.x87, &engine.vector.x87);
-    check("mxcsr", a.mxcsr.into(), b.mxcsr.into());
-    check("fcw", a.fcw.into(), b.fcw.into());
-    check("fsw", a.fsw.into(), b.fsw.into());
-    check("ftw", a.ftw.into(), b.ftw.into());
-    for i in 0..8 {
-        check(&format!("st{i} significand"), a.st[i][0], b.st[i][0]);
-        check(&format!("st{i} exponent"), a.st[i][1] & 0xffff, b.st[i][1] & 0xffff);
+    let hidden = excuse::vague_mxcsr(case, host);
+    check("mxcsr", (a.mxcsr | hidden).into(), (b.mxcsr | hidden).into());
+    if !insn.is_some_and(|insn| excuse::vague_x87(insn, host)) {
+        check("fcw", a.fcw.into(), b.fcw.into());
+        check("fsw", a.fsw.into(), b.fsw.into());
+        check("ftw", a.ftw.into(), b.ftw.into());
+        for i in 0..8 {
+            check(&format!("st{i} significand"), a.st[i][0], b.st[i][0]);
+            check(&format!("st{i} exponent"), a.st[i][1] & 0xffff, b.st[i][1] & 0xffff);
+        }
     }
     if host.data != engine.data {
         let different = (0..host.data.len()).filter(|&i| host.data[i] != engine.data[i]);
@@ -102,17 +141,13 @@ pub fn differences(
             first.get_or_insert(i);
         }
         let at = first.unwrap_or_default() & !7;
+        let end = (at + 16).min(host.data.len());
         found.push(format!(
             "memory: {count} bytes, first near {:#x}: host {:02x?}, engine {:02x?}",
             data_linear(at),
-            &host.data[at..(at + 16).min(host.data.len())],
-            &engine.data[at..(at + 16).min(host.data.len())],
+            &host.data[at..end],
+            &engine.data[at..end],
         ));
     }
     found
-}
-
-fn check_trap(found: &mut Vec<Difference>, host: &Outcome, engine: &Outcome) {
-    let show = |o: &Outcome| format!("{}({:#x}) cr2 {:#x}", trap_name(o.trap), o.error, o.cr2);
-    found.push(format!("exception: host {}, engine {}", show(host), show(engine)));
 }

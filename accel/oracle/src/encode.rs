@@ -1,5 +1,7 @@
 //! Random bytes that decode to a wanted instruction.
 
+use std::sync::LazyLock;
+
 use iced_x86::{
     Code, Decoder, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix,
     OpCodeOperandKind as Kind, OpCodeTableKind as Table,
@@ -21,9 +23,19 @@ pub struct Encoded {
     pub insn: Instruction,
 }
 
+/// A decoder that sees what this host does.
+pub fn decoder(bits: u32, bytes: &[u8], ip: u64) -> Decoder<'_> {
+    static OPTIONS: LazyLock<u32> = LazyLock::new(|| {
+        let vendor = crate::engine::host_cpuid(0, 0).ebx.to_le_bytes();
+        let is_amd = [*b"Auth", *b"Hygo"].contains(&vendor);
+        if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+    });
+    Decoder::with_ip(bits, bytes, ip, *OPTIONS)
+}
+
 /// Decodes the first instruction of `bytes`.
 pub fn decode(bits: u32, bytes: &[u8], ip: u64) -> Instruction {
-    Decoder::with_ip(bits, bytes, ip, DecoderOptions::NONE).decode()
+    decoder(bits, bytes, ip).decode()
 }
 
 /// A random encoding of `code` with random operands at `ip`. `None` if none was found.

@@ -286,12 +286,24 @@ impl Engine {
     }
 }
 
+/// The writable bits of the host's MXCSR.
+fn mxcsr_mask() -> u32 {
+    #[repr(align(16))]
+    struct Area([u8; 512]);
+    let mut area = Area([0; 512]);
+    // SAFETY: stores 512 bytes to a variable of that size.
+    unsafe { std::arch::asm!("fxsave [{}]", in(reg) &mut area, options(nostack)) };
+    u32::from_le_bytes([area.0[28], area.0[29], area.0[30], area.0[31]])
+}
+
 fn segment(selector: u16, attributes: u32) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes: SegmentAttributes(attributes) }
 }
 
 fn base_state(cpuid: &CpuidTable) -> CpuState {
     let mut state = CpuState::reset(0);
+    // MXCSR.MM, which no guest is offered, would differ in every FXSAVE area.
+    state.vector.x87.mxcsr_mask = mxcsr_mask();
     state.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
     state.cr3 = frame::PML4 as u64;
     // As Linux sets it.

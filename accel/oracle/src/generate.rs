@@ -1,10 +1,11 @@
 //! Cases from numbers.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::state::gpr::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 
 use crate::case::{Case, PATCHES};
-use crate::encode::{Encoded, MAX_LEN, decode, encode};
+use crate::encode::{Encoded, MAX_LEN, decode, decoder, encode};
+use crate::excuse;
 use crate::host::IMAGES;
 use crate::layout::{ALIAS, CODE, CODE_SIZE, DATA_SIZE, PAGE, data_linear, data_offset};
 use crate::random::{Flavour, Rng, extended, integer};
@@ -91,12 +92,13 @@ pub fn sample(rng: &mut Rng, code: Code, bits: u32, others: Option<&[Code]>) -> 
     let is_branch = builder.insns[0].flow_control() != iced_x86::FlowControl::Next;
     if let Some(others) = others
         && !is_branch
+        && !builder.ends_vaguely()
         && builder.rng.one_in(5)
     {
         for _ in 0..builder.rng.below(4) {
             let other = builder.rng.pick(others);
             let length = builder.code_len;
-            if builder.add(other).is_none() || builder.ends_in_branch() {
+            if builder.add(other).is_none() || builder.ends_in_branch() || builder.ends_vaguely() {
                 // A branch would need TF, which ends a case after the first instruction.
                 builder.truncate(length);
             }
@@ -162,6 +164,11 @@ impl<'a> Builder<'a> {
 
     fn ends_in_branch(&self) -> bool {
         self.insns.last().is_some_and(|i| i.flow_control() != iced_x86::FlowControl::Next)
+    }
+
+    /// The last instruction leaves flags that the next ones should not depend on.
+    fn ends_vaguely(&self) -> bool {
+        self.insns.last().is_some_and(|insn| excuse::undefined_flags(insn) != 0)
     }
 
     fn truncate(&mut self, length: usize) {
@@ -307,7 +314,7 @@ impl<'a> Builder<'a> {
     /// Rewrites the displacement, where it is wide enough.
     fn move_displacement(&mut self, encoded: &mut Encoded, to: u64) {
         let ip = encoded.insn.ip();
-        let mut decoder = Decoder::with_ip(self.bits, &encoded.bytes, ip, DecoderOptions::NONE);
+        let mut decoder = decoder(self.bits, &encoded.bytes, ip);
         let insn = decoder.decode();
         let constants = decoder.get_constant_offsets(&insn);
         let (at, len) = (constants.displacement_offset(), constants.displacement_size());

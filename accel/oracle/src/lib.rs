@@ -10,6 +10,7 @@ pub mod case;
 pub mod compare;
 pub mod encode;
 pub mod engine;
+pub mod excuse;
 pub mod generate;
 pub mod host;
 pub mod layout;

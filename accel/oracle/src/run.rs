@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use iced_x86::{Code, Formatter, GasFormatter, Instruction};
 
 use crate::case::{Case, Outcome};
-use crate::compare::{differences, trap_name};
+use crate::compare::{Verdict, compare, trap_name};
 use crate::engine::Engine;
 use crate::generate::{Generator, Sample, candidates, images, sample};
 use crate::host::{BATCH, Host};
@@ -19,7 +19,7 @@ use crate::random::Rng;
 /// How many times an instruction is tried before the host is said not to have it.
 const PROBES: u64 = 12;
 /// Kinds of mismatches beyond these are only named.
-const MOST_SHOWN: usize = 40;
+const MOST_SHOWN: usize = 4000;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Cases whose outcomes differ.
     pub mismatches: u64,
+    /// Cases whose outcomes differ for a reason, by reason.
+    pub excused: BTreeMap<&'static str, u64>,
     /// What they look like, by instruction: one each, and how many there are.
     pub examples: BTreeMap<String, (u64, String)>,
     /// Codes that ran to their end on the host, by mode (64 and 32).
@@ -190,10 +192,11 @@ impl Report {
             let mode = &mut self.completed[sample.case.is_32bit as usize];
             mode.extend(sample.insns.iter().map(|i| raw(i.code())));
         }
-        let found = differences(&sample.case, &sample.insns, host, engine);
-        if found.is_empty() {
-            return;
-        }
+        let found = match compare(&sample.case, &sample.insns, host, engine) {
+            Verdict::Same => return,
+            Verdict::Excused(reason) => return *self.excused.entry(reason).or_default() += 1,
+            Verdict::Different(found) => found,
+        };
         let kind = if host.trap == engine.trap {
             found[0].split(':').next().unwrap_or_default().to_owned()
         } else {
@@ -213,11 +216,11 @@ impl Report {
 
     fn add(&mut self, sample: &Sample, kind: &str, text: &str) {
         self.mismatches += 1;
-        let codes = match &sample.insns[..] {
-            [insn] => format!("{:?}", insn.code()),
-            _ => "sequence".to_owned(),
+        let codes = sample.insns.iter().map(|i| format!("{:?}", i.code())).collect::<Vec<_>>();
+        let key = match &codes[..] {
+            [code] => format!("{code}, {kind}"),
+            _ => format!("sequence, {kind}"),
         };
-        let key = format!("{codes}, {kind}");
         self.examples.entry(key).or_insert_with(|| (0, text.to_owned())).0 += 1;
     }
 
@@ -249,6 +252,9 @@ impl Report {
             if self.cases > 100_000 && !never.is_empty() {
                 let _ = writeln!(text, "  never to their end: {}", never.join(" "));
             }
+        }
+        for (reason, count) in &self.excused {
+            let _ = writeln!(text, "excused {count} times: {reason}");
         }
         let mut kinds = self.examples.iter().collect::<Vec<_>>();
         kinds.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));

@@ -49,6 +49,15 @@ pub fn reason(code: Code) -> Option<&'static str> {
         }
         Mnemonic::Monitor | Mnemonic::Mwait | Mnemonic::Monitorx | Mnemonic::Mwaitx => "waits",
         Mnemonic::Umonitor | Mnemonic::Umwait | Mnemonic::Tpause => "waits",
+        Mnemonic::Vmrun
+        | Mnemonic::Vmload
+        | Mnemonic::Vmsave
+        | Mnemonic::Stgi
+        | Mnemonic::Clgi
+        | Mnemonic::Skinit
+        | Mnemonic::Invlpga
+        | Mnemonic::Invlpgb => "not offered to guests: SVM",
+        Mnemonic::Movdiri | Mnemonic::Movdir64b => "the host may have them and not say so",
         Mnemonic::Rdpkru | Mnemonic::Wrpkru => "not offered to guests",
         _ => return None,
     })

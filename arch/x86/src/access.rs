@@ -138,6 +138,7 @@ impl<E: Env> Cpu<E> {
 
     /// Loads `data.len()` bytes, at most 4096.
     pub(crate) fn read_bytes(&mut self, linear: u64, data: &mut [u8]) -> Exec {
+        self.check_breakpoints(linear, data.len(), Access::Read);
         let span = self.span(linear, data.len(), Access::Read, self.mode.view)?;
         self.load_span(&span, data);
         Ok(())
@@ -145,6 +146,7 @@ impl<E: Env> Cpu<E> {
 
     /// Stores `data.len()` bytes, at most 4096: all or nothing.
     pub(crate) fn write_bytes(&mut self, linear: u64, data: &[u8]) -> Exec {
+        self.check_breakpoints(linear, data.len(), Access::Write);
         let span = self.span(linear, data.len(), Access::Write, self.mode.view)?;
         self.store_span(&span, data);
         Ok(())
@@ -200,13 +202,22 @@ impl<E: Env> Cpu<E> {
 
     /// What [`View::Checked`] asks for: #AC, and data breakpoints that this access hits.
     pub(crate) fn check_access(&mut self, linear: u64, len: usize, access: Access) -> Exec {
-        if self.mode.check_alignment && len.is_power_of_two() && linear & (len as u64 - 1) != 0 {
-            return Err(self.raise(Exception::with_code(vector::AC, 0)));
+        if self.mode.check_alignment && is_canonical(linear) {
+            // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7).
+            let alignment = if len == 10 { 8 } else { len as u64 };
+            if alignment.is_power_of_two() && linear & (alignment - 1) != 0 {
+                return Err(self.raise(Exception::with_code(vector::AC, 0)));
+            }
         }
+        self.check_breakpoints(linear, len, access);
+        Ok(())
+    }
+
+    /// Notes data breakpoints that an access hits.
+    fn check_breakpoints(&mut self, linear: u64, len: usize, access: Access) {
         if self.mode.check_breakpoints {
             self.debug_hits |= crate::debug::data_hits(&self.state, linear, len, access);
         }
-        Ok(())
     }
 
     /// Translates an access of 1 to 4096 bytes.

@@ -31,6 +31,8 @@ pub struct Cpu<E: Env> {
     pub(crate) leave_block: bool,
     /// DR6 bits of breakpoints that the current instruction has hit.
     pub(crate) debug_hits: u64,
+    /// How this vendor's processors decode.
+    pub(crate) decoder_options: u32,
     /// What instructions that the host executes need.
     pub(crate) native: Native,
     /// Counters that say what the processor did.
@@ -80,6 +82,7 @@ impl<E: Env> Cpu<E> {
         let mut cpu = Self {
             mode: Mode::of(&state),
             state,
+            decoder_options: decode::options(env.cpuid(0, 0)),
             env,
             tlb: Tlb::new(),
             blocks: BlockCache::new(),

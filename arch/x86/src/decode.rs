@@ -2,9 +2,10 @@
 
 use alloc::boxed::Box;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::cpu::Cpu;
+use crate::cpuid::CpuidResult;
 use crate::env::Env;
 use crate::exception::{Exception, Exec};
 use crate::insn;
@@ -83,15 +84,33 @@ pub(crate) enum Undecodable {
     Fault(Exception),
 }
 
+/// The decoder's options for a processor of this vendor: AMD's obey an operand-size prefix before
+/// near branches in 64-bit mode (APM Vol. 3, 1.2.7), Intel's do not.
+pub(crate) fn options(cpuid: CpuidResult) -> u32 {
+    let is_amd = [*b"Auth", *b"Hygo"].contains(&cpuid.ebx.to_le_bytes());
+    if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+}
+
 /// Decodes the first instruction of `bytes`, which lies at `ip`.
-pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, Undecodable> {
+pub(crate) fn decode<E: Env>(
+    bits: u32,
+    bytes: &[u8],
+    ip: u64,
+    options: u32,
+) -> Result<Op<E>, Undecodable> {
     let window = &bytes[..bytes.len().min(MAX_LEN)];
-    let mut decoder = Decoder::with_ip(bits, window, ip, DecoderOptions::NONE);
-    let insn = decoder.decode();
+    let mut decoder = Decoder::with_ip(bits, window, ip, options);
+    let mut insn = decoder.decode();
+    if insn.code() == Code::Pause && bits == 64 && has_rex_b(window, insn.len()) {
+        // F3 41 90 exchanges R8 and RAX, which the decoder does not see.
+        decoder = Decoder::with_ip(bits, window, ip, options | DecoderOptions::NO_PAUSE);
+        insn = decoder.decode();
+    }
     match decoder.last_error() {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if window.len() < MAX_LEN => return Err(Undecodable::Incomplete),
-        DecoderError::NoMoreBytes => return Err(Undecodable::Fault(Exception::GP0)),
+        // The decoder takes what goes on behind 15 bytes for an invalid instruction.
+        _ if decoder.position() == MAX_LEN => return Err(Undecodable::Fault(Exception::GP0)),
         _ => return Err(Undecodable::Fault(Exception::UD)),
     }
     let Some(run) = insn::select::<E>(&insn) else {
@@ -128,9 +147,9 @@ pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, 
         },
         size if size <= 8 => size,
         // A VSIB address without a base.
-        _ => bits as usize / 8,
+        _ => insn.memory_displ_size() as usize,
     };
-    let seg = seg_reg(insn.memory_segment());
+    let seg = segment_of(&insn, bits);
     Ok(Op {
         run,
         displacement: if is_rip_relative {
@@ -157,6 +176,25 @@ pub(crate) fn decode<E: Env>(bits: u32, bytes: &[u8], ip: u64) -> Result<Op<E>, 
         locked: insn.has_lock_prefix(),
         insn: Box::new(insn),
     })
+}
+
+/// Whether the byte before the opcode, the last of `len`, is a REX prefix with B set.
+fn has_rex_b(bytes: &[u8], len: usize) -> bool {
+    len.checked_sub(2).and_then(|i| bytes.get(i)).is_some_and(|byte| byte & 0xf1 == 0x41)
+}
+
+/// The memory operand's segment. In 64-bit mode, prefixes other than FS and GS mean nothing
+/// (SDM Vol. 1, 3.4.2.1).
+fn segment_of(insn: &Instruction, bits: u32) -> SegReg {
+    let base = insn.memory_base();
+    match seg_reg(insn.memory_segment()) {
+        seg @ (SegReg::Fs | SegReg::Gs) => seg,
+        seg if bits != 64 => seg,
+        _ if matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP) => {
+            SegReg::Ss
+        }
+        _ => SegReg::Ds,
+    }
 }
 
 impl<E: Env> Op<E> {

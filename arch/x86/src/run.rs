@@ -162,7 +162,8 @@ impl<E: Env> Cpu<E> {
         let mut len = 0;
         while ops.len() < MAX_OPS {
             let ip = self.state.rip.wrapping_add(len as u64);
-            match decode::decode(self.mode.code_bits, &window[len..room], ip) {
+            match decode::decode(self.mode.code_bits, &window[len..room], ip, self.decoder_options)
+            {
                 Ok(op) => {
                     len += usize::from(op.len);
                     let is_last = op.ends_block();
@@ -231,7 +232,8 @@ impl<E: Env> Cpu<E> {
                 }
             }
             have += room;
-            match decode::decode(self.mode.code_bits, &bytes[..have], self.state.rip) {
+            let bits = self.mode.code_bits;
+            match decode::decode(bits, &bytes[..have], self.state.rip, self.decoder_options) {
                 Ok(op) => return Ok(op),
                 Err(Undecodable::Fault(exception)) => return Err(self.raise(exception)),
                 Err(Undecodable::Incomplete) => {}

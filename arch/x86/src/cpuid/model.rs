@@ -81,7 +81,7 @@ mod bits {
     /// AMD repeats leaf 1's bits, and adds MMXEXT.
     pub const X1_EDX_AMD: u32 = (L1_EDX & 0x0183_f3ff) | 1 << 22;
     /// Leaf 8000_0008H, EBX: CLZERO XSAVEERPTR WBNOINVD.
-    pub const X8_EBX: u32 = mask(&[2, 9]);
+    pub const X8_EBX: u32 = mask(&[0, 2, 9]);
 }
 
 /// "KVMKVMKVM\0\0\0": the engine offers KVM's paravirtual clock (Linux,

@@ -1,6 +1,6 @@
 //! CMPXCHG, XADD, CMPXCHG8B and CMPXCHG16B.
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::operand::{Target, one_operand, operand_size, sized};
 use crate::cpu::Cpu;
@@ -26,7 +26,16 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
 fn cmpxchg<E: Env, W: Word, D: Target>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let expected: W = cpu.reg(RAX as u8);
     let replacement: W = cpu.reg(op.regs[1]);
-    let old = D::update(cpu, op, |old: W| (if old == expected { replacement } else { old }, old))?;
+    let old = if op.insn.op0_kind() == OpKind::Register {
+        // A register that does not compare equal stays as it is, the upper half included.
+        let old: W = D::get(cpu, op)?;
+        if old == expected {
+            D::set(cpu, op, replacement)?;
+        }
+        old
+    } else {
+        D::update(cpu, op, |old: W| (if old == expected { replacement } else { old }, old))?
+    };
     let (_, flags) = expected.sub(old);
     cpu.set_status(flags);
     if old != expected {
@@ -42,7 +51,7 @@ fn xadd<E: Env, W: Word, D: Target>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         (sum, (old, sum, flags))
     })?;
     cpu.set_reg(op.regs[1], old);
-    if op.insn.op0_kind() == iced_x86::OpKind::Register {
+    if op.insn.op0_kind() == OpKind::Register {
         // XADD r, r with one register: the sum stays.
         cpu.set_reg(op.regs[0], sum);
     }

@@ -17,9 +17,9 @@ use crate::state::{Rflags, gpr};
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     let size = operand_size(insn, 0);
     macro_rules! scan {
-        ($method:ident) => {
+        ($method:ident, $always:literal) => {
             two_operands!(insn, _D, S => sized_wide!(size, W =>
-                |cpu, op| scan::<E, W, S>(cpu, op, WideAlu::$method)))
+                |cpu, op| scan::<E, W, S, $always>(cpu, op, WideAlu::$method)))
         };
     }
     macro_rules! test {
@@ -58,11 +58,11 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         };
     }
     match insn.mnemonic() {
-        Mnemonic::Bsf => scan!(bsf),
-        Mnemonic::Bsr => scan!(bsr),
-        Mnemonic::Tzcnt => scan!(tzcnt),
-        Mnemonic::Lzcnt => scan!(lzcnt),
-        Mnemonic::Popcnt => scan!(popcnt),
+        Mnemonic::Bsf => scan!(bsf, false),
+        Mnemonic::Bsr => scan!(bsr, false),
+        Mnemonic::Tzcnt => scan!(tzcnt, true),
+        Mnemonic::Lzcnt => scan!(lzcnt, true),
+        Mnemonic::Popcnt => scan!(popcnt, true),
         Mnemonic::Bt => test!(bt, false),
         Mnemonic::Bts => test!(bts, true),
         Mnemonic::Btr => test!(btr, true),
@@ -97,14 +97,18 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     }
 }
 
-fn scan<E: Env, W: Word, S: Source>(
+/// BSF and BSR leave their target alone, the upper half included, if the source is zero (APM
+/// Vol. 3, BSF); the others `ALWAYS` write it.
+fn scan<E: Env, W: Word, S: Source, const ALWAYS: bool>(
     cpu: &mut Cpu<E>,
     op: &Op<E>,
     f: impl Fn(W, W, Flags) -> (W, Flags),
 ) -> Exec {
     let b: W = S::get(cpu, op)?;
     let (result, flags) = f(cpu.reg(op.regs[0]), b, cpu.state.rflags);
-    cpu.set_reg(op.regs[0], result);
+    if ALWAYS || b != W::truncate(0) {
+        cpu.set_reg(op.regs[0], result);
+    }
     cpu.set_status(flags);
     Ok(())
 }

@@ -7,7 +7,8 @@ use crate::cpu::{Cpu, is_canonical};
 use crate::decode::{Handler, Op};
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec};
-use crate::state::gpr::RCX;
+use crate::paging::Access;
+use crate::state::gpr::{RCX, RSP};
 use crate::state::{Rflags, SegReg};
 
 /// The handler for a near control transfer.
@@ -81,7 +82,15 @@ impl<E: Env> Cpu<E> {
 #[inline(always)]
 fn call<E: Env, W: Word>(cpu: &mut Cpu<E>, target: W) -> Exec {
     let target = target.into();
-    cpu.check_target(target)?;
+    if let Err(raised) = cpu.check_target(target) {
+        // A stack that cannot take the return address comes first.
+        let sp = cpu.state.gpr[RSP].wrapping_sub(W::SIZE as u64) & cpu.mode.stack_mask;
+        let linear = cpu.linear(SegReg::Ss, sp, W::SIZE, Access::Write)?;
+        cpu.check_access(linear, W::SIZE, Access::Write)?;
+        cpu.probe_write(linear, W::SIZE)?;
+        cpu.raise(Exception::GP0);
+        return Err(raised);
+    }
     cpu.push(W::truncate(cpu.state.rip))?;
     cpu.state.rip = target;
     Ok(())

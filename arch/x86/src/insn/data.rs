@@ -51,9 +51,9 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         | Mnemonic::Endbr32
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq
-        | Mnemonic::Serialize
         | Mnemonic::Lfence
         | Mnemonic::Sfence => Some(|_, _| Ok(())),
+        Mnemonic::Serialize => Some(|cpu, op| cpu.require_offered(op)),
         Mnemonic::Mfence => Some(|_, _| {
             core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
             Ok(())

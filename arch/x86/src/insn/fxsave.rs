@@ -56,24 +56,24 @@ pub(crate) fn xmm_count(is_64bit: bool) -> usize {
 fn fxsave<E: Env, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     check(cpu, op)?;
     let linear = cpu.operand_address(op, LEGACY_SIZE, Access::Write)?;
+    cpu.check_access(linear, 16, Access::Write)?;
     if linear & 15 != 0 {
         return Err(cpu.raise(Exception::GP0));
     }
     let image = store_legacy(&cpu.state.vector, WIDE);
     let len = used_size(cpu);
-    cpu.check_access(linear, 16, Access::Write)?;
     cpu.write_bytes(linear, &image[..len])
 }
 
 fn fxrstor<E: Env, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     check(cpu, op)?;
     let linear = cpu.operand_address(op, LEGACY_SIZE, Access::Read)?;
+    cpu.check_access(linear, 16, Access::Read)?;
     if linear & 15 != 0 {
         return Err(cpu.raise(Exception::GP0));
     }
     let mut image = [0; LEGACY_SIZE];
     let len = used_size(cpu);
-    cpu.check_access(linear, 16, Access::Read)?;
     cpu.read_bytes(linear, &mut image[..len])?;
     let mxcsr = mxcsr_of(&image);
     let vector = &mut cpu.state.vector;

@@ -4,7 +4,7 @@
 //! returns the handler for just its operand size and operand kinds, so that a handler decides
 //! nothing more when it runs.
 
-use iced_x86::Instruction;
+use iced_x86::{EncodingKind, Instruction};
 
 use crate::decode::Handler;
 use crate::env::Env;
@@ -15,6 +15,7 @@ mod arith;
 mod atomic;
 mod bcd;
 mod bits;
+mod bound;
 mod cache;
 mod condition;
 mod control;
@@ -33,6 +34,9 @@ mod xsave;
 
 /// The handler for `insn`, or `None` if this processor does not have it.
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
+    if matches!(insn.code().encoding(), EncodingKind::XOP | EncodingKind::D3NOW) {
+        return None;
+    }
     arith::select(insn)
         .or_else(|| data::select(insn))
         .or_else(|| condition::select(insn))
@@ -45,6 +49,7 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         .or_else(|| atomic::select(insn))
         .or_else(|| flag::select(insn))
         .or_else(|| bcd::select(insn))
+        .or_else(|| bound::select(insn))
         .or_else(|| crate::system::select(insn))
         .or_else(|| vector::select(insn))
         .or_else(|| x87::select(insn))

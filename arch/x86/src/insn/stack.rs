@@ -177,6 +177,7 @@ fn make_frame<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     // The new top of the stack must be writable.
     let sp = cpu.stack_pointer();
     let linear = cpu.linear(SegReg::Ss, sp, W::SIZE, Access::Write)?;
+    cpu.check_access(linear, W::SIZE, Access::Write)?;
     cpu.probe_write(linear, W::SIZE)?;
     cpu.set_reg(RBP as u8, W::truncate(frame));
     Ok(())

@@ -39,6 +39,8 @@ const HEADER_SIZE: usize = 64;
 /// Extended components lie above the header, and below what one access may span.
 const FIRST_EXTENDED: usize = HEADER + HEADER_SIZE;
 const AREA_LIMIT: usize = 4096;
+/// What the address of an area is a multiple of.
+const AREA_ALIGNMENT: usize = 64;
 /// XCOMP_BV: the area is in compacted format.
 const COMPACTED: u64 = 1 << 63;
 const MXCSR_INIT: u32 = 0x1f80;
@@ -119,7 +121,7 @@ fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>, supervisor: bool) -> Exec {
 /// The address of the area, which is a multiple of 64.
 fn area_address<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>, access: Access) -> Exec<u64> {
     let linear = cpu.operand_address(op, FIRST_EXTENDED, access)?;
-    if linear & 63 != 0 {
+    if linear & (AREA_ALIGNMENT as u64 - 1) != 0 {
         return Err(cpu.raise(Exception::GP0));
     }
     Ok(linear)
@@ -245,7 +247,7 @@ fn save<E: Env, F: Form, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec
             }
         }
     }
-    cpu.check_access(linear, LEGACY_SIZE, Access::Write)?;
+    cpu.check_access(linear, AREA_ALIGNMENT, Access::Write)?;
     cpu.probe_write(linear, end)?;
 
     let mut header = [0; 16];
@@ -293,7 +295,7 @@ fn restore<E: Env, const SUPERVISOR: bool, const WIDE: bool>(cpu: &mut Cpu<E>, o
     let is_64bit = cpu.mode.code_bits == 64;
     let xcr0 = cpu.state.xcr0 & ALL;
     let requested = xcr0 & edx_eax(cpu);
-    cpu.check_access(linear, LEGACY_SIZE, Access::Read)?;
+    cpu.check_access(linear, AREA_ALIGNMENT, Access::Read)?;
 
     let mut header = [0; HEADER_SIZE];
     cpu.read_bytes(linear.wrapping_add(HEADER as u64), &mut header)?;

@@ -7,6 +7,7 @@ use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::Env;
 use crate::exception::{Exception, Exec, vector};
+use crate::interrupt::GENERAL_DETECT;
 use crate::insn::operand::{Source, source_operand};
 use crate::paging;
 use crate::paging::Access;
@@ -168,21 +169,20 @@ impl<E: Env> Cpu<E> {
     fn debug_register(&mut self, reg: Register) -> Exec<u32> {
         let number = reg.number() as u32;
         let is_alias = matches!(number, 4 | 5);
-        if number > 7 || (is_alias && self.state.cr4.contains(Cr4::DE)) {
+        if number > 7 {
             return Err(self.raise(Exception::UD));
         }
         self.require_cpl0()?;
+        if is_alias && self.state.cr4.contains(Cr4::DE) {
+            return Err(self.raise(Exception::UD));
+        }
         if self.state.dr7 & GENERAL_DETECT != 0 {
-            self.state.dr7 &= !GENERAL_DETECT;
             self.state.dr6 |= 1 << 13; // BD
             return Err(self.raise(Exception::new(vector::DB)));
         }
         Ok(if is_alias { number + 2 } else { number })
     }
 }
-
-/// DR7.GD.
-const GENERAL_DETECT: u64 = 1 << 13;
 
 fn mov_to_cr<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let number = op.insn.op0_register().number();

@@ -94,6 +94,7 @@ fn load<E: Env>(cpu: &mut Cpu<E>, reg: SegReg, selector: u16) -> Exec {
     cpu.load_segment(reg, selector)?;
     if reg == SegReg::Ss {
         cpu.state.interrupt_shadow = true;
+        cpu.stack_loaded = true;
         cpu.update_mode();
     }
     Ok(())
@@ -262,10 +263,11 @@ fn verify<E: Env, S: Source, const WRITE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) ->
 fn arpl<E: Env, D: Target>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     check_protected(cpu)?;
     let source: u16 = cpu.reg(op.regs[1]);
-    let adjusted = D::update(cpu, op, |old: u16| {
-        let raises = old & 3 < source & 3;
-        (if raises { old & !3 | source & 3 } else { old }, raises)
-    })?;
-    cpu.set_flag(Rflags::ZF, adjusted);
+    let old: u16 = D::get(cpu, op)?;
+    let raises = old & 3 < source & 3;
+    if raises {
+        D::set(cpu, op, old & !3 | source & 3)?;
+    }
+    cpu.set_flag(Rflags::ZF, raises);
     Ok(())
 }

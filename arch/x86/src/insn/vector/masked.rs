@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::lanes::Lanes;
-use super::{Avx, Avx512, Class, Mmx, Sse, check_aligned, wants_alignment};
+use super::{Avx, Avx512, Class, Mmx, Sse, aligned_address, wants_alignment};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::Env;
@@ -243,11 +243,16 @@ fn opmask_lanes<E: Env>(cpu: &Cpu<E>, insn: &Instruction) -> Lanes {
 fn load<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx512::check(cpu, op)?;
     let len = op.insn.memory_size().size();
-    let linear = cpu.operand_address(op, len, Access::Read)?;
     let lanes = opmask_lanes(cpu, &op.insn);
-    if ALIGNED && lanes.selected != 0 {
-        check_aligned(cpu, linear, len)?;
+    if lanes.selected == 0 {
+        // Not even the address matters.
+        return cpu.execute_native(op);
     }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, len, Access::Read)?
+    } else {
+        cpu.operand_address(op, len, Access::Read)?
+    };
     cpu.load_lanes(linear, len, lanes)?;
     cpu.execute_native(op)
 }
@@ -255,11 +260,16 @@ fn load<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
 fn store<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx512::check(cpu, op)?;
     let len = op.insn.memory_size().size();
-    let linear = cpu.operand_address(op, len, Access::Write)?;
     let lanes = opmask_lanes(cpu, &op.insn);
-    if ALIGNED && lanes.selected != 0 {
-        check_aligned(cpu, linear, len)?;
+    if lanes.selected == 0 {
+        // Not even the address matters.
+        return Ok(());
     }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, len, Access::Write)?
+    } else {
+        cpu.operand_address(op, len, Access::Write)?
+    };
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
 

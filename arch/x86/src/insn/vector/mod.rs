@@ -265,10 +265,11 @@ fn registers<E: Env, C: Class>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
 fn load<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     C::check(cpu, op)?;
     let len = op.insn.memory_size().size();
-    let linear = cpu.operand_address(op, len, Access::Read)?;
-    if ALIGNED {
-        check_aligned(cpu, linear, len)?;
-    }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, len, Access::Read)?
+    } else {
+        cpu.operand_address(op, len, Access::Read)?
+    };
     cpu.load_operand(linear, len)?;
     C::enter(&mut cpu.state.vector);
     cpu.execute_native(op)
@@ -277,15 +278,36 @@ fn load<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> 
 fn store<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     C::check(cpu, op)?;
     let len = op.insn.memory_size().size();
-    let linear = cpu.operand_address(op, len, Access::Write)?;
-    if ALIGNED {
-        check_aligned(cpu, linear, len)?;
-    }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, len, Access::Write)?
+    } else {
+        cpu.operand_address(op, len, Access::Write)?
+    };
     cpu.store_operand(linear, len, |cpu| {
         C::enter(&mut cpu.state.vector);
         cpu.execute_native(op)?;
         Ok(true)
     })
+}
+
+/// The linear address of a memory operand that must be a multiple of its size; else #GP(0), also
+/// where the address would raise #SS(0).
+#[inline(always)]
+pub(crate) fn aligned_address<E: Env>(
+    cpu: &mut Cpu<E>,
+    op: &Op<E>,
+    len: usize,
+    access: Access,
+) -> Exec<u64> {
+    match cpu.operand_address(op, len, access) {
+        Ok(linear) => check_aligned(cpu, linear, len).map(|()| linear),
+        Err(raised) => {
+            if cpu.effective_address(op) & (len as u64 - 1) != 0 {
+                cpu.raise(Exception::GP0);
+            }
+            Err(raised)
+        }
+    }
 }
 
 /// #GP(0) unless `linear` is a multiple of `len`.
@@ -300,8 +322,8 @@ pub(crate) fn check_aligned<E: Env>(cpu: &mut Cpu<E>, linear: u64, len: usize) -
 /// EMMS: all x87 registers become empty.
 fn emms<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Mmx::check(cpu, op)?;
-    let x87 = &mut cpu.state.vector.x87;
-    x87.ftw = 0;
+    enter_mmx(&mut cpu.state.vector);
+    cpu.state.vector.x87.ftw = 0;
     Ok(())
 }
 

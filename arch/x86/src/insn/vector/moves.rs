@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Avx, Avx512, Class, Kind, Sse, check_aligned, class, wants_alignment};
+use super::{Avx, Avx512, Class, Kind, Sse, aligned_address, class, wants_alignment};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::Env;
@@ -97,10 +97,11 @@ fn load<E: Env, C: Class, const LEN: usize, const ALIGNED: bool>(
     op: &Op<E>,
 ) -> Exec {
     C::check(cpu, op)?;
-    let linear = cpu.operand_address(op, LEN, Access::Read)?;
-    if ALIGNED {
-        check_aligned(cpu, linear, LEN)?;
-    }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, LEN, Access::Read)?
+    } else {
+        cpu.operand_address(op, LEN, Access::Read)?
+    };
     let offset = (linear & 0xfff) as usize;
     let mut value = [0; 8];
     if offset <= 0x1000 - LEN
@@ -126,10 +127,11 @@ fn store<E: Env, C: Class, const LEN: usize, const ALIGNED: bool>(
     op: &Op<E>,
 ) -> Exec {
     C::check(cpu, op)?;
-    let linear = cpu.operand_address(op, LEN, Access::Write)?;
-    if ALIGNED {
-        check_aligned(cpu, linear, LEN)?;
-    }
+    let linear = if ALIGNED {
+        aligned_address(cpu, op, LEN, Access::Write)?
+    } else {
+        cpu.operand_address(op, LEN, Access::Write)?
+    };
     let value = cpu.state.vector.zmm[op.insn.op1_register().number() & 31];
     let mut data = [0; LEN];
     for (bytes, q) in data.as_chunks_mut::<8>().0.iter_mut().zip(value) {
