@@ -55,6 +55,11 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         }
         None => None,
     };
+    if let Some(image) = &image {
+        for login in &image.manifest().logins {
+            eprintln!("lodge: log in as {}, password {}", login.user, login.password);
+        }
+    }
     let here = matches!(args.serial, None | Some(SerialArg::Here))
         && config.serial == vmm_api::ConsoleConfig::Null;
     let result = vmm::run_to_end(config, here);

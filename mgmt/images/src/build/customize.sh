@@ -38,6 +38,10 @@ chroot "$root" systemctl --quiet disable e2scrub_reap.service
 chroot "$root" useradd --create-home --shell /bin/bash --groups sudo --user-group lodge
 printf 'root:lodge\nlodge:lodge\n' | chroot "$root" chpasswd --crypt-method SHA512 --sha-rounds 5000
 
+# They stand above the login prompt (agetty(8)).
+mkdir -p "$root/etc/issue.d"
+printf 'Log in as root or lodge; the password is lodge.\n\n' > "$root/etc/issue.d/lodge.issue"
+
 # The archives as the guest sees them, and none of the downloader's settings of the host.
 rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/apt/sources.list"
 rm -f "$root"/etc/apt/sources.list.d/*

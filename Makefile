@@ -1,0 +1,43 @@
+# What a person types to try, test and check Lodge. `make help` lists it.
+
+CARGO ?= cargo
+LODGE := target/release/lodge
+
+.PHONY: help build demo test unit-test boot-test lint bench install deps
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+build: deps ## Build lodge and lodge-vmm
+	$(CARGO) build --release --locked -p cli -p vmm
+
+demo: build ## Boot a Debian 12 here; builds its image the first time
+	$(LODGE) image build debian:12
+	$(LODGE) run debian:12 --cpus 2 --memory 1G
+
+test: unit-test boot-test ## Run all tests
+
+unit-test: deps ## Run the tests that boot no operating system
+	$(CARGO) test --workspace --locked
+
+boot-test: build ## Boot real guests and look at them from inside and outside
+	$(LODGE) image build debian:12
+	LODGE_UNDER_TEST=$(CURDIR)/$(LODGE) $(CARGO) test --locked -p cli --test boot -- --ignored --test-threads=1
+
+lint: ## Check formatting, clippy's advice and the house rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+bench: ## Measure Lodge side by side with QEMU
+	@echo "There is nothing to measure yet." >&2
+
+install: build ## Install the programs, manual pages and completions below PREFIX (/usr/local)
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/lodge target/release/lodge-vmm
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	$(LODGE) man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(LODGE) completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge
+
+PREFIX ?= /usr/local
+
+deps:
+	@scripts/install-deps
