@@ -31,6 +31,10 @@ pub struct Cpu<E: Env> {
     pub(crate) leave_block: bool,
     /// DR6 bits of breakpoints that the current instruction has hit.
     pub(crate) debug_hits: u64,
+    /// A single-step trap follows the current instruction.
+    pub(crate) single_step: bool,
+    /// The instruction before loaded SS: debug exceptions wait for the end of this one.
+    pub(crate) stack_loaded: bool,
     /// How this vendor's processors decode.
     pub(crate) decoder_options: u32,
     /// What instructions that the host executes need.
@@ -91,6 +95,8 @@ impl<E: Env> Cpu<E> {
             code_page: None,
             leave_block: false,
             debug_hits: 0,
+            single_step: false,
+            stack_loaded: false,
             native: Native::new(),
             stats: Stats::default(),
         };

@@ -5,6 +5,7 @@ use crate::cpu::Cpu;
 use crate::env::Env;
 use crate::exception::{Exception, vector};
 use crate::paging::Access;
+use crate::state::Cr4;
 
 /// DR6.BS: the exception is a single-step trap.
 const BS: u64 = 1 << 14;
@@ -39,22 +40,30 @@ pub(crate) fn data_hits(state: &CpuState, linear: u64, len: usize, access: Acces
     hits(state, linear, len as u64, kinds)
 }
 
+/// I/O breakpoints that an access to ports touches. Only with CR4.DE are there any.
+pub(crate) fn port_hits(state: &CpuState, port: u16, len: usize) -> u64 {
+    if state.cr4.contains(Cr4::DE) { hits(state, port.into(), len as u64, &[2]) } else { 0 }
+}
+
 /// DR6 after breakpoints `hits`: B0 to B3 are replaced, the rest stays.
 pub(crate) fn merge_hits(dr6: u64, hits: u64) -> u64 {
     dr6 & !0xf | hits
 }
 
 impl<E: Env> Cpu<E> {
-    /// After an instruction: delivers the #DB trap for data breakpoints that it hit, and for
-    /// single-stepping if TF was set before it. Loads of SS put traps off (SDM Vol. 3, 6.8.3).
-    pub(crate) fn debug_trap(&mut self, single_step: bool) {
-        if (self.debug_hits == 0 && !single_step) || self.state.interrupt_shadow {
+    /// After an instruction: delivers the #DB trap for breakpoints that it hit and for
+    /// single-stepping. A load of SS puts them off: those of its breakpoints come after the next
+    /// instruction, its single step is lost (SDM Vol. 3, 6.8.3).
+    pub(crate) fn debug_trap(&mut self) {
+        let single_step = core::mem::take(&mut self.single_step);
+        if (self.debug_hits == 0 && !single_step) || self.stack_loaded {
             return;
         }
         self.state.dr6 = merge_hits(self.state.dr6, self.debug_hits);
         if single_step {
             self.state.dr6 |= BS;
         }
+        self.debug_hits = 0;
         self.insn_ip = self.state.rip;
         self.raise(Exception::new(vector::DB));
         self.deliver_raised();

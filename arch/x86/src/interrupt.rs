@@ -40,6 +40,9 @@ fn sets_resume_flag(vector: u8) -> bool {
     !matches!(vector, vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC)
 }
 
+/// DR7.GD.
+pub(crate) const GENERAL_DETECT: u64 = 1 << 13;
+
 impl<E: Env> Cpu<E> {
     /// Delivers the exception that was raised last. `state.rip` is that of the instruction that
     /// raised it (for traps, of the next one).
@@ -47,8 +50,11 @@ impl<E: Env> Cpu<E> {
         self.stats.exceptions += 1;
         let mut exception = self.raised;
         loop {
-            if exception.vector == vector::PF {
-                self.state.cr2 = exception.address;
+            match exception.vector {
+                vector::PF => self.state.cr2 = exception.address,
+                // SDM Vol. 3, 17.2.4: whatever raised it.
+                vector::DB => self.state.dr7 &= !GENERAL_DETECT,
+                _ => {}
             }
             let rflags = self.state.rflags;
             let saved = if sets_resume_flag(exception.vector) {
@@ -101,7 +107,6 @@ impl<E: Env> Cpu<E> {
     }
 
     fn take_event(&mut self, vector: u8) {
-        self.state.activity = Activity::Active;
         self.insn_ip = self.state.rip;
         let flags = self.state.rflags;
         if let Err(Raised(())) = self.enter_handler(vector, Source::Hardware, None, flags) {
@@ -132,6 +137,11 @@ impl<E: Env> Cpu<E> {
             self.enter_protected(vector, source, error_code, saved_flags)?;
         }
         self.state.interrupt_shadow = false;
+        self.state.activity = Activity::Active;
+        // The handler is not stepped into (SDM Vol. 3, 17.3.1.4).
+        self.single_step = false;
+        self.stack_loaded = false;
+        self.debug_hits = 0;
         self.update_mode();
         Ok(())
     }
@@ -307,10 +317,6 @@ impl<E: Env> Cpu<E> {
         saved_flags: u64,
     ) -> Exec {
         let from_v8086 = self.state.is_v8086();
-        if from_v8086 && source == Source::Software && self.iopl() < 3 && vector != vector::BP {
-            // INT n in virtual-8086 mode needs IOPL 3 (INT3 and INTO do not come here for it).
-            return Err(self.raise(Exception::GP0));
-        }
         let ext = u32::from(source == Source::Hardware);
         let gate = self.gate(vector, source, 8, u32::from(vector) << 3 | 2 | ext)?;
         let (selector, offset) = gate.gate_target();

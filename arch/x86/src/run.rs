@@ -1,9 +1,8 @@
 //! The run loop: fetch, decode, execute.
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use core::ops::Range;
 
-use crate::block::{Block, Key, MAX_BYTES, MAX_OPS};
+use crate::block::{Block, BlockCache, Key, MAX_BYTES, MAX_OPS};
 use crate::cpu::{Cpu, is_canonical};
 use crate::debug;
 use crate::decode::{self, MAX_LEN, Op, Undecodable};
@@ -24,19 +23,23 @@ pub enum Stop {
 impl<E: Env> Cpu<E> {
     /// Executes instructions until something else is to be done.
     pub fn run(&mut self) -> Stop {
-        loop {
+        // Taken out, so that operations can be borrowed while they change the processor.
+        let mut blocks = core::mem::take(&mut self.blocks);
+        let stop = loop {
             if self.state.activity != Activity::Active {
-                return Stop::Inactive;
+                break Stop::Inactive;
             }
             if self.wants_attention() {
-                return Stop::Attention;
+                break Stop::Attention;
             }
             if self.mode.careful {
                 self.step();
             } else {
-                self.run_block();
+                self.run_block(&mut blocks);
             }
-        }
+        };
+        self.blocks = blocks;
+        stop
     }
 
     /// Whether the owner of the processor has something to do.
@@ -56,7 +59,8 @@ impl<E: Env> Cpu<E> {
 
     fn try_step(&mut self) -> Exec {
         self.insn_ip = self.state.rip;
-        if !self.flag(Rflags::RF) {
+        let stack_loaded = core::mem::take(&mut self.stack_loaded);
+        if !self.flag(Rflags::RF) && !stack_loaded {
             let hits = debug::execution_hits(&self.state, self.code_linear());
             if hits != 0 {
                 self.state.dr6 = debug::merge_hits(self.state.dr6, hits);
@@ -65,30 +69,31 @@ impl<E: Env> Cpu<E> {
         }
         self.code_page = None;
         let op = self.fetch_one()?;
-        let single_step = self.flag(Rflags::TF);
+        self.single_step = self.flag(Rflags::TF);
         self.set_flag(Rflags::RF, false);
         self.state.interrupt_shadow = false;
-        self.debug_hits = 0;
+        if !stack_loaded {
+            self.debug_hits = 0;
+        }
         self.stats.instructions += 1;
         self.state.rip = self.insn_ip.wrapping_add(op.len.into());
         (op.run)(self, &op)?;
-        self.debug_trap(single_step);
+        self.debug_trap();
         Ok(())
     }
 
     /// Runs the block at the instruction pointer.
-    fn run_block(&mut self) {
+    fn run_block(&mut self, blocks: &mut BlockCache<E>) {
         self.insn_ip = self.state.rip;
-        let (block, offset, page) = match self.fetch_block() {
+        let (range, page) = match self.fetch_block(blocks) {
             Ok(Some(found)) => found,
             Ok(None) => return self.step(),
             Err(Raised(())) => return self.deliver_raised(),
         };
-        debug_assert!(self.env.matches(page, offset, block.bytes()));
         self.code_page = Some(page);
         self.leave_block = false;
         let mut executed = 0;
-        for op in &block.ops {
+        for op in &blocks.ops[range] {
             executed += 1;
             self.insn_ip = self.state.rip;
             self.state.rip = self.insn_ip.wrapping_add(op.len.into());
@@ -101,9 +106,12 @@ impl<E: Env> Cpu<E> {
                 break;
             }
         }
+        if self.single_step {
+            // SYSRET gave TF back.
+            self.debug_trap();
+        }
         self.stats.blocks += 1;
         self.stats.instructions += executed;
-        self.blocks.put(block);
     }
 
     /// The linear address of the next instruction.
@@ -115,11 +123,10 @@ impl<E: Env> Cpu<E> {
         }
     }
 
-    /// Finds or decodes the block at the instruction pointer. `None` if the instruction there
-    /// must be fetched on its own: it crosses a page, lies outside RAM, or touches the end of
-    /// the code segment.
-    #[allow(clippy::type_complexity)]
-    fn fetch_block(&mut self) -> Exec<Option<(Box<Block<E>>, usize, E::Page)>> {
+    /// Finds or decodes the block at the instruction pointer: where its operations stand, and the
+    /// page it lies in. `None` if the instruction there must be fetched on its own: it crosses a
+    /// page, lies outside RAM, or touches the end of the code segment.
+    fn fetch_block(&mut self, blocks: &mut BlockCache<E>) -> Exec<Option<(Range<usize>, E::Page)>> {
         let linear = self.code_linear();
         let user = self.mode.cpl == 3;
         let (frame, page) = match self.tlb.code(user, linear) {
@@ -130,59 +137,62 @@ impl<E: Env> Cpu<E> {
             },
         };
         let offset = (linear & 0xfff) as usize;
-        let gpa = frame | offset as u64;
         let code_bits = self.mode.code_bits;
-        let key = Key::new(gpa, code_bits);
-        let block = match self.blocks.take(key) {
-            Some(block) if self.env.matches(page, offset, block.bytes()) => block,
-            _ => match self.decode_block(key, page, offset)? {
-                Some(block) => block,
+        let key = Key::new(frame | offset as u64, code_bits);
+        let (range, len) = match blocks.find(key) {
+            Some(block) if self.env.matches(page, offset, block.bytes()) => {
+                (block.range(), block.bytes().len())
+            }
+            _ => match self.decode_block(blocks, key, page, offset)? {
+                Some(block) => (block.range(), block.bytes().len()),
                 None => return Ok(None),
             },
         };
         if code_bits != 64 {
-            let last = self.state.rip + block.bytes().len() as u64 - 1;
+            let last = self.state.rip + len as u64 - 1;
             if last > u64::from(self.state.segment(SegReg::Cs).limit) {
                 return Ok(None);
             }
         }
-        Ok(Some((block, offset, page)))
+        Ok(Some((range, page)))
     }
 
     fn decode_block(
         &mut self,
+        blocks: &mut BlockCache<E>,
         key: Key,
         page: E::Page,
         offset: usize,
-    ) -> Exec<Option<Box<Block<E>>>> {
+    ) -> Exec<Option<Block>> {
         let mut window = [0; MAX_BYTES];
         let room = window.len().min(0x1000 - offset);
         self.env.load_bytes(page, offset, &mut window[..room]);
-        let mut ops: Vec<Op<E>> = Vec::with_capacity(8);
+        blocks.reserve();
+        let start = blocks.ops.len();
         let mut len = 0;
-        while ops.len() < MAX_OPS {
+        while blocks.ops.len() < start + MAX_OPS {
             let ip = self.state.rip.wrapping_add(len as u64);
             match decode::decode(self.mode.code_bits, &window[len..room], ip, self.decoder_options)
             {
                 Ok(op) => {
                     len += usize::from(op.len);
                     let is_last = op.ends_block();
-                    ops.push(op);
+                    blocks.ops.push(op);
                     if is_last {
                         break;
                     }
                 }
-                Err(Undecodable::Fault(exception)) if ops.is_empty() => {
+                Err(Undecodable::Fault(exception)) if len == 0 => {
                     return Err(self.raise(exception));
                 }
                 Err(_) => break,
             }
         }
-        if ops.is_empty() {
+        if len == 0 {
             return Ok(None);
         }
         self.stats.decoded += 1;
-        Ok(Some(Box::new(Block::new(key, &window[..len], ops))))
+        Ok(Some(blocks.insert(key, start, &window[..len])))
     }
 
     /// Translates for an instruction fetch: guest physical address, and the page if it is RAM.

@@ -92,16 +92,20 @@ impl<E: Env> Cpu<E> {
             if count == 0 {
                 return Ok(());
             }
-            let most = if self.mode.careful { 1 } else { count };
+            // Traps come after each iteration.
+            let is_watched = self.flag(Rflags::TF) || self.mode.check_breakpoints;
+            let most = if is_watched { 1 } else { count };
             let (done, next) = step(self, most)?;
             self.set_counter(mask, count - done);
             if next == Next::Stop || done == count {
                 return Ok(());
             }
-            // A boundary between iterations: events may come in.
-            if self.mode.careful || self.wants_attention() {
+            // A boundary between iterations: events may come in. An instruction breakpoint was
+            // reported before the first one (SDM Vol. 3, 17.3.1.1).
+            if is_watched || self.wants_attention() {
                 self.state.rip = self.insn_ip;
-                self.leave_block = true;
+                self.set_flag(Rflags::RF, true);
+                self.update_mode();
                 return Ok(());
             }
         }

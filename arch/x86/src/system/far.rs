@@ -31,7 +31,13 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
         Mnemonic::Iret => Some(iret::<E, u16>),
         Mnemonic::Iretd => Some(iret::<E, u32>),
         Mnemonic::Iretq => Some(iret::<E, u64>),
-        Mnemonic::Int => Some(|cpu, op| cpu.software_interrupt(op.imm as u8, Source::Software)),
+        Mnemonic::Int => Some(|cpu, op| {
+            // In virtual-8086 mode it needs IOPL 3, unlike INT3, INT1 and INTO (SDM Vol. 3, 20.2.7).
+            if cpu.state.is_v8086() && cpu.iopl() < 3 {
+                return Err(cpu.raise(Exception::GP0));
+            }
+            cpu.software_interrupt(op.imm as u8, Source::Software)
+        }),
         Mnemonic::Int3 => Some(|cpu, _| cpu.software_interrupt(vector::BP, Source::Software)),
         Mnemonic::Int1 => Some(|cpu, _| cpu.software_interrupt(vector::DB, Source::Int1)),
         Mnemonic::Into => Some(|cpu, _| {

@@ -58,6 +58,9 @@ fn syscall<E: Env>(cpu: &mut Cpu<E>, _: &Op<E>) -> Exec {
         cpu.load_flat(cs, ss, SegmentAttributes::CODE32, 0);
         cpu.state.rip = star & 0xffff_ffff;
     }
+    // The system shall not be stepped if SFMASK clears TF: what counts is TF after SYSCALL, and
+    // the step is then caught up with at SYSRET.
+    cpu.single_step &= cpu.flag(Rflags::TF);
     Ok(())
 }
 
@@ -93,6 +96,7 @@ fn sysret<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         cpu.load_flat(star, ss, SegmentAttributes::CODE32, 3);
         cpu.state.rip = rip & 0xffff_ffff;
     }
+    cpu.single_step = cpu.flag(Rflags::TF);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::cpu::Cpu;
+use crate::debug;
 use crate::decode::{Handler, Op};
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec};
@@ -53,12 +54,14 @@ impl<E: Env> Cpu<E> {
     }
 
     fn port_read<W: Word>(&mut self, port: u16) -> W {
+        self.debug_hits |= debug::port_hits(&self.state, port, W::SIZE);
         let mut data = [0; 8];
         self.env.port_read(port, &mut data[..W::SIZE]);
         W::truncate(u64::from_le_bytes(data))
     }
 
     fn port_write<W: Word>(&mut self, port: u16, value: W) {
+        self.debug_hits |= debug::port_hits(&self.state, port, W::SIZE);
         let value: u64 = value.into();
         self.env.port_write(port, &value.to_le_bytes()[..W::SIZE]);
     }
