@@ -1,5 +1,7 @@
 //! The cases, by subject.
 
+mod debug;
+mod exception;
 mod paging;
 mod tlb;
 
@@ -7,5 +9,8 @@ use crate::case::Case;
 
 /// All of them.
 pub fn all() -> Vec<Case> {
-    [paging::cases(), tlb::cases()].into_iter().flatten().collect()
+    [paging::cases(), tlb::cases(), exception::cases(), debug::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
