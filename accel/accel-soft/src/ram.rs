@@ -190,15 +190,32 @@ impl Page {
     }
 
     /// Whether the page holds `bytes` at `offset`.
-    #[inline]
+    #[inline(always)]
     pub fn matches(self, offset: usize, bytes: &[u8]) -> bool {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let words_match = words
-            .iter()
-            .enumerate()
-            .all(|(i, word)| self.load::<u64>(offset + i * 8) == u64::from_le_bytes(*word));
-        let tail = offset + words.len() * 8;
-        words_match && rest.iter().enumerate().all(|(i, byte)| self.load::<u8>(tail + i) == *byte)
+        let at = self.at(offset, bytes.len());
+        let word = |i: usize| -> u64 {
+            let word;
+            // SAFETY: only called with `i + 8 <= bytes.len()`, so this stays in what `at` checked.
+            unsafe {
+                asm!("mov {0}, [{1}]", out(reg) word, in(reg) at.add(i), options(nostack, preserves_flags, readonly))
+            };
+            word
+        };
+        let expected = |i: usize| {
+            bytes[i..].first_chunk().map_or(0, |chunk: &[u8; 8]| u64::from_le_bytes(*chunk))
+        };
+        if bytes.len() < 8 {
+            return bytes.iter().enumerate().all(|(i, &b)| self.load::<u8>(offset + i) == b);
+        }
+        // The last word overlaps the one before it.
+        let last = bytes.len() - 8;
+        let mut difference = word(last) ^ expected(last);
+        let mut i = 0;
+        while i < last {
+            difference |= word(i) ^ expected(i);
+            i += 8;
+        }
+        difference == 0
     }
 }
 
