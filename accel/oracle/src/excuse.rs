@@ -6,7 +6,12 @@ use iced_x86::{Code, Instruction, Mnemonic};
 use crate::case::{Case, Outcome};
 use crate::layout::PAGE;
 
-const UNMASKED_UNDERFLOW: u32 = 1 << 11;
+/// MXCSR's masks of overflow and underflow.
+const RANGE_MASKS: u32 = 3 << 10;
+/// MXCSR's exception flags, and the one of inexact results.
+const FLAGS: u32 = 0x3f;
+const INEXACT: u32 = 1 << 5;
+const TF: u64 = 1 << 8;
 
 fn is_canonical(address: u64) -> bool {
     ((address << 16) as i64 >> 16) as u64 == address
@@ -35,38 +40,56 @@ pub fn undefined_flags(insn: &Instruction) -> u64 {
         .fold(0, |mask, (_, at)| mask | 1 << at)
 }
 
-/// Whether #PF may name another byte of the operand than the first one that cannot be reached:
-/// the order in which parts of a large operand are accessed is the processor's own.
-pub fn cr2_is_vague(insn: &Instruction) -> bool {
+/// Whether #PF may be about another part of the operand than the first one that cannot be
+/// reached: the order in which parts of a large operand are accessed is the processor's own.
+pub fn order_is_vague(insn: &Instruction) -> bool {
     insn.op_code().is_save_restore()
         || matches!(
             insn.mnemonic(),
-            Mnemonic::Fnsave
-                | Mnemonic::Frstor
-                | Mnemonic::Fnstenv
-                | Mnemonic::Fldenv
-                | Mnemonic::Maskmovq
-                | Mnemonic::Maskmovdqu
-                | Mnemonic::Vmaskmovdqu
+            Mnemonic::Fnsave | Mnemonic::Frstor | Mnemonic::Fnstenv | Mnemonic::Fldenv
         )
 }
 
-fn same_page(a: u64, b: u64) -> bool {
-    a / PAGE as u64 == b / PAGE as u64
+/// Whether an instruction stores what an x87 instruction before it has left in FCS and FDS, which
+/// the engine does not keep (CPUID.7.0:EBX[13]).
+pub fn stores_selectors(insn: &Instruction) -> bool {
+    order_is_vague(insn)
 }
 
 /// MXCSR bits that may differ.
-pub fn vague_mxcsr(case: &Case, host: &Outcome) -> u32 {
-    // An unmasked underflow is inexact if the result is with an unbounded exponent; the engine
-    // looks at the denormal that a masked one makes (SDM Vol. 1, 4.9.1.5). The result is dropped.
-    let underflows = host.trap == 19 && case.vector.x87.mxcsr & UNMASKED_UNDERFLOW == 0;
-    if underflows { 1 << 5 } else { 0 }
+pub fn vague_mxcsr(case: &Case, insn: &Instruction, host: &Outcome) -> u32 {
+    if host.trap != 19 {
+        return 0;
+    }
+    match insn.mnemonic() {
+        // The products raise before the sums are computed; the engine sees the whole.
+        Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd => FLAGS,
+        // An unmasked overflow or underflow is inexact if the result is so with an unbounded
+        // exponent (SDM Vol. 1, 4.9.1.4 and 4.9.1.5); the engine looks at the infinity or the
+        // denormal that a masked one makes. The result is dropped anyway.
+        _ if case.vector.x87.mxcsr & RANGE_MASKS != RANGE_MASKS => INEXACT,
+        _ => 0,
+    }
+}
+
+/// Whether vector register `number` may differ above its first 16 bytes.
+pub fn vague_above(insn: &Instruction, host: &Outcome, number: usize) -> bool {
+    // A gather that faults on AMD has cleared the upper part; on Intel, that comes at the end
+    // (SDM Vol. 2, VPGATHERDD). It is executed again in any case.
+    let is_gather = insn.memory_index().is_vector_register()
+        && insn.op0_register().is_vector_register()
+        && insn.op0_register().number() == number;
+    is_gather && is_fault(host)
+}
+
+fn is_fault(outcome: &Outcome) -> bool {
+    matches!(outcome.trap, 12 | 13 | 14 | 17)
 }
 
 /// Whether x87 registers may differ.
 pub fn vague_x87(insn: &Instruction, host: &Outcome) -> bool {
     // AMD enters MMX state before the store faults. The instruction, restarted, enters it again.
-    insn.mnemonic() == Mnemonic::Maskmovq && matches!(host.trap, 12 | 13 | 14 | 17)
+    insn.mnemonic() == Mnemonic::Maskmovq && is_fault(host)
 }
 
 /// Why the outcomes of a case may differ altogether.
@@ -76,7 +99,6 @@ pub fn whole_case(
     host: &Outcome,
     engine: &Outcome,
 ) -> Option<&'static str> {
-    let is_fault = |o: &Outcome| matches!(o.trap, 12 | 13 | 14 | 17);
     match insn.mnemonic() {
         Mnemonic::Sha1msg1
         | Mnemonic::Sha1msg2
@@ -85,16 +107,19 @@ pub fn whole_case(
         | Mnemonic::Sha256msg1
         | Mnemonic::Sha256msg2
         | Mnemonic::Sha256rnds2
-            if engine.trap == 13 && host.trap != 13 =>
+            if engine.trap == 13 && (host.trap, host.rip) != (13, insn.ip()) =>
         {
             return Some(
                 "Intel wants SHA's operand aligned (SDM Vol. 2, table 2-21), AMD does not",
             );
         }
-        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
-            if is_fault(host) && !is_fault(engine) =>
-        {
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu if is_fault(host) => {
             return Some("MASKMOV may fault for bytes it does not store (SDM Vol. 2, MASKMOVDQU)");
+        }
+        Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+            if matches!((host.trap, engine.trap), (13, 17) | (17, 13)) =>
+        {
+            return Some("misaligned FXSAVE areas are #GP or #AC (SDM Vol. 2, FXSAVE)");
         }
         Mnemonic::Popa | Mnemonic::Popad if is_fault(host) && is_fault(engine) => {
             return Some("POPA that faults may have loaded registers, to be loaded again");
@@ -110,7 +135,27 @@ pub fn whole_case(
         {
             return Some("prefetching a register is #UD on AMD, a NOP on Intel");
         }
+        Mnemonic::Loope | Mnemonic::Loopne if insn.has_rep_prefix() || insn.has_repne_prefix() => {
+            return Some("AMD's LOOPcc obey REPcc prefixes, which are reserved there");
+        }
         _ => {}
+    }
+    if insn.memory_index().is_vector_register()
+        && case.rflags & TF != 0
+        && host.trap == 1
+        && host.rip == insn.ip()
+        && is_fault(engine)
+    {
+        return Some(
+            "traps for lanes that are done may come before a fault (SDM Vol. 2, VPGATHERDD)",
+        );
+    }
+    let end = insn.memory_displacement64().wrapping_add(insn.memory_size().size() as u64);
+    let end = [insn.memory_base(), insn.memory_index()].iter().fold(end, |sum, reg| {
+        if reg.is_gpr() { sum.wrapping_add(host.gpr[reg.full_register().number()]) } else { sum }
+    });
+    if case.is_32bit != 0 && engine.trap == 13 && end & 0xffff_ffff < 64 {
+        return Some("operands under a mask are held against a segment's limit as a whole");
     }
     if insn.code() == Code::Movsxd_r16_rm16 && insn.op1_kind() == iced_x86::OpKind::Memory {
         return Some("AMD's MOVSXD r16 reads 32 bits (APM Vol. 3, MOVSXD), Intel's 16");
@@ -118,14 +163,14 @@ pub fn whole_case(
     if host.trap == 6 && engine.trap == 14 && engine.error & 0x10 != 0 {
         return Some("what cannot be decoded may be #UD before its last byte is fetched");
     }
-    if host.trap == 13 && effective_address(case, insn).is_some_and(|at| !is_canonical(at)) {
+    if host.trap == 13 && effective_address(case, insn, host).is_some_and(|at| !is_canonical(at)) {
         return Some("AMD also wants the offset in FS or GS canonical, Intel the address alone");
     }
     None
 }
 
 /// The offset of a memory operand in FS or GS.
-fn effective_address(case: &Case, insn: &Instruction) -> Option<u64> {
+fn effective_address(case: &Case, insn: &Instruction, host: &Outcome) -> Option<u64> {
     use iced_x86::Register;
     let is_based = matches!(insn.memory_segment(), Register::FS | Register::GS);
     if !is_based || case.is_32bit != 0 {
@@ -133,7 +178,7 @@ fn effective_address(case: &Case, insn: &Instruction) -> Option<u64> {
     }
     let value = |reg: Register| match reg {
         Register::RIP => insn.next_ip(),
-        reg if reg.is_gpr() && reg.size() == 8 => case.gpr[reg.number()],
+        reg if reg.is_gpr() && reg.size() == 8 => host.gpr[reg.number()],
         _ => 0,
     };
     // The decoder adds the next instruction's address to a displacement from RIP.
@@ -142,7 +187,8 @@ fn effective_address(case: &Case, insn: &Instruction) -> Option<u64> {
     Some(insn.memory_displacement64().wrapping_add(base).wrapping_add(index))
 }
 
-/// Whether both outcomes name addresses on the same page, where the byte does not matter.
+/// Whether the faulting address that the engine names will do.
 pub fn cr2_agrees(insn: &Instruction, host: u64, engine: u64) -> bool {
-    host == engine || cr2_is_vague(insn) && same_page(host, engine)
+    let size = insn.memory_size().size().max(PAGE) as u64;
+    host == engine || order_is_vague(insn) && host.abs_diff(engine) < size
 }

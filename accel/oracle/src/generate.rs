@@ -98,7 +98,7 @@ pub fn sample(rng: &mut Rng, code: Code, bits: u32, others: Option<&[Code]>) -> 
         for _ in 0..builder.rng.below(4) {
             let other = builder.rng.pick(others);
             let length = builder.code_len;
-            if builder.add(other).is_none() || builder.ends_in_branch() || builder.ends_vaguely() {
+            if builder.add(other).is_none() || !builder.may_follow() {
                 // A branch would need TF, which ends a case after the first instruction.
                 builder.truncate(length);
             }
@@ -169,6 +169,13 @@ impl<'a> Builder<'a> {
     /// The last instruction leaves flags that the next ones should not depend on.
     fn ends_vaguely(&self) -> bool {
         self.insns.last().is_some_and(|insn| excuse::undefined_flags(insn) != 0)
+    }
+
+    /// The last instruction may come after others.
+    fn may_follow(&self) -> bool {
+        !self.ends_in_branch()
+            && !self.ends_vaguely()
+            && !self.insns.last().is_some_and(excuse::stores_selectors)
     }
 
     fn truncate(&mut self, length: usize) {

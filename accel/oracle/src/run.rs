@@ -19,7 +19,7 @@ use crate::random::Rng;
 /// How many times an instruction is tried before the host is said not to have it.
 const PROBES: u64 = 12;
 /// Kinds of mismatches beyond these are only named.
-const MOST_SHOWN: usize = 4000;
+const MOST_SHOWN: usize = 40;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]

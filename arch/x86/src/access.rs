@@ -203,8 +203,8 @@ impl<E: Env> Cpu<E> {
     /// What [`View::Checked`] asks for: #AC, and data breakpoints that this access hits.
     pub(crate) fn check_access(&mut self, linear: u64, len: usize, access: Access) -> Exec {
         if self.mode.check_alignment && is_canonical(linear) {
-            // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7).
-            let alignment = if len == 10 { 8 } else { len as u64 };
+            // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7), long vectors by 16.
+            let alignment = if len == 10 { 8 } else { len.min(16) as u64 };
             if alignment.is_power_of_two() && linear & (alignment - 1) != 0 {
                 return Err(self.raise(Exception::with_code(vector::AC, 0)));
             }
@@ -214,7 +214,7 @@ impl<E: Env> Cpu<E> {
     }
 
     /// Notes data breakpoints that an access hits.
-    fn check_breakpoints(&mut self, linear: u64, len: usize, access: Access) {
+    pub(crate) fn check_breakpoints(&mut self, linear: u64, len: usize, access: Access) {
         if self.mode.check_breakpoints {
             self.debug_hits |= crate::debug::data_hits(&self.state, linear, len, access);
         }
@@ -240,6 +240,9 @@ impl<E: Env> Cpu<E> {
         let mut next = (linear | 0xfff).wrapping_add(1);
         if !is_wide {
             next &= 0xffff_ffff;
+        }
+        if !is_canonical(next) {
+            return Err(self.raise(Exception::GP0));
         }
         let first = self.place(linear, access, view)?;
         let second = self.place(next, access, view)?;

@@ -227,4 +227,22 @@ impl<E: Env> Cpu<E> {
         let offset = self.effective_address(op);
         if op.flat { Ok(offset) } else { self.linear(op.seg, offset, len, access) }
     }
+
+    /// The same for a memory operand that must be aligned; else #GP(0), also where the address
+    /// alone would raise #SS(0).
+    #[inline(always)]
+    pub(crate) fn aligned_address(
+        &mut self,
+        op: &Op<E>,
+        len: usize,
+        alignment: usize,
+        access: Access,
+    ) -> Exec<u64> {
+        let result = self.operand_address(op, len, access);
+        let address = result.unwrap_or_else(|_| self.effective_address(op));
+        if address & (alignment as u64 - 1) != 0 {
+            return Err(self.raise(Exception::GP0));
+        }
+        result
+    }
 }

@@ -161,6 +161,10 @@ impl NativeUnit {
                     self.execute_unmasked(entry, state, memory)?;
                 }
             }
+            Environment::QuietMxcsr => {
+                self.frame.mxcsr = state.vector.x87.mxcsr & 0xffff | MASKS;
+                self.call(entry, state, memory);
+            }
             Environment::X87 => self.execute_x87(entry, state, memory)?,
         }
         if stub.uses_flags {

@@ -3,7 +3,7 @@
 
 use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
-    Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Mnemonic, OpAccess, OpKind, Register, RflagsBits, RoundingControl,
 };
 
 /// Host registers that explicit general-purpose operands are renamed to. None of them is used
@@ -54,6 +54,8 @@ pub(super) enum Environment {
     None,
     /// MXCSR.
     Mxcsr,
+    /// MXCSR, of which the rounding and flushing counts, but neither masks nor flags.
+    QuietMxcsr,
     /// The x87 unit.
     X87,
 }
@@ -263,6 +265,12 @@ fn environment(insn: &Instruction) -> Environment {
         Environment::X87
     } else if ignores_mxcsr(insn.mnemonic()) {
         Environment::None
+    } else if is_approximation(insn.mnemonic())
+        || insn.suppress_all_exceptions()
+        || insn.rounding_control() != RoundingControl::None
+    {
+        // {sae}, which embedded rounding implies, masks everything and leaves no flags.
+        Environment::QuietMxcsr
     } else {
         Environment::Mxcsr
     }
@@ -273,6 +281,22 @@ fn environment(insn: &Instruction) -> Environment {
 fn is_conversion(mnemonic: Mnemonic) -> bool {
     let name = format!("{mnemonic:?}");
     name.starts_with("Cvt") || name.starts_with("Vcvt")
+}
+
+/// Approximations flush denormals even where an unmasked underflow would forbid that, and raise
+/// nothing (SDM Vol. 2, VRCP14PS).
+fn is_approximation(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Vrcp14pd
+            | Mnemonic::Vrcp14ps
+            | Mnemonic::Vrcp14sd
+            | Mnemonic::Vrcp14ss
+            | Mnemonic::Vrsqrt14pd
+            | Mnemonic::Vrsqrt14ps
+            | Mnemonic::Vrsqrt14sd
+            | Mnemonic::Vrsqrt14ss
+    )
 }
 
 /// Whether an instruction neither depends on MXCSR nor sets its flags. The names of integer

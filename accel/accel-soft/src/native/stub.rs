@@ -170,7 +170,7 @@ fn emit_vector(e: &mut Emitter, plan: &Plan, host: Width) -> Result<(), IcedErro
     for binding in &plan.gprs {
         e.load(Code::Mov_r64_rm64, binding.host, gpr(binding.guest))?;
     }
-    let has_mxcsr = plan.environment == Environment::Mxcsr;
+    let has_mxcsr = matches!(plan.environment, Environment::Mxcsr | Environment::QuietMxcsr);
     if has_mxcsr {
         e.memory(Code::Ldmxcsr_m32, frame(offset_of!(Frame, mxcsr)))?;
     }

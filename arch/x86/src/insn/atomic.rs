@@ -6,7 +6,7 @@ use super::operand::{Target, one_operand, operand_size, sized};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::{Env, Word};
-use crate::exception::{Exception, Exec};
+use crate::exception::Exec;
 use crate::paging::Access;
 use crate::state::Rflags;
 use crate::state::gpr::{RAX, RBX, RCX, RDX};
@@ -81,10 +81,7 @@ fn cmpxchg16b<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let pair = |high: usize, low: usize| u128::from(gpr[high]) << 64 | u128::from(gpr[low]);
     let expected = pair(RDX, RAX);
     let replacement = pair(RCX, RBX);
-    let linear = cpu.operand_address(op, 16, Access::Write)?;
-    if linear & 15 != 0 {
-        return Err(cpu.raise(Exception::GP0));
-    }
+    let linear = cpu.aligned_address(op, 16, 16, Access::Write)?;
     let old = cpu.update_128(linear, expected, replacement)?;
     cpu.set_flag(Rflags::ZF, old == expected);
     if old != expected {

@@ -2,11 +2,11 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::operand::{Mem, Source};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
-use crate::env::Env;
+use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec, vector};
+use crate::paging::Access;
 
 /// The handler for BOUND.
 pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
@@ -17,17 +17,22 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     }
 }
 
-/// The lower bound lies before the upper one.
+/// The lower bound, and after it the upper one.
+fn bounds<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec<(W, W)> {
+    let linear = cpu.operand_address(op, 2 * W::SIZE, Access::Read)?;
+    Ok((cpu.read(linear)?, cpu.read(linear.wrapping_add(W::SIZE as u64))?))
+}
+
 fn bound_16<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
-    let bounds: u32 = Mem::get(cpu, op)?;
+    let (lower, upper) = bounds::<E, u16>(cpu, op)?;
     let index = cpu.reg::<u16>(op.regs[0]) as i16;
-    check(cpu, (bounds as i16..=(bounds >> 16) as i16).contains(&index))
+    check(cpu, (lower as i16..=upper as i16).contains(&index))
 }
 
 fn bound_32<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
-    let bounds: u64 = Mem::get(cpu, op)?;
+    let (lower, upper) = bounds::<E, u32>(cpu, op)?;
     let index = cpu.reg::<u32>(op.regs[0]) as i32;
-    check(cpu, (bounds as i32..=(bounds >> 32) as i32).contains(&index))
+    check(cpu, (lower as i32..=upper as i32).contains(&index))
 }
 
 fn check<E: Env>(cpu: &mut Cpu<E>, is_within: bool) -> Exec {

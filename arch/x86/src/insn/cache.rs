@@ -1,7 +1,7 @@
 //! Prefetches, cache-line flushes and direct stores. Caches are the host's, so all that is left
 //! of the first two is their faults.
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic};
 
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
@@ -79,7 +79,15 @@ fn movdir64b<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
 /// AMD's CLZERO: clears the cache line at rAX.
 fn clzero<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     cpu.require_offered(op)?;
-    let offset = cpu.state.gpr[gpr::RAX] & op.address_mask & !(LINE - 1);
-    let linear = cpu.linear(op.seg, offset, LINE as usize, Access::Write)?;
-    cpu.write_bytes(linear, &[0; LINE as usize])
+    if op.insn.has_rep_prefix() || op.insn.has_repne_prefix() {
+        return Err(cpu.raise(Exception::UD));
+    }
+    let address_mask = match op.insn.code() {
+        Code::Clzerow => 0xffff,
+        Code::Clzerod => 0xffff_ffff,
+        _ => u64::MAX,
+    };
+    let offset = cpu.state.gpr[gpr::RAX] & address_mask;
+    let linear = cpu.linear(op.seg, offset, 1, Access::Write)?;
+    cpu.write_bytes(linear & !(LINE - 1), &[0; LINE as usize])
 }

@@ -62,6 +62,8 @@ fn fxsave<E: Env, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     }
     let image = store_legacy(&cpu.state.vector, WIDE);
     let len = used_size(cpu);
+    // The reserved end of the area is not written, but must be there.
+    cpu.probe_write(linear, LEGACY_SIZE)?;
     cpu.write_bytes(linear, &image[..len])
 }
 
@@ -74,7 +76,7 @@ fn fxrstor<E: Env, const WIDE: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     }
     let mut image = [0; LEGACY_SIZE];
     let len = used_size(cpu);
-    cpu.read_bytes(linear, &mut image[..len])?;
+    cpu.read_bytes(linear, &mut image)?;
     let mxcsr = mxcsr_of(&image);
     let vector = &mut cpu.state.vector;
     if mxcsr & !vector.x87.mxcsr_mask != 0 {

@@ -120,11 +120,7 @@ fn check<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>, supervisor: bool) -> Exec {
 
 /// The address of the area, which is a multiple of 64.
 fn area_address<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>, access: Access) -> Exec<u64> {
-    let linear = cpu.operand_address(op, FIRST_EXTENDED, access)?;
-    if linear & (AREA_ALIGNMENT as u64 - 1) != 0 {
-        return Err(cpu.raise(Exception::GP0));
-    }
-    Ok(linear)
+    cpu.aligned_address(op, FIRST_EXTENDED, AREA_ALIGNMENT, access)
 }
 
 /// Where an extended component lies in an area that holds the components `held`, in compacted or

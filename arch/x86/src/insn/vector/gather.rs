@@ -94,7 +94,11 @@ impl Shape {
 
     fn read<E: Env>(&self, cpu: &mut Cpu<E>, op: &Op<E>, i: usize) -> Exec<u64> {
         let linear = self.address(cpu, op, i, Access::Read)?;
-        if self.data == 8 { cpu.read(linear) } else { cpu.read::<u32>(linear).map(u64::from) }
+        // Alignment is never checked.
+        cpu.check_breakpoints(linear, self.data, Access::Read);
+        let mut value = [0; 8];
+        cpu.read_bytes(linear, &mut value[..self.data])?;
+        Ok(u64::from_le_bytes(value))
     }
 }
 
@@ -151,11 +155,8 @@ fn scatter<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         if cpu.state.vector.k[mask] >> i & 1 != 0 {
             let value = lane(&cpu.state.vector.zmm[source], shape.data, i);
             let linear = shape.address(cpu, op, i, Access::Write)?;
-            if shape.data == 8 {
-                cpu.write(linear, value)?;
-            } else {
-                cpu.write(linear, value as u32)?;
-            }
+            cpu.check_breakpoints(linear, shape.data, Access::Write);
+            cpu.write_bytes(linear, &value.to_le_bytes()[..shape.data])?;
             cpu.state.vector.k[mask] &= !(1 << i);
         }
     }

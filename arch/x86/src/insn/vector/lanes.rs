@@ -14,13 +14,20 @@ pub(super) struct Lanes {
     pub size: usize,
     /// Which lanes are selected, by bits.
     pub selected: u64,
+    /// What #AC asks of a lane's address.
+    pub alignment: usize,
 }
 
 impl Lanes {
     /// `count` lanes of `size` bytes; bits of `mask` above them mean nothing.
     pub fn new(size: usize, count: usize, mask: u64) -> Self {
         let all = if count >= 64 { u64::MAX } else { (1 << count) - 1 };
-        Self { size, selected: mask & all }
+        Self { size, selected: mask & all, alignment: size }
+    }
+
+    /// The end of the last selected lane, in bytes.
+    pub fn end(self) -> usize {
+        (64 - self.selected.leading_zeros()) as usize * self.size
     }
 
     /// Runs of selected lanes that lie side by side: byte ranges of the operand.
@@ -58,7 +65,7 @@ impl<E: Env> Cpu<E> {
             // Lane by lane, so that a page fault names the lane that it is about.
             for (i, lane) in data.chunks_mut(lanes.size).enumerate() {
                 let at = at.wrapping_add((i * lanes.size) as u64);
-                self.check_access(at, lane.len(), Access::Read)?;
+                self.check_access(at, lanes.alignment, Access::Read)?;
                 self.read_bytes(at, lane)?;
             }
             self.native.operand.0[run].copy_from_slice(data);
@@ -76,7 +83,7 @@ impl<E: Env> Cpu<E> {
     ) -> Exec {
         for run in lanes.runs() {
             let at = linear.wrapping_add(run.start as u64);
-            self.check_access(at, lanes.size, Access::Write)?;
+            self.check_access(at, lanes.alignment, Access::Write)?;
             self.probe_write(at, run.len())?;
         }
         execute(self)?;

@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::lanes::Lanes;
-use super::{Avx, Avx512, Class, Mmx, Sse, aligned_address, wants_alignment};
+use super::{Avx, Avx512, Class, Mmx, Sse, wants_alignment};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::Env;
@@ -249,7 +249,7 @@ fn load<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         return cpu.execute_native(op);
     }
     let linear = if ALIGNED {
-        aligned_address(cpu, op, len, Access::Read)?
+        cpu.aligned_address(op, len, len, Access::Read)?
     } else {
         cpu.operand_address(op, len, Access::Read)?
     };
@@ -266,7 +266,7 @@ fn store<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         return Ok(());
     }
     let linear = if ALIGNED {
-        aligned_address(cpu, op, len, Access::Write)?
+        cpu.aligned_address(op, len, len, Access::Write)?
     } else {
         cpu.operand_address(op, len, Access::Write)?
     };
@@ -283,32 +283,30 @@ fn extract<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
 
-/// How many bytes a compressing store writes or an expanding load reads.
-fn packed_len<E: Env>(cpu: &Cpu<E>, insn: &Instruction) -> usize {
+/// The lanes side by side that a compressing store writes or an expanding load reads.
+fn packed_lanes<E: Env>(cpu: &Cpu<E>, insn: &Instruction) -> Lanes {
     let element = insn.memory_size().element_size().max(1);
     let count = insn.memory_size().size() / element;
-    Lanes::new(element, count, opmask(cpu, insn)).selected.count_ones() as usize * element
+    let selected = Lanes::new(element, count, opmask(cpu, insn)).selected.count_ones();
+    Lanes::new(element, selected as usize, u64::MAX)
 }
 
 fn compress<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx512::check(cpu, op)?;
-    let len = packed_len(cpu, &op.insn);
-    if len == 0 {
+    let lanes = packed_lanes(cpu, &op.insn);
+    if lanes.selected == 0 {
         return Ok(());
     }
-    let linear = cpu.operand_address(op, len, Access::Write)?;
-    cpu.store_operand(linear, len, |cpu| {
-        cpu.execute_native(op)?;
-        Ok(true)
-    })
+    let linear = cpu.operand_address(op, lanes.end(), Access::Write)?;
+    cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
 
 fn expand<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx512::check(cpu, op)?;
-    let len = packed_len(cpu, &op.insn);
-    if len != 0 {
-        let linear = cpu.operand_address(op, len, Access::Read)?;
-        cpu.load_operand(linear, len)?;
+    let lanes = packed_lanes(cpu, &op.insn);
+    if lanes.selected != 0 {
+        let linear = cpu.operand_address(op, lanes.end(), Access::Read)?;
+        cpu.load_lanes(linear, lanes.end(), lanes)?;
     }
     cpu.execute_native(op)
 }
@@ -326,7 +324,8 @@ fn sign_lanes<E: Env>(cpu: &Cpu<E>, insn: &Instruction) -> (usize, Lanes) {
         let top_bit = i * size * 8 + size * 8 - 1;
         selected | (mask[top_bit / 64] >> (top_bit % 64) & 1) << i
     });
-    (len, Lanes::new(size, count, selected))
+    // Alignment is never checked.
+    (len, Lanes { alignment: 1, ..Lanes::new(size, count, selected) })
 }
 
 fn mask_move_load<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {

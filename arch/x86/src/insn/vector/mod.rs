@@ -179,8 +179,7 @@ pub(crate) enum Kind {
     Avx512,
 }
 
-/// The class of an instruction that has vector or mask registers among its operands; `None` for
-/// one that has none.
+/// The class of a vector or mask instruction; `None` for any other.
 pub(crate) fn class(insn: &Instruction) -> Option<Kind> {
     let (mut has_vector, mut has_mmx, mut has_mask) = (false, false, false);
     for i in 0..insn.op_count() {
@@ -191,6 +190,7 @@ pub(crate) fn class(insn: &Instruction) -> Option<Kind> {
             has_mask |= reg.is_k();
         }
     }
+    has_vector |= is_conversion_to_integer(insn.mnemonic());
     // MASKMOVQ and MASKMOVDQU have a memory operand besides, at DS:rDI.
     Some(match insn.code().encoding() {
         EncodingKind::Legacy if has_vector && has_mmx => Kind::SseMmx,
@@ -201,6 +201,26 @@ pub(crate) fn class(insn: &Instruction) -> Option<Kind> {
         EncodingKind::EVEX if has_vector || has_mask => Kind::Avx512,
         _ => return None,
     })
+}
+
+/// Conversions from vector registers or memory to general-purpose registers: with memory, no
+/// operand tells what they belong to.
+fn is_conversion_to_integer(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Cvtss2si
+            | Mnemonic::Cvttss2si
+            | Mnemonic::Cvtsd2si
+            | Mnemonic::Cvttsd2si
+            | Mnemonic::Vcvtss2si
+            | Mnemonic::Vcvttss2si
+            | Mnemonic::Vcvtsd2si
+            | Mnemonic::Vcvttsd2si
+            | Mnemonic::Vcvtss2usi
+            | Mnemonic::Vcvttss2usi
+            | Mnemonic::Vcvtsd2usi
+            | Mnemonic::Vcvttsd2usi
+    )
 }
 
 /// The handler for an MMX, SSE, AVX or AVX-512 instruction.
@@ -266,7 +286,7 @@ fn load<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> 
     C::check(cpu, op)?;
     let len = op.insn.memory_size().size();
     let linear = if ALIGNED {
-        aligned_address(cpu, op, len, Access::Read)?
+        cpu.aligned_address(op, len, len, Access::Read)?
     } else {
         cpu.operand_address(op, len, Access::Read)?
     };
@@ -279,7 +299,7 @@ fn store<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) ->
     C::check(cpu, op)?;
     let len = op.insn.memory_size().size();
     let linear = if ALIGNED {
-        aligned_address(cpu, op, len, Access::Write)?
+        cpu.aligned_address(op, len, len, Access::Write)?
     } else {
         cpu.operand_address(op, len, Access::Write)?
     };
@@ -288,35 +308,6 @@ fn store<E: Env, C: Class, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) ->
         cpu.execute_native(op)?;
         Ok(true)
     })
-}
-
-/// The linear address of a memory operand that must be a multiple of its size; else #GP(0), also
-/// where the address would raise #SS(0).
-#[inline(always)]
-pub(crate) fn aligned_address<E: Env>(
-    cpu: &mut Cpu<E>,
-    op: &Op<E>,
-    len: usize,
-    access: Access,
-) -> Exec<u64> {
-    match cpu.operand_address(op, len, access) {
-        Ok(linear) => check_aligned(cpu, linear, len).map(|()| linear),
-        Err(raised) => {
-            if cpu.effective_address(op) & (len as u64 - 1) != 0 {
-                cpu.raise(Exception::GP0);
-            }
-            Err(raised)
-        }
-    }
-}
-
-/// #GP(0) unless `linear` is a multiple of `len`.
-#[inline(always)]
-pub(crate) fn check_aligned<E: Env>(cpu: &mut Cpu<E>, linear: u64, len: usize) -> Exec {
-    if linear & (len as u64 - 1) != 0 {
-        return Err(cpu.raise(Exception::GP0));
-    }
-    Ok(())
 }
 
 /// EMMS: all x87 registers become empty.

@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Avx, Avx512, Class, Kind, Sse, aligned_address, class, wants_alignment};
+use super::{Avx, Avx512, Class, Kind, Sse, class, wants_alignment};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Op};
 use crate::env::Env;
@@ -98,7 +98,7 @@ fn load<E: Env, C: Class, const LEN: usize, const ALIGNED: bool>(
 ) -> Exec {
     C::check(cpu, op)?;
     let linear = if ALIGNED {
-        aligned_address(cpu, op, LEN, Access::Read)?
+        cpu.aligned_address(op, LEN, LEN, Access::Read)?
     } else {
         cpu.operand_address(op, LEN, Access::Read)?
     };
@@ -128,7 +128,7 @@ fn store<E: Env, C: Class, const LEN: usize, const ALIGNED: bool>(
 ) -> Exec {
     C::check(cpu, op)?;
     let linear = if ALIGNED {
-        aligned_address(cpu, op, LEN, Access::Write)?
+        cpu.aligned_address(op, LEN, LEN, Access::Write)?
     } else {
         cpu.operand_address(op, LEN, Access::Write)?
     };
