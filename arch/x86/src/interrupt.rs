@@ -239,9 +239,9 @@ impl<E: Env> Cpu<E> {
         let ist = gate.raw >> 32 & 7;
         let old_rsp = self.state.gpr[gpr::RSP];
         let rsp = if ist != 0 {
-            self.stack_from_tss(36 + (ist - 1) * 8)?
+            self.stack_from_tss(36 + (ist - 1) * 8, ext)?
         } else if new_cpl < cpl {
-            self.stack_from_tss(4 + u64::from(new_cpl) * 8)?
+            self.stack_from_tss(4 + u64::from(new_cpl) * 8, ext)?
         } else {
             old_rsp
         };
@@ -299,11 +299,12 @@ impl<E: Env> Cpu<E> {
         }
     }
 
-    /// A stack pointer from a 64-bit TSS.
-    pub(crate) fn stack_from_tss(&mut self, offset: u64) -> Exec<u64> {
+    /// A stack pointer from a 64-bit TSS. `ext` is bit 0 of error codes.
+    pub(crate) fn stack_from_tss(&mut self, offset: u64, ext: u32) -> Exec<u64> {
         let tr = self.state.tr;
         if offset + 7 > u64::from(tr.limit) {
-            return Err(self.raise(Exception::with_code(vector::TS, selector_code(tr.selector))));
+            let code = selector_code(tr.selector) | ext;
+            return Err(self.raise(Exception::with_code(vector::TS, code)));
         }
         self.read_system(tr.base.wrapping_add(offset))
     }
@@ -350,7 +351,7 @@ impl<E: Env> Cpu<E> {
             }
             frame.push(old_ss.selector.into());
             frame.push(old_esp as u32);
-            self.inner_stack(new_cpl)?
+            self.inner_stack(new_cpl, ext)?
         } else {
             (old_ss, old_esp)
         };
@@ -360,7 +361,7 @@ impl<E: Env> Cpu<E> {
         if let Some(code) = error_code {
             frame.push(code);
         }
-        let sp = self.push_frame(&frame, &ss, esp, new_cpl)?;
+        let sp = self.push_frame(&frame, &ss, esp, new_cpl, ext)?;
         self.mark_accessed(&mut cs)?;
 
         self.state.seg[SegReg::Ss as usize] = ss;
@@ -391,13 +392,14 @@ impl<E: Env> Cpu<E> {
     }
 
     /// SS and ESP of an inner privilege level, from the TSS (SDM Vol. 3, 7.2.1).
-    pub(crate) fn inner_stack(&mut self, cpl: u8) -> Exec<(crate::state::Segment, u64)> {
+    pub(crate) fn inner_stack(&mut self, cpl: u8, ext: u32) -> Exec<(crate::state::Segment, u64)> {
         let tr = self.state.tr;
         let is_wide = tr.attributes.kind() & 8 != 0;
         let (offset, size) =
             if is_wide { (4 + u64::from(cpl) * 8, 6) } else { (2 + u64::from(cpl) * 4, 4) };
         if offset + size - 1 > u64::from(tr.limit) {
-            return Err(self.raise(Exception::with_code(vector::TS, selector_code(tr.selector))));
+            let code = selector_code(tr.selector) | ext;
+            return Err(self.raise(Exception::with_code(vector::TS, code)));
         }
         let at = tr.base.wrapping_add(offset);
         let (esp, selector) = if is_wide {
@@ -405,7 +407,7 @@ impl<E: Env> Cpu<E> {
         } else {
             (self.read_system::<u16>(at)?.into(), self.read_system(at.wrapping_add(2))?)
         };
-        let ss = self.stack_segment(selector, cpl, vector::TS)?;
+        let ss = self.stack_segment(selector, cpl, vector::TS, ext)?;
         Ok((ss, esp))
     }
 
@@ -416,6 +418,7 @@ impl<E: Env> Cpu<E> {
         ss: &crate::state::Segment,
         esp: u64,
         cpl: u8,
+        ext: u32,
     ) -> Exec<u64> {
         let mask = if ss.attributes.is_big() { 0xffff_ffff } else { 0xffff };
         let bytes = frame.bytes();
@@ -429,7 +432,7 @@ impl<E: Env> Cpu<E> {
         if !in_limit {
             // The new stack is named, the current one is not.
             let code = if cpl < self.mode.cpl { selector_code(ss.selector) } else { 0 };
-            return Err(self.raise(Exception::with_code(vector::SS, code)));
+            return Err(self.raise(Exception::with_code(vector::SS, code | ext)));
         }
         let linear = ss.base.wrapping_add(sp) & 0xffff_ffff;
         let span = self.probe_write_for(cpl, linear, bytes.len())?;

@@ -172,7 +172,7 @@ impl<E: Env> Cpu<E> {
     /// level `cpl`.
     fn data_segment(&mut self, reg: SegReg, selector: u16, cpl: u8) -> Exec<Segment> {
         if reg == SegReg::Ss {
-            return self.stack_segment(selector, cpl, vector::GP);
+            return self.stack_segment(selector, cpl, vector::GP, 0);
         }
         if is_null(selector) {
             return Ok(null_segment(selector, 0));
@@ -192,17 +192,23 @@ impl<E: Env> Cpu<E> {
     }
 
     /// What a selector makes of SS for code of privilege level `cpl`. `fault` is #GP, or #TS
-    /// where the selector comes from a TSS.
-    pub(crate) fn stack_segment(&mut self, selector: u16, cpl: u8, fault: u8) -> Exec<Segment> {
-        let code = selector_code(selector);
+    /// where the selector comes from a TSS. `ext` is bit 0 of error codes.
+    pub(crate) fn stack_segment(
+        &mut self,
+        selector: u16,
+        cpl: u8,
+        fault: u8,
+        ext: u32,
+    ) -> Exec<Segment> {
+        let code = selector_code(selector) | ext;
         if is_null(selector) {
             // 64-bit code outside ring 3 may run without a stack segment.
             if self.mode.code_bits == 64 && cpl < 3 && (selector & 3) as u8 == cpl {
                 return Ok(null_segment(selector, cpl));
             }
-            return Err(self.raise(Exception::with_code(fault, 0)));
+            return Err(self.raise(Exception::with_code(fault, ext)));
         }
-        let mut descriptor = self.descriptor(selector, fault, 0)?;
+        let mut descriptor = self.descriptor(selector, fault, ext)?;
         let attributes = descriptor.attributes();
         if descriptor.rpl() != cpl || attributes.dpl() != cpl || !attributes.is_writable() {
             return Err(self.raise(Exception::with_code(fault, code)));

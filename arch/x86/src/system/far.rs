@@ -286,7 +286,7 @@ fn call_through_gate<E: Env>(cpu: &mut Cpu<E>, gate: &Descriptor, kind: u32) -> 
     } else {
         let old_ss = *cpu.state.segment(SegReg::Ss);
         let old_esp = cpu.state.gpr[gpr::RSP];
-        let (ss, esp) = cpu.inner_stack(new_cpl)?;
+        let (ss, esp) = cpu.inner_stack(new_cpl, 0)?;
         let mut frame = Frame::new(is_wide);
         frame.push(old_ss.selector.into());
         frame.push(old_esp as u32);
@@ -297,7 +297,7 @@ fn call_through_gate<E: Env>(cpu: &mut Cpu<E>, gate: &Descriptor, kind: u32) -> 
         }
         frame.push(cpu.state.segment(SegReg::Cs).selector.into());
         frame.push(cpu.state.rip as u32);
-        let sp = cpu.push_frame(&frame, &ss, esp, new_cpl)?;
+        let sp = cpu.push_frame(&frame, &ss, esp, new_cpl, 0)?;
         cpu.state.seg[SegReg::Ss as usize] = ss;
         cpu.state.gpr[gpr::RSP] = sp;
     }
@@ -318,7 +318,7 @@ fn call_long_gate<E: Env>(
     let ss = cpu.state.segment(SegReg::Ss).selector;
     let (rip, rsp) = (cpu.state.rip, cpu.state.gpr[gpr::RSP]);
     let changes = new_cpl != cpu.mode.cpl;
-    let stack = if changes { cpu.stack_from_tss(4 + u64::from(new_cpl) * 8)? } else { rsp };
+    let stack = if changes { cpu.stack_from_tss(4 + u64::from(new_cpl) * 8, 0)? } else { rsp };
     let frame = [rip, cs.into(), rsp, ss.into()];
     let size = if changes { 32 } else { 16 };
     let new_rsp = stack.wrapping_sub(size);
@@ -383,7 +383,7 @@ impl<E: Env> Cpu<E> {
             }
             return Err(self.raise(Exception::GP0));
         }
-        self.stack_segment(selector, to.cpl, vector::GP)
+        self.stack_segment(selector, to.cpl, vector::GP, 0)
     }
 
     /// Takes a return that was checked.

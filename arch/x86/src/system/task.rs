@@ -146,7 +146,7 @@ impl<E: Env> Cpu<E> {
             self.load_task_code(cs, cpl)?;
             self.mode.cpl = cpl;
             let ss = selectors[SegReg::Ss as usize];
-            self.state.seg[SegReg::Ss as usize] = self.stack_segment(ss, cpl, vector::TS)?;
+            self.state.seg[SegReg::Ss as usize] = self.stack_segment(ss, cpl, vector::TS, 0)?;
             for reg in [SegReg::Es, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
                 self.load_segment(reg, selectors[reg as usize])?;
             }
