@@ -1,16 +1,25 @@
 //! The cases, by subject.
 
 mod debug;
+mod delivery;
 mod exception;
 mod paging;
+mod ret;
 mod tlb;
 
 use crate::case::Case;
 
 /// All of them.
 pub fn all() -> Vec<Case> {
-    [paging::cases(), tlb::cases(), exception::cases(), debug::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        paging::cases(),
+        tlb::cases(),
+        exception::cases(),
+        debug::cases(),
+        delivery::cases(),
+        ret::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -6,6 +6,7 @@ use iced_x86::code_asm::*;
 
 use crate::guest::Guest;
 use crate::layout::{self, eoi, port, sel};
+use crate::start::Start;
 use crate::tables::{access, gate};
 
 type Result<T = ()> = std::result::Result<T, IcedError>;
@@ -18,7 +19,7 @@ pub fn install(guest: &mut Guest) {
     let built = (|| {
         let (code, stubs) = handlers16()?;
         guest.write(layout::HANDLERS16, &code);
-        if guest.start.bits() == 16 {
+        if matches!(guest.start, Start::Real | Start::Reset) {
             guest.handlers = stubs.clone();
         }
         for (vector, stub) in (0..).zip(stubs) {
@@ -26,7 +27,7 @@ pub fn install(guest: &mut Guest) {
         }
         let (code, stubs) = handlers32()?;
         guest.write(layout::HANDLERS32, &code);
-        if guest.start.bits() == 32 {
+        if !guest.start.is_long() && guest.handlers.is_empty() {
             guest.handlers = stubs.clone();
         }
         for (vector, stub) in (0..).zip(stubs) {
