@@ -65,7 +65,8 @@ pub fn compare(case: &Case, insns: &[Instruction], host: &Outcome, engine: &Outc
         .into_iter()
         .flatten()
         .filter(|_| engine.trap != Outcome::PANIC)
-        .find_map(|insn| excuse::whole_case(case, insn, host, engine));
+        .find_map(|insn| excuse::whole_case(case, insn, host, engine))
+        .or_else(|| excuse::sequence(insns));
     match excuse {
         Some(reason) => Verdict::Excused(reason),
         None => Verdict::Different(found),

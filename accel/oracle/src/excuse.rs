@@ -1,7 +1,8 @@
 //! Differences that are no faults of the engine, each with its reason. What is not listed here
 //! must agree.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use x86::state::gpr::{RAX, RBX, RCX, RDI, RSI};
 
 use crate::case::{Case, Outcome};
 use crate::layout::PAGE;
@@ -117,9 +118,12 @@ pub fn whole_case(
             return Some("MASKMOV may fault for bytes it does not store (SDM Vol. 2, MASKMOVDQU)");
         }
         Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
-            if matches!((host.trap, engine.trap), (13, 17) | (17, 13)) =>
+            if is_fault(host) && is_fault(engine) && host.trap != engine.trap =>
         {
-            return Some("misaligned FXSAVE areas are #GP or #AC (SDM Vol. 2, FXSAVE)");
+            return Some("misaligned FXSAVE areas are #GP, #SS or #AC (SDM Vol. 2, FXSAVE)");
+        }
+        Mnemonic::Xgetbv if host.gpr[RCX] as u32 == 1 => {
+            return Some("a component that holds zeros may be in use (SDM Vol. 1, 13.6)");
         }
         Mnemonic::Popa | Mnemonic::Popad if is_fault(host) && is_fault(engine) => {
             return Some("POPA that faults may have loaded registers, to be loaded again");
@@ -141,7 +145,7 @@ pub fn whole_case(
         _ => {}
     }
     if insn.memory_index().is_vector_register()
-        && case.rflags & TF != 0
+        && host.rflags & TF != 0
         && host.trap == 1
         && host.rip == insn.ip()
         && is_fault(engine)
@@ -150,45 +154,72 @@ pub fn whole_case(
             "traps for lanes that are done may come before a fault (SDM Vol. 2, VPGATHERDD)",
         );
     }
-    let end = insn.memory_displacement64().wrapping_add(insn.memory_size().size() as u64);
-    let end = [insn.memory_base(), insn.memory_index()].iter().fold(end, |sum, reg| {
-        if reg.is_gpr() { sum.wrapping_add(host.gpr[reg.full_register().number()]) } else { sum }
-    });
-    if case.is_32bit != 0 && engine.trap == 13 && end & 0xffff_ffff < 64 {
-        return Some("operands under a mask are held against a segment's limit as a whole");
+    let size = insn.memory_size().size() as u64;
+    let has_parts = order_is_vague(insn) || insn.op_mask() != Register::None;
+    if case.is_32bit != 0
+        && has_parts
+        && matches!(engine.trap, 12 | 13)
+        && offset(insn, host).wrapping_add(size) & 0xffff_ffff < size
+    {
+        return Some("operands of many parts are held against a segment's limit as a whole");
     }
-    if insn.code() == Code::Movsxd_r16_rm16 && insn.op1_kind() == iced_x86::OpKind::Memory {
+    if insn.code() == Code::Movsxd_r16_rm16 && insn.op1_kind() == OpKind::Memory {
         return Some("AMD's MOVSXD r16 reads 32 bits (APM Vol. 3, MOVSXD), Intel's 16");
     }
     if host.trap == 6 && engine.trap == 14 && engine.error & 0x10 != 0 {
         return Some("what cannot be decoded may be #UD before its last byte is fetched");
     }
-    if host.trap == 13 && effective_address(case, insn, host).is_some_and(|at| !is_canonical(at)) {
+    if host.trap == 13
+        && case.is_32bit == 0
+        && matches!(insn.memory_segment(), Register::FS | Register::GS)
+        && !is_canonical(offset(insn, host))
+    {
         return Some("AMD also wants the offset in FS or GS canonical, Intel the address alone");
     }
     None
 }
 
-/// The offset of a memory operand in FS or GS.
-fn effective_address(case: &Case, insn: &Instruction, host: &Outcome) -> Option<u64> {
-    use iced_x86::Register;
-    let is_based = matches!(insn.memory_segment(), Register::FS | Register::GS);
-    if !is_based || case.is_32bit != 0 {
-        return None;
-    }
+/// Why a sequence of instructions may come out differently.
+pub fn sequence(insns: &[Instruction]) -> Option<&'static str> {
+    let stack = insns.iter().position(|insn| insn.is_stack_instruction())?;
+    let reads_stack_pointer = insns.get(stack..)?.iter().any(|insn| {
+        matches!(
+            insn.mnemonic(),
+            Mnemonic::Vpbroadcastb
+                | Mnemonic::Vpbroadcastw
+                | Mnemonic::Vpbroadcastd
+                | Mnemonic::Vpbroadcastq
+        ) && insn.op1_register().full_register() == Register::RSP
+    });
+    reads_stack_pointer.then_some("Zen 5's VPBROADCAST sees RSP as before a PUSH just done")
+}
+
+/// The offset of the memory operand in its segment.
+fn offset(insn: &Instruction, host: &Outcome) -> u64 {
     let value = |reg: Register| match reg {
-        Register::RIP => insn.next_ip(),
-        reg if reg.is_gpr() && reg.size() == 8 => host.gpr[reg.number()],
+        reg if reg.is_gpr() && reg.size() >= 4 => host.gpr[reg.full_register().number()],
         _ => 0,
     };
-    // The decoder adds the next instruction's address to a displacement from RIP.
-    let base = if insn.is_ip_rel_memory_operand() { 0 } else { value(insn.memory_base()) };
+    for i in 0..insn.op_count() {
+        match insn.op_kind(i) {
+            OpKind::MemorySegRSI => return host.gpr[RSI],
+            OpKind::MemorySegRDI => return host.gpr[RDI],
+            _ => {}
+        }
+    }
+    if insn.mnemonic() == Mnemonic::Xlatb {
+        return host.gpr[RBX].wrapping_add(host.gpr[RAX] & 0xff);
+    }
+    // The decoder has added the next instruction's address to a displacement from RIP.
     let index = value(insn.memory_index()).wrapping_mul(insn.memory_index_scale().into());
-    Some(insn.memory_displacement64().wrapping_add(base).wrapping_add(index))
+    insn.memory_displacement64().wrapping_add(value(insn.memory_base())).wrapping_add(index)
 }
 
 /// Whether the faulting address that the engine names will do.
 pub fn cr2_agrees(insn: &Instruction, host: u64, engine: u64) -> bool {
-    let size = insn.memory_size().size().max(PAGE) as u64;
-    host == engine || order_is_vague(insn) && host.abs_diff(engine) < size
+    // Also where 32-bit addresses wrap around.
+    let size = insn.memory_size().size().max(PAGE) as u32;
+    host == engine
+        || order_is_vague(insn)
+            && (host.wrapping_sub(engine) as u32).min(engine.wrapping_sub(host) as u32) < size
 }

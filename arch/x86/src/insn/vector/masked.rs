@@ -331,15 +331,20 @@ fn sign_lanes<E: Env>(cpu: &Cpu<E>, insn: &Instruction) -> (usize, Lanes) {
 fn mask_move_load<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx::check(cpu, op)?;
     let (len, lanes) = sign_lanes(cpu, &op.insn);
-    let linear = cpu.operand_address(op, len, Access::Read)?;
+    if lanes.selected != 0 {
+        let linear = cpu.operand_address(op, len, Access::Read)?;
+        cpu.load_lanes(linear, len, lanes)?;
+    }
     // Lanes that are not loaded become zero whatever the buffer holds.
-    cpu.load_lanes(linear, len, lanes)?;
     cpu.execute_native(op)
 }
 
 fn mask_move_store<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     Avx::check(cpu, op)?;
     let (len, lanes) = sign_lanes(cpu, &op.insn);
+    if lanes.selected == 0 {
+        return Ok(());
+    }
     let linear = cpu.operand_address(op, len, Access::Write)?;
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
