@@ -12,6 +12,7 @@ mod offset {
     pub const ACPI_RSDP_ADDR: usize = 0x70;
     pub const E820_ENTRIES: usize = 0x1e8;
     pub const SETUP_HEADER: usize = 0x1f1;
+    pub const SYSSIZE: usize = 0x1f4;
     pub const BOOT_FLAG: usize = 0x1fe;
     pub const JUMP: usize = 0x200;
     pub const HEADER_MAGIC: usize = 0x202;
@@ -67,7 +68,16 @@ impl BzImage {
         if header.u16(VERSION) < 0x206 || header.u8(LOADFLAGS) & LOADED_HIGH == 0 {
             return Err(file.not_a_kernel("it is a Linux kernel from before 2.6.22"));
         }
-        Ok(Some(Self { header }))
+        let image = Self { header };
+        // A signature may follow, but nothing may be missing, even if it is not needed here.
+        let len = image.protected_mode_offset() + u64::from(image.header.u32(SYSSIZE)) * 16;
+        if file.len() < len {
+            return Err(file.damaged(format!(
+                "it is truncated: {} bytes are there, and its header tells of {len}",
+                file.len()
+            )));
+        }
+        Ok(Some(image))
     }
 
     /// Loads the kernel: decompressed where that is possible, else as it is, so that it

@@ -119,10 +119,16 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Where a bzImage has its payload.
+const PAYLOAD: usize = 1024 + 0x400;
+
 /// A bzImage of boot protocol 2.15 with `payload`, 64-bit or not.
 fn bzimage(payload: &[u8], is_64bit: bool) -> Vec<u8> {
-    let mut file = Record::new(1024 + 0x400);
+    // The decompressor that follows the payload.
+    let end = (PAYLOAD + payload.len()).next_multiple_of(16) + 0x200;
+    let mut file = Record::new(PAYLOAD);
     file.put_u8(0x1f1, 1);
+    file.put_u32(0x1f4, (end - 1024) as u32 / 16);
     file.put(0x1fe, &0xaa55u16.to_le_bytes());
     file.put(0x200, &[0xeb, 0x66]);
     file.put(0x202, b"HdrS");
@@ -138,7 +144,9 @@ fn bzimage(payload: &[u8], is_64bit: bool) -> Vec<u8> {
     file.put_u64(0x258, 0x100_0000);
     file.put_u32(0x260, 0x80_0000);
     file.put(1024 + 0x200, CODE);
-    [&file.0, payload].concat()
+    let mut file = [&file.0, payload].concat();
+    file.resize(end, 0);
+    file
 }
 
 fn multiboot_header(flags: u32, addresses: [u32; 5]) -> Vec<u8> {
@@ -305,13 +313,14 @@ fn foreign_and_missing_files_are_refused_by_name() {
 
 #[test]
 fn damaged_bzimages_are_refused() {
-    let good = bzimage(&gzip(&elf(true, 0x100_0000, CODE, &[])), true);
-    for len in [0x210, 0x28f, 0x300, 0x600, good.len() - 1] {
+    let payload = gzip(&elf(true, 0x100_0000, CODE, &[]));
+    let good = bzimage(&payload, true);
+    for len in [0x210, 0x28f, 0x300, 0x600, PAYLOAD + payload.len(), good.len() - 1] {
         refused(&Bench::new(&good[..len]), FailureKind::Artifact, "damaged");
     }
     let mut bad = good.clone();
-    let last = bad.len() - 8; // the CRC
-    bad[last] ^= 1;
+    let crc = PAYLOAD + payload.len() - 8;
+    bad[crc] ^= 1;
     refused(&Bench::new(&bad), FailureKind::Artifact, "does not decompress");
     let mut old = good;
     old[0x206] = 5;
