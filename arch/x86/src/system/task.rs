@@ -124,6 +124,8 @@ impl<E: Env> Cpu<E> {
         }
         self.state.rflags = flags;
         self.state.rip = word(tss::EIP).into();
+        // Faults from here on are the new task's, at its first instruction.
+        self.insn_ip = self.state.rip;
         for i in 0..8 {
             self.state.gpr[i] = image[tss::GPR as usize / 4 + i].into();
         }
@@ -134,6 +136,7 @@ impl<E: Env> Cpu<E> {
         }
         let cs = selectors[SegReg::Cs as usize];
         let cpl = (cs & 3) as u8;
+        self.state.seg[SegReg::Ss as usize].attributes = null_segment(0, cpl).attributes;
         self.update_mode();
         self.load_ldtr(word(tss::LDT) as u16, vector::TS)?;
 
@@ -142,7 +145,6 @@ impl<E: Env> Cpu<E> {
                 self.state.seg[reg as usize] = v8086_segment(selector);
             }
         } else {
-            self.state.seg[SegReg::Ss as usize].attributes = null_segment(0, cpl).attributes;
             self.load_task_code(cs, cpl)?;
             self.mode.cpl = cpl;
             let ss = selectors[SegReg::Ss as usize];
