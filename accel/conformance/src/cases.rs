@@ -5,6 +5,8 @@ mod delivery;
 mod exception;
 mod paging;
 mod ret;
+mod segmentation;
+mod task;
 mod tlb;
 
 use crate::case::Case;
@@ -18,6 +20,8 @@ pub fn all() -> Vec<Case> {
         debug::cases(),
         delivery::cases(),
         ret::cases(),
+        segmentation::cases(),
+        task::cases(),
     ]
     .into_iter()
     .flatten()
