@@ -123,6 +123,15 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// What an interrupted build left cannot be removed.
+    #[error(
+        "{} was left by an interrupted build and cannot be removed: unmount what `findmnt` shows \
+         below it, then remove it", dir.display()
+    )]
+    Leftover {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// No home directory and nothing else that says where images go.
     #[error("there is no place for images: set LODGE_HOME (or HOME) to a directory of yours")]
     NoHome,
@@ -175,6 +184,7 @@ impl Error {
             | Error::NoUserNamespace { .. }
             | Error::Space { .. }
             | Error::Unwritable { .. }
+            | Error::Leftover { .. }
             | Error::NoHome
             | Error::Build { .. }
             | Error::Cancelled

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use super::archive::{self, Archive};
 use super::disk::Layout;
-use super::{Job, Release, host_command, process};
+use super::{Job, Release, process};
 use crate::{Error, Progress, Unit};
 
 /// What makes a small, stock Debian machine of the essential packages.
@@ -57,7 +57,7 @@ pub(super) fn install(
     list_writer.write_all(sources.as_bytes()).map_err(Error::io("write", tar))?;
     drop(list_writer);
 
-    let mut command = host_command("mmdebstrap");
+    let mut command = job.mode.mmdebstrap();
     command
         .env("TMPDIR", job.work)
         .arg("--verbose")

@@ -182,6 +182,25 @@ impl Mode {
         }
     }
 
+    /// A command that runs mmdebstrap. What it mounts in the guest's directory is seen by nobody
+    /// else and is gone with it, in whichever way it ends; as root it does not see to that itself.
+    fn mmdebstrap(self) -> Command {
+        let unshared = self == Mode::Root
+            && Command::new("unshare")
+                .args(["--mount", "true"])
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success());
+        // Root that may not do that, in a container, may not mount either; mmdebstrap says so.
+        if unshared {
+            let mut command = host_command("unshare");
+            command.args(["--mount", "mmdebstrap"]);
+            command
+        } else {
+            host_command("mmdebstrap")
+        }
+    }
+
     /// A command that runs the shell as root or as a namespace's root.
     fn shell(self) -> Command {
         match self {
@@ -255,6 +274,9 @@ impl WorkDirectory {
         // The name can be guessed: only what is this user's is taken for a remainder.
         if fs::symlink_metadata(&path).is_ok_and(|found| found.uid() == user.as_raw()) {
             remove_work(&path, mode);
+            if path.exists() {
+                return Err(Error::Leftover { dir: path });
+            }
         }
         fs::DirBuilder::new()
             .mode(0o700)
@@ -273,17 +295,22 @@ impl Drop for WorkDirectory {
     }
 }
 
+/// Removes a work directory and all in it, but never goes into what is mounted there: a build of
+/// root's that could not hide its mounts may have left the host's /proc or /dev in it.
 fn remove_work(path: &Path, mode: Mode) {
-    if mode == Mode::Namespace {
-        // What the namespace's root made, only it can remove.
-        let _ = mode
-            .shell()
-            .args(["-c", "find \"$1\" -mindepth 1 -delete", "sh"])
+    let remove = |mut shell: Command| {
+        let _ = shell
+            .args(["-c", "rm -rf --one-file-system \"$1\"/*", "sh"])
             .arg(path)
             .stderr(Stdio::null())
             .status();
+    };
+    // Some of it is this user's, and some belongs to a namespace's root, which only it can remove.
+    if mode == Mode::Namespace {
+        remove(mode.shell());
     }
-    let _ = fs::remove_dir_all(path);
+    remove(host_command("sh"));
+    let _ = fs::remove_dir(path);
 }
 
 /// The files that packing writes to.

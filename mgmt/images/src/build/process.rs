@@ -2,7 +2,7 @@
 //! given up.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -38,6 +38,13 @@ pub(super) fn run(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(Error::io("start", program.as_ref()))?;
+    let _watchman = match Watchman::over(&child) {
+        Ok(watchman) => watchman,
+        Err(error) => {
+            end(&mut child);
+            return Err(Error::io("start", "sh".as_ref())(error));
+        }
+    };
     let (sender, receiver) = channel();
     if let Some(stderr) = child.stderr.take() {
         thread::spawn(move || forward_lines(BufReader::new(stderr), &sender));
@@ -62,6 +69,33 @@ pub(super) fn run(
     }
     let status = child.wait().map_err(Error::io("wait for", program.as_ref()))?;
     Ok(Ended { status, lines })
+}
+
+/// A process that ends a program's process group when this process is killed and can no longer do
+/// so: it notices that the pipe to it is closed.
+struct Watchman {
+    shell: Child,
+}
+
+impl Watchman {
+    fn over(child: &Child) -> io::Result<Watchman> {
+        let shell = Command::new("sh")
+            .args(["-c", "cat > /dev/null; kill -KILL \"-$1\"", "sh", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        Ok(Watchman { shell })
+    }
+}
+
+impl Drop for Watchman {
+    fn drop(&mut self) {
+        // Before the pipe is closed: there is nothing to end any longer.
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
 }
 
 impl Ended {
@@ -170,10 +204,29 @@ mod tests {
             cancel.cancel();
         });
         assert!(matches!(result, Err(Error::Cancelled)));
-        assert!(begun.elapsed() < Duration::from_secs(15));
         let pid = std::fs::read_to_string(&pid_file).unwrap();
-        // Ended: gone, or a zombie that nobody has reaped yet.
-        let status = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(status.map_or(true, |text| text.contains(") Z ")));
+        // Ended: gone, or a zombie that nobody has reaped yet. The kernel may take a moment.
+        let has_ended = || {
+            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+                .map_or(true, |text| text.contains(") Z "))
+        };
+        while !has_ended() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the child is still there");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn the_watchman_ends_what_a_killed_process_left() {
+        let mut child = shell("sleep 100 & wait").process_group(0).spawn().unwrap();
+        let mut watchman = Watchman::over(&child).unwrap();
+        // As the system does for a process that is killed.
+        drop(watchman.shell.stdin.take());
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+
+        let mut child = shell("read line").stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        drop(Watchman::over(&child).unwrap());
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().signal(), None, "its work done, it ends nothing");
     }
 }
