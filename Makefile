@@ -3,7 +3,7 @@
 CARGO ?= cargo
 LODGE := target/release/lodge
 
-.PHONY: help build demo test unit-test boot-test lint bench install deps
+.PHONY: help build demo test unit-test boot-test fuzz lint bench install deps
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ boot-test: build ## Boot real guests and look at them from inside and outside
 	$(LODGE) image build debian:12
 	LODGE_UNDER_TEST=$(CURDIR)/$(LODGE) $(CARGO) test --locked -p cli --test boot -- --ignored --test-threads=1
 
+fuzz: ## Run every fuzz target for SECONDS (10)
+	CARGO="$(CARGO)" fuzz/run $(SECONDS)
+
 lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -38,6 +41,7 @@ install: build ## Install the programs, manual pages and completions below PREFI
 	$(LODGE) completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge
 
 PREFIX ?= /usr/local
+SECONDS ?= 10
 
 deps:
 	@scripts/install-deps

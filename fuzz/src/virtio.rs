@@ -1,0 +1,247 @@
+//! Drivers of virtio devices that break the rules.
+
+use std::time::{Duration, Instant};
+
+use arbitrary::Arbitrary;
+use mem::vm_memory::Bytes;
+use mem::{GuestAddress, GuestMemory};
+use pci::PciDevice;
+use virtio::VirtioPci;
+
+use crate::registers::{Access, Bus};
+use crate::wiring::{HIGH_RAM, RAM, fill};
+
+// Where the rings are, and the data that descriptors are inclined to point at.
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const INDIRECT: u64 = 0x4000;
+const DATA: u64 = 0x5000;
+/// The window of registers, without the MSI-X table.
+const BAR_SIZE: u64 = 0x4000;
+
+// VIRTIO 1.2, 2.1 and 4.1.4.3.
+const ACKNOWLEDGE_DRIVER: u8 = 3;
+const FEATURES_OK: u8 = 8;
+const DRIVER_OK: u8 = 4;
+const DEVICE_NEEDS_RESET: u8 = 64;
+const VERSION_1: u64 = 1 << 32;
+
+/// How long a queue may take over what is in it. The receive queues of a silent line always do.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// An address that is in RAM, or may be anywhere.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Address {
+    /// In the data.
+    Data(u8),
+    /// In RAM, the rings included.
+    Ram(u16),
+    /// Near the end of RAM.
+    End(u8),
+    /// In the second piece of RAM.
+    High(u16),
+    /// Anywhere.
+    Any(u64),
+}
+
+impl Address {
+    fn get(self) -> u64 {
+        match self {
+            Self::Data(at) => DATA + u64::from(at),
+            Self::Ram(at) => at.into(),
+            Self::End(back) => RAM - u64::from(back),
+            Self::High(at) => HIGH_RAM.start + u64::from(at),
+            Self::Any(at) => at,
+        }
+    }
+}
+
+/// A descriptor (2.7.5).
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Descriptor {
+    address: Address,
+    len: Length,
+    flags: u8,
+    next: Next,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Length {
+    Short(u8),
+    Medium(u16),
+    Any(u32),
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Next {
+    /// The descriptor behind this one.
+    Following,
+    Any(u16),
+}
+
+impl Descriptor {
+    fn bytes(&self, index: usize) -> [u8; 16] {
+        let len = match self.len {
+            Length::Short(len) => len.into(),
+            Length::Medium(len) => len.into(),
+            Length::Any(len) => len,
+        };
+        let next = match self.next {
+            Next::Following => index as u16 + 1,
+            Next::Any(next) => next,
+        };
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.address.get().to_le_bytes());
+        bytes[8..12].copy_from_slice(&len.to_le_bytes());
+        bytes[12] = self.flags;
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        bytes
+    }
+}
+
+/// What a driver does: sets one queue up, rings, and then writes to registers at random.
+#[derive(Arbitrary, Debug)]
+pub struct Driver {
+    features: u64,
+    queue: u8,
+    size_log2: u8,
+    /// Instead of the usual places of the rings.
+    rings: Option<[Address; 3]>,
+    descriptors: Vec<Descriptor>,
+    indirect: Vec<Descriptor>,
+    available: Vec<u8>,
+    available_index: u16,
+    no_interrupt: bool,
+    data: Vec<u8>,
+    accesses: Vec<Access>,
+}
+
+/// Where a device's structures are in its BAR (4.1.4).
+struct Layout {
+    common: u64,
+    notify: u64,
+}
+
+impl Layout {
+    fn of(device: &VirtioPci) -> Self {
+        let mut layout = Self { common: 0, notify: 0 };
+        for capability in device.description().capabilities {
+            // What is behind ID and next pointer: length, type, BAR, padding, offset.
+            let Some(offset) = capability.body[6..].first_chunk() else { continue };
+            let offset = u32::from_le_bytes(*offset).into();
+            match capability.body[1] {
+                1 => layout.common = offset,
+                2 => layout.notify = offset,
+                _ => {}
+            }
+        }
+        layout
+    }
+}
+
+impl Driver {
+    /// Drives `device`, whose buffers are in `memory`.
+    pub fn drive(&self, mut device: VirtioPci, memory: &GuestMemory) {
+        let layout = Layout::of(&device);
+        let device = &mut device;
+        self.write_rings(memory);
+        self.start(device, &layout);
+        self.ring(device, &layout);
+        self.wait(device, &layout, memory);
+        for access in &self.accesses {
+            access.perform(
+                device,
+                (BAR_SIZE, Bus::Memory),
+                |device, offset, data| device.bar_read(0, offset, data),
+                |device, offset, data| device.bar_write(0, offset, data),
+            );
+        }
+        self.ring(device, &layout);
+        // Whatever happened, a reset is possible and leaves a device that can be set up.
+        device.bar_write(0, layout.common + 20, &[0]);
+        assert_eq!(status(device, &layout), 0);
+        self.start(device, &layout);
+        device.reset();
+    }
+
+    fn size(&self) -> u16 {
+        1 << (self.size_log2 % 9)
+    }
+
+    fn write_rings(&self, memory: &GuestMemory) {
+        for (table, descriptors) in [(DESCRIPTORS, &self.descriptors), (INDIRECT, &self.indirect)] {
+            for (index, descriptor) in descriptors.iter().enumerate().take(256) {
+                fill(memory, table + 16 * index as u64, &descriptor.bytes(index));
+            }
+        }
+        let ring: Vec<u8> = self.available.iter().flat_map(|head| [*head, 0]).collect();
+        fill(memory, AVAILABLE, &[self.no_interrupt.into(), 0]);
+        fill(memory, AVAILABLE + 2, &self.available_index.to_le_bytes());
+        fill(memory, AVAILABLE + 4, &ring);
+        fill(memory, DATA, &self.data);
+    }
+
+    /// 3.1.1, "Driver Requirements: Device Initialization".
+    fn start(&self, device: &mut VirtioPci, layout: &Layout) {
+        let features = self.features & offered(device, layout) | VERSION_1;
+        let mut set = |register: u64, value: &[u8]| {
+            device.bar_write(0, layout.common + register, value);
+        };
+        set(20, &[ACKNOWLEDGE_DRIVER]);
+        for (word, value) in [features as u32, (features >> 32) as u32].into_iter().enumerate() {
+            set(8, &(word as u32).to_le_bytes());
+            set(12, &value.to_le_bytes());
+        }
+        set(20, &[ACKNOWLEDGE_DRIVER | FEATURES_OK]);
+        set(22, &u16::from(self.queue % 4).to_le_bytes());
+        set(24, &self.size().to_le_bytes());
+        let usual = [DESCRIPTORS, AVAILABLE, USED];
+        let rings = self.rings.map_or(usual, |rings| rings.map(Address::get));
+        for (register, address) in [32, 40, 48].into_iter().zip(rings) {
+            set(register, &address.to_le_bytes());
+        }
+        set(28, &1u16.to_le_bytes());
+        set(20, &[ACKNOWLEDGE_DRIVER | FEATURES_OK | DRIVER_OK]);
+        device.set_bus_master(true);
+    }
+
+    fn ring(&self, device: &mut VirtioPci, layout: &Layout) {
+        let queue = u16::from(self.queue % 4);
+        device.bar_write(0, layout.notify + 4 * u64::from(queue), &queue.to_le_bytes());
+    }
+
+    /// Waits until the queue is empty or the device is broken.
+    fn wait(&self, device: &mut VirtioPci, layout: &Layout, memory: &GuestMemory) {
+        let mut enabled = [0; 2];
+        device.bar_read(0, layout.common + 28, &mut enabled);
+        if enabled[0] == 0 || self.rings.is_some() {
+            return;
+        }
+        let start = Instant::now();
+        while status(device, layout) & DEVICE_NEEDS_RESET == 0 && start.elapsed() < PATIENCE {
+            let used = memory.read_obj::<u16>(GuestAddress(USED + 2));
+            let available = memory.read_obj::<u16>(GuestAddress(AVAILABLE + 2));
+            if used.ok() == available.ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn offered(device: &mut VirtioPci, layout: &Layout) -> u64 {
+    let mut word = |select: u32| {
+        let mut word = [0; 4];
+        device.bar_write(0, layout.common, &select.to_le_bytes());
+        device.bar_read(0, layout.common + 4, &mut word);
+        u64::from(u32::from_le_bytes(word))
+    };
+    word(0) | word(1) << 32
+}
+
+fn status(device: &mut VirtioPci, layout: &Layout) -> u8 {
+    let mut status = [0];
+    device.bar_read(0, layout.common + 20, &mut status);
+    status[0]
+}
