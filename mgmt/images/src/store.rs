@@ -166,6 +166,10 @@ impl Store {
         fs::rename(&directory, &staging.directory).map_err(Error::io("remove", &directory))
     }
 
+    pub(crate) fn images(&self) -> &Path {
+        &self.images
+    }
+
     pub(crate) fn directory(&self, name: &ImageName) -> PathBuf {
         self.images.join(name.directory())
     }

@@ -1,9 +1,9 @@
 //! Which archives a build takes packages from: Debian's own, as apt on this host is set up.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use super::Release;
+use super::{Release, host_command};
 use crate::Progress;
 
 /// The keys that Debian's archives are signed with.
@@ -31,9 +31,8 @@ pub(super) fn for_release(
         // A host whose package lists were never fetched, or were removed to save space.
         let lists = format!("Dir::State::lists={}", scratch.join("lists").display());
         let cache = format!("Dir::Cache={}", scratch.join("cache").display());
-        let fetched = Command::new("apt-get")
+        let fetched = host_command("apt-get")
             .args(["-q", "-q", "-o", &lists, "-o", &cache, "update"])
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
@@ -55,10 +54,9 @@ pub(super) fn for_release(
 fn index_targets(options: &[&str]) -> String {
     const FORMAT: &str =
         "$(IDENTIFIER)|$(ARCHITECTURE)|$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(REPO_URI)";
-    Command::new("apt-get")
+    host_command("apt-get")
         .args(options)
         .args(["indextargets", "--format", FORMAT])
-        .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -114,9 +112,8 @@ pub(super) fn to_lines(archives: &[Archive]) -> Vec<String> {
 
 /// How the host's apt reaches archives (proxies, retries, certificates), for another apt.
 pub(super) fn transport_options() -> Vec<String> {
-    let dump = Command::new("apt-config")
+    let dump = host_command("apt-config")
         .args(["dump", "Acquire"])
-        .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())

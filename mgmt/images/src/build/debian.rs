@@ -76,10 +76,9 @@ pub(super) fn install(
         return Ok(());
     }
     let complaint = ended.complaint();
-    Err(if is_network_trouble(&complaint) {
-        Error::Network { detail: complaint }
-    } else {
-        Error::Build { step: follower.step.to_owned(), log: complaint }
+    Err(match network_trouble(&complaint) {
+        Some(line) => Error::Network { detail: line.to_owned() },
+        None => Error::Build { step: follower.step.to_owned(), log: complaint },
     })
 }
 
@@ -131,8 +130,9 @@ fn newly_installed(line: &str) -> Option<u64> {
     before.rsplit(' ').next()?.parse().ok()
 }
 
-fn is_network_trouble(complaint: &str) -> bool {
-    [
+/// The line that says that an archive could not be reached, if there is one.
+fn network_trouble(complaint: &str) -> Option<&str> {
+    const SYMPTOMS: [&str; 8] = [
         "Could not resolve",
         "Temporary failure resolving",
         "Could not connect",
@@ -141,10 +141,9 @@ fn is_network_trouble(complaint: &str) -> bool {
         "Connection failed",
         "Connection refused",
         "Network is unreachable",
-        "Failed to fetch",
-    ]
-    .iter()
-    .any(|symptom| complaint.contains(symptom))
+    ];
+    let shows = |line: &&str| SYMPTOMS.iter().any(|symptom| line.contains(symptom));
+    complaint.lines().find(shows).map(|line| line.trim_start_matches("E: "))
 }
 
 #[cfg(test)]
@@ -208,7 +207,11 @@ I: running --customize-hook in shell: sh -c '
 
     #[test]
     fn trouble_with_the_network_is_told_from_other_trouble() {
-        assert!(is_network_trouble("E: Temporary failure resolving 'deb.debian.org'"));
-        assert!(!is_network_trouble("E: setup failed: E: command failed: false"));
+        let complaint = "E: noise\nE: Failed to fetch http://a/  Temporary failure resolving 'a'";
+        assert_eq!(
+            network_trouble(complaint),
+            Some("Failed to fetch http://a/  Temporary failure resolving 'a'")
+        );
+        assert_eq!(network_trouble("E: setup failed: E: command failed: false"), None);
     }
 }

@@ -108,9 +108,9 @@ impl Store {
         if present() {
             return self.get(name);
         }
-        require_space(staging.directory(), STORE_BYTES, "LODGE_HOME")?;
+        require_space(self.images(), STORE_BYTES, "LODGE_HOME")?;
+        require_space(&WorkDirectory::parent(), WORK_BYTES, "TMPDIR")?;
         let work = WorkDirectory::create(staging.directory(), mode)?;
-        require_space(&work.path, WORK_BYTES, "TMPDIR")?;
 
         let layout = disk::Layout::new(options.disk_bytes, options.partitioned);
         let archives = archive::for_release(release, staging.directory(), progress);
@@ -186,7 +186,7 @@ impl Mode {
     /// else and is gone with it, in whichever way it ends; as root it does not see to that itself.
     fn mmdebstrap(self) -> Command {
         let unshared = self == Mode::Root
-            && Command::new("unshare")
+            && host_command("unshare")
                 .args(["--mount", "true"])
                 .stderr(Stdio::null())
                 .status()
@@ -261,12 +261,17 @@ struct WorkDirectory {
 }
 
 impl WorkDirectory {
+    /// Where work directories are made.
+    fn parent() -> PathBuf {
+        std::env::var_os("TMPDIR")
+            .filter(|dir| !dir.is_empty())
+            .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+    }
+
     /// Makes the work directory that belongs to `staging`, after removing what a killed build
     /// left there. The caller holds the lock of `staging`.
     fn create(staging: &Path, mode: Mode) -> Result<WorkDirectory, Error> {
-        let parent = std::env::var_os("TMPDIR")
-            .filter(|dir| !dir.is_empty())
-            .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let parent = WorkDirectory::parent();
         let sum = Sha256::digest(staging.as_os_str().as_encoded_bytes());
         let tag: String = sum.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let user = rustix::process::geteuid();

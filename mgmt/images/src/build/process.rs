@@ -79,7 +79,7 @@ struct Watchman {
 
 impl Watchman {
     fn over(child: &Child) -> io::Result<Watchman> {
-        let shell = Command::new("sh")
+        let shell = super::host_command("sh")
             .args(["-c", "cat > /dev/null; kill -KILL \"-$1\"", "sh", &child.id().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
