@@ -38,9 +38,9 @@ pub enum Cause {
 /// On whose side a problem lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The host: its files, permissions, other processes.
+    /// The host: its permissions, room, other processes.
     Host,
-    /// The image itself.
+    /// The image itself, or that there is none.
     Artifact,
     /// What the person or program asked for.
     Configuration,
@@ -114,8 +114,8 @@ impl Error {
     /// On whose side the problem lies.
     pub fn origin(&self) -> Origin {
         match self.cause {
-            Cause::Missing | Cause::Denied | Cause::Busy | Cause::Io => Origin::Host,
-            Cause::Damaged | Cause::Unsupported => Origin::Artifact,
+            Cause::Denied | Cause::Busy | Cause::Io => Origin::Host,
+            Cause::Missing | Cause::Damaged | Cause::Unsupported => Origin::Artifact,
             Cause::Misconfigured => Origin::Configuration,
         }
     }

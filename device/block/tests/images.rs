@@ -43,7 +43,7 @@ fn the_host_side_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("nowhere.raw");
     refuses(&OpenOptions::new(&missing), Cause::Missing, &["check the path"]);
-    assert_eq!(refused(&OpenOptions::new(&missing)).origin(), Origin::Host);
+    assert_eq!(refused(&OpenOptions::new(&missing)).origin(), Origin::Artifact);
     refuses(&OpenOptions::new(dir.path()), Cause::Misconfigured, &["a directory"]);
     refuses(&OpenOptions::new("/dev/null"), Cause::Misconfigured, &["block device"]);
 
