@@ -206,7 +206,7 @@ fn vex(rng: &mut Rng, code: Code, bits: u32, attempt: u32, out: &mut Writer) {
     let is_xop = code.encoding() == EncodingKind::XOP;
     let r = if bits == 64 { rng.below(2) as u8 } else { 1 };
     let tail = vvvv << 3 | long << 2 | pp(op.mandatory_prefix());
-    if map == 1 && wide == 0 && !is_xop && attempt % 2 == 0 && rng.one_in(2) {
+    if map == 1 && wide == 0 && !is_xop && attempt.is_multiple_of(2) && rng.one_in(2) {
         out.put(0xc5);
         out.put(r << 7 | tail);
         return;
@@ -240,7 +240,7 @@ fn evex(rng: &mut Rng, code: Code, bits: u32, attempt: u32, out: &mut Writer) {
         0
     };
     let zero = op.can_use_zeroing_masking() && mask != 0 && rng.one_in(2) || rng.one_in(200);
-    let v = u8::from(bits != 64 || attempt % 2 == 0 || rng.one_in(2));
+    let v = u8::from(bits != 64 || attempt.is_multiple_of(2) || rng.one_in(2));
     out.put(u8::from(zero) << 7 | length << 5 | u8::from(b) << 4 | v << 3 | mask);
 }
 

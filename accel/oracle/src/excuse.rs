@@ -1,7 +1,7 @@
 //! Differences that are no faults of the engine, each with its reason. What is not listed here
 //! must agree.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use x86::state::gpr::{RAX, RBX, RCX, RDI, RSI};
 
 use crate::case::{Case, Outcome};
@@ -155,7 +155,15 @@ pub fn whole_case(
         );
     }
     let size = insn.memory_size().size() as u64;
-    let has_parts = order_is_vague(insn) || insn.op_mask() != Register::None;
+    let has_parts = order_is_vague(insn)
+        || insn.op_mask() != Register::None
+        || matches!(
+            insn.mnemonic(),
+            Mnemonic::Vmaskmovps
+                | Mnemonic::Vmaskmovpd
+                | Mnemonic::Vpmaskmovd
+                | Mnemonic::Vpmaskmovq
+        );
     if case.is_32bit != 0
         && has_parts
         && matches!(engine.trap, 12 | 13)
@@ -182,16 +190,12 @@ pub fn whole_case(
 /// Why a sequence of instructions may come out differently.
 pub fn sequence(insns: &[Instruction]) -> Option<&'static str> {
     let stack = insns.iter().position(|insn| insn.is_stack_instruction())?;
+    // Only vector instructions with a register operand, EVEX-encoded, were seen to do so.
     let reads_stack_pointer = insns.get(stack..)?.iter().any(|insn| {
-        matches!(
-            insn.mnemonic(),
-            Mnemonic::Vpbroadcastb
-                | Mnemonic::Vpbroadcastw
-                | Mnemonic::Vpbroadcastd
-                | Mnemonic::Vpbroadcastq
-        ) && insn.op1_register().full_register() == Register::RSP
+        insn.code().encoding() == EncodingKind::EVEX
+            && (0..insn.op_count()).any(|i| insn.op_register(i).full_register() == Register::RSP)
     });
-    reads_stack_pointer.then_some("Zen 5's VPBROADCAST sees RSP as before a PUSH just done")
+    reads_stack_pointer.then_some("Zen 5: EVEX instructions see RSP as before a PUSH just done")
 }
 
 /// The offset of the memory operand in its segment.

@@ -368,8 +368,8 @@ mod child {
             let context = &mut *context;
             let shared = &mut *child.shared;
             if child.is_running {
-                let case = &*(&raw const shared.cases[child.next]);
-                record(child, context, case, &mut shared.outcomes[child.next]);
+                let (case, outcome) = (&shared.cases[child.next], &mut shared.outcomes[child.next]);
+                record(child, context, case, outcome);
                 child.next += 1;
                 if child.next == shared.count {
                     syscall(libc::SYS_write, child.done as u64, (&raw const *child) as u64, 1);

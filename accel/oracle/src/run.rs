@@ -109,7 +109,8 @@ impl Pair {
         self.host.start(&cases)?;
         let (outcomes, wreck) = self.host.finish();
         for ((code, _), outcome) in batch.iter().zip(outcomes) {
-            if outcome.trap != 6 {
+            let fetch_fault = outcome.trap == 14 && outcome.error & 0x10 != 0;
+            if outcome.trap != 6 && !fetch_fault {
                 found.insert(raw(*code));
             }
         }
@@ -188,10 +189,12 @@ impl Pair {
 
 impl Report {
     fn note(&mut self, seed: u64, number: u64, sample: &Sample, host: &Outcome, engine: &Outcome) {
-        if matches!(host.trap, 1 | 3) || (host.trap == 14 && host.error & 0x10 != 0) {
-            let mode = &mut self.completed[sample.case.is_32bit as usize];
-            mode.extend(sample.insns.iter().map(|i| raw(i.code())));
-        }
+        let has_completed = |insn: &&Instruction| match host.trap {
+            1 | 3 => true,
+            _ => insn.next_ip() <= host.rip,
+        };
+        let completed = sample.insns.iter().filter(has_completed).map(|insn| raw(insn.code()));
+        self.completed[sample.case.is_32bit as usize].extend(completed);
         let found = match compare(&sample.case, &sample.insns, host, engine) {
             Verdict::Same => return,
             Verdict::Excused(reason) => return *self.excused.entry(reason).or_default() += 1,
@@ -246,7 +249,7 @@ impl Report {
             );
             let never = candidates(bits)
                 .filter(|&c| self.available[i].contains(&raw(c)))
-                .filter(|&c| !self.completed[i].contains(&raw(c)))
+                .filter(|&c| !self.completed[i].contains(&raw(c)) && c.op_code().cpl3())
                 .map(|c| format!("{c:?}"))
                 .collect::<Vec<_>>();
             if self.cases > 100_000 && !never.is_empty() {
