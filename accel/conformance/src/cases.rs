@@ -3,9 +3,13 @@
 mod debug;
 mod delivery;
 mod exception;
+mod mode;
+mod msr;
 mod paging;
 mod ret;
 mod segmentation;
+mod smc;
+mod string;
 mod task;
 mod tlb;
 
@@ -22,6 +26,10 @@ pub fn all() -> Vec<Case> {
         ret::cases(),
         segmentation::cases(),
         task::cases(),
+        mode::cases(),
+        msr::cases(),
+        string::cases(),
+        smc::cases(),
     ]
     .into_iter()
     .flatten()
