@@ -18,11 +18,11 @@ demo: build ## Boot a Debian 12 here; builds its image the first time
 test: unit-test boot-test ## Run all tests
 
 unit-test: deps ## Run the tests that boot no operating system
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --exclude guest-tests --locked
 
 boot-test: build ## Boot real guests and look at them from inside and outside
 	$(LODGE) image build debian:12
-	LODGE_UNDER_TEST=$(CURDIR)/$(LODGE) $(CARGO) test --locked -p cli --test boot -- --ignored --test-threads=1
+	$(CARGO) test --locked -p guest-tests -- --test-threads=1
 
 fuzz: ## Run every fuzz target for SECONDS (10)
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
@@ -30,6 +30,7 @@ fuzz: ## Run every fuzz target for SECONDS (10)
 lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) xtask check
 
 bench: ## Measure Lodge side by side with QEMU
 	@echo "There is nothing to measure yet." >&2
