@@ -13,6 +13,7 @@
 mod console;
 mod guest;
 mod host;
+pub mod hostile;
 mod image;
 mod lab;
 mod shell;

@@ -155,7 +155,9 @@ fn programs_compute_what_they_should(guest: &mut Guest) {
     let command = "perl -e 'print \"Lodge \" x 100000' > /tmp/text; sha256sum < /tmp/text";
     assert_eq!(guest.run(command), format!("{}  -\n", sha256(text.as_bytes())));
     guest.run("gzip -k /tmp/text && gzip -dc /tmp/text.gz | cmp - /tmp/text");
-    let sum = guest.run("seq 1 20000 | sort -R | sort -n | awk '{ s += $1 * NR } END { print s }'");
+    let sum = guest.run(
+        "seq 1 20000 | sort -R | sort -n | awk '{ s += $1 * NR } END { printf \"%.0f\\n\", s }'",
+    );
     assert_eq!(sum, "2666866670000\n");
     for command in ["uptime", "free", "ps aux", "top -b -n 1", "vmstat", "w", "lsblk", "df -h"] {
         assert!(!guest.run(command).is_empty(), "{command}");

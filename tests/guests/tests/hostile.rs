@@ -1,0 +1,76 @@
+//! A guest that writes nonsense to every port, register and queue harms only itself.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_tests::{Lab, hostile, note};
+
+/// How long one course runs, and how many there are.
+const COURSE: Duration = Duration::from_millis(1500);
+const COURSES: u32 = 8;
+
+#[test]
+fn a_hostile_guest_harms_only_itself() {
+    let lab = Lab::empty();
+    let disk = lab.file("disk", vec![0; 4 << 20]);
+    let readonly = lab.file("readonly", vec![7; 1 << 20]);
+    let outside = lab.file("outside", b"not the guest's");
+    for seed in 1..=COURSES {
+        let kernel = lab.file("kernel", hostile::kernel(seed.wrapping_mul(0x9e37_79b9)));
+        let (errors_path, output_path) = (lab.path("stderr"), lab.path("stdout"));
+        let mut lodge = lab
+            .lodge()
+            .args(["run", "--cpus", "2", "--memory", "64M", "--debugcon", "--testdev", "--kernel"])
+            .arg(kernel)
+            .args(["--disk", &format!("{},format=raw", disk.display())])
+            .args(["--disk", &format!("{},format=raw,readonly", readonly.display())])
+            .stdin(Stdio::piped())
+            .stdout(File::create(&output_path).expect("a file in the lab"))
+            .stderr(File::create(&errors_path).expect("a file in the lab"))
+            .spawn()
+            .expect("lodge starts");
+        let errors = || std::fs::read_to_string(&errors_path).expect("a file in the lab");
+        let begun = Instant::now();
+        while !errors().contains(" runs on ") && begun.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let begun = Instant::now();
+        let ended_itself = loop {
+            if lodge.try_wait().expect("our child").is_some() {
+                break true;
+            }
+            if begun.elapsed() >= COURSE {
+                break false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        // A guest that has armed its power button is given time to obey it, until asked again.
+        while !ended_itself && lodge.try_wait().expect("our child").is_none() {
+            let pid = rustix::process::Pid::from_child(&lodge);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
+            thread::sleep(Duration::from_millis(500));
+        }
+        let status = lodge.wait().expect("our child").code();
+        let errors = errors();
+        // It switched itself off, or was stopped by us; nothing else.
+        let wanted = if ended_itself { 0 } else { 128 + 2 };
+        assert_eq!(status, Some(wanted), "course {seed}: {errors}");
+        assert!(!errors.contains("panicked"), "course {seed}: {errors}");
+        let output = std::fs::read(&output_path).expect("a file in the lab");
+        let rounds =
+            output.iter().filter(|&&byte| byte == b'.').count() as u32 * hostile::HEARTBEAT;
+        assert!(ended_itself || rounds > 4 * hostile::HEARTBEAT, "course {seed} came to a halt");
+        note(&format!(
+            "course {seed}: {rounds} rounds, {}, {} restarts, {} lines of complaint",
+            if ended_itself { "switched itself off" } else { "stopped by us" },
+            errors.matches("restarts").count(),
+            errors.lines().count()
+        ));
+    }
+    assert_eq!(std::fs::read(&readonly).expect("a file"), vec![7; 1 << 20]);
+    assert_eq!(disk.metadata().expect("a file").len(), 4 << 20);
+    assert_eq!(std::fs::read(&outside).expect("a file"), b"not the guest's");
+    lab.close();
+}
