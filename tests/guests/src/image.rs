@@ -42,10 +42,11 @@ impl Image {
             return Some(image);
         }
         note(&format!("building the image {NAME}"));
-        let build = lodge(&["image", "build", NAME]);
-        if !build.status.success() {
-            let why = String::from_utf8_lossy(&build.stderr);
-            skipped("guests of Debian", &format!("the image cannot be built here:\n{why}"));
+        // Its progress is for whoever waits.
+        let mut build = Command::new(lab::program());
+        let built = build.args(["image", "build", NAME]).stdin(Stdio::null()).status();
+        if !built.expect("lodge starts").success() {
+            skipped("guests of Debian", "the image cannot be built here, as said above");
             return None;
         }
         Some(Image::inspect().expect("the image that was just built"))
