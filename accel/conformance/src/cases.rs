@@ -1,14 +1,17 @@
 //! The cases, by subject.
 
+mod apic;
 mod debug;
 mod delivery;
 mod exception;
+mod interrupt;
 mod mode;
 mod msr;
 mod paging;
 mod ret;
 mod segmentation;
 mod smc;
+mod smp;
 mod string;
 mod task;
 mod tlb;
@@ -30,6 +33,9 @@ pub fn all() -> Vec<Case> {
         msr::cases(),
         string::cases(),
         smc::cases(),
+        interrupt::cases(),
+        apic::cases(),
+        smp::cases(),
     ]
     .into_iter()
     .flatten()

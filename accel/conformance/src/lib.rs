@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apic;
 mod bus;
 pub mod case;
 mod cases;
