@@ -26,7 +26,7 @@ boot-test: build ## Boot real guests and look at them from inside and outside
 fuzz: ## Run every fuzz target for SECONDS (10)
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
 
-lint: ## Check formatting, clippy's advice and the house rules
+lint: ## Check formatting and clippy's advice
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) xtask check
