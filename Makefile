@@ -26,9 +26,10 @@ boot-test: build ## Boot real guests and look at them from inside and outside
 fuzz: ## Run every fuzz target for SECONDS (10)
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
 
-lint: ## Check formatting and clippy's advice
+lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) run --quiet --locked -p xtask -- check
 	$(CARGO) xtask check
 
 bench: ## Measure Lodge side by side with QEMU
