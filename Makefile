@@ -29,7 +29,6 @@ fuzz: ## Run every fuzz target for SECONDS (10)
 lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) run --quiet --locked -p xtask -- check
 	$(CARGO) xtask check
 
 bench: ## Measure Lodge side by side with QEMU
