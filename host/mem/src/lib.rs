@@ -41,6 +41,18 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
+    /// More than the host has: the guest would end in the middle of its work, when it touches
+    /// what is not there.
+    #[error(
+        "a guest with {mib} MiB of memory does not fit this host, which has {host_mib} MiB with \
+         its swap space; choose a smaller --memory"
+    )]
+    TooMuch {
+        /// How much was asked for.
+        mib: u64,
+        /// How much there is.
+        host_mib: u64,
+    },
     /// Ranges overlap, are empty, or are not page-aligned: a fault in the memory map.
     #[error("the memory map is invalid: {0}")]
     Layout(String),
@@ -53,6 +65,10 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
         .try_fold(0u64, |sum, r| sum.checked_add(r.len))
         .filter(|&t| t <= i64::MAX as u64)
         .ok_or_else(|| Error::Layout("sizes add up to more than 2^63 bytes".to_owned()))?;
+    let host = host_memory();
+    if total > host {
+        return Err(Error::TooMuch { mib: total >> 20, host_mib: host >> 20 });
+    }
     let allocate_error = |source| Error::Allocate { mib: total >> 20, source };
 
     // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
@@ -85,6 +101,17 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
     GuestMemory::from_regions(regions).map_err(|e| Error::Layout(e.to_string()))
 }
 
+/// The host's RAM and swap space in bytes, used or not; no bound if the host does not say.
+fn host_memory() -> u64 {
+    // SAFETY: all of the structure's fields are integers, for which zero is a value.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is valid for writing.
+    if unsafe { libc::sysinfo(&mut info) } != 0 {
+        return u64::MAX;
+    }
+    info.totalram.saturating_add(info.totalswap).saturating_mul(info.mem_unit.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +137,7 @@ mod tests {
         let overlap = [RamRange { start: 0, len: 0x3000 }, RamRange { start: 0x2000, len: 0x1000 }];
         assert!(matches!(allocate(&overlap), Err(Error::Layout(_))));
         let huge = [RamRange { start: 0, len: 1 << 62 }];
-        assert!(matches!(allocate(&huge), Err(Error::Allocate { .. })));
+        assert!(matches!(allocate(&huge), Err(Error::TooMuch { .. })));
         let sum = [RamRange { start: 0, len: 1 << 63 }, RamRange { start: 1 << 63, len: 1 << 63 }];
         assert!(matches!(allocate(&sum), Err(Error::Layout(_))));
     }
