@@ -118,7 +118,9 @@ impl<E: Env> Cpu<E> {
             }
             self.tlb.switch(0, false);
         }
-        let mut flags = u64::from(word(tss::EFLAGS)) | Rflags::FIXED.bits();
+        // Reserved bits stay as they are (SDM Vol. 1, 3.4.3).
+        let known = Rflags::all().bits();
+        let mut flags = u64::from(word(tss::EFLAGS)) & known | Rflags::FIXED.bits();
         if nests {
             flags |= Rflags::NT.bits();
         }
