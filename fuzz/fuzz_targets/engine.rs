@@ -30,7 +30,7 @@ impl CpuBus for NoDevices {
 
 static CPUID: LazyLock<CpuidTable> = LazyLock::new(guest::host_cpuid);
 
-fuzz_target!(|program: Program| {
+fuzz_target!(|program: Program<'_>| {
     let (state, ram) = program.start(&CPUID);
     let memory = mem::allocate(&[RamRange { start: 0, len: RAM_SIZE as u64 }]).unwrap();
     lodge_fuzz::wiring::fill(&memory, 0, &ram);

@@ -8,13 +8,13 @@ use lodge_fuzz::registers::{Access, Bus};
 use lodge_fuzz::wiring;
 
 #[derive(Arbitrary, Debug)]
-enum Step {
+enum Step<'a> {
     Access(Access),
-    Keys(Vec<u8>),
+    Keys(&'a [u8]),
     Reset,
 }
 
-fuzz_target!(|steps: Vec<Step>| {
+fuzz_target!(|steps: Vec<Step<'_>>| {
     let (power, _requests) = chipset::power_channel().unwrap();
     let mut controller = I8042::new(wiring::line(), wiring::line(), A20::new(), power);
     for step in &steps {

@@ -1,12 +1,13 @@
-//! The decoder and the interpreter: the input is code, run in each mode.
+//! The decoder and the interpreter: the first byte of the input is the mode, and whether the
+//! program runs at privilege level 3; the others are its code.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use lodge_fuzz::guest::{Mode, Program, run};
 
-fuzz_target!(|code: &[u8]| {
-    for mode in Mode::ALL {
-        let code = code.to_vec();
-        run(&Program { mode, user: false, patches: Vec::new(), interrupts: Vec::new(), code });
-    }
+fuzz_target!(|input: &[u8]| {
+    let Some((first, code)) = input.split_first() else { return };
+    let mode = Mode::ALL[usize::from(first & 7)];
+    let user = first & 8 != 0;
+    run(&Program { mode, user, patches: Vec::new(), interrupts: Vec::new(), code });
 });

@@ -4,4 +4,4 @@
 use libfuzzer_sys::fuzz_target;
 use lodge_fuzz::guest::{Program, run};
 
-fuzz_target!(|program: Program| run(&program));
+fuzz_target!(|program: Program<'_>| run(&program));

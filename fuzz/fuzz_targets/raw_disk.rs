@@ -7,9 +7,9 @@ use libfuzzer_sys::fuzz_target;
 use lodge_fuzz::files::MemoryFile;
 
 #[derive(Arbitrary, Debug)]
-enum Request {
+enum Request<'a> {
     Read(u64, u16),
-    Write(u64, Vec<u8>),
+    Write(u64, &'a [u8]),
     Near(u16, u16),
     Discard(u64, u64),
     Zeroes(u32, u16, bool),
@@ -17,16 +17,16 @@ enum Request {
 }
 
 #[derive(Arbitrary, Debug)]
-struct Input {
-    first_sector: Vec<u8>,
+struct Input<'a> {
+    first_sector: &'a [u8],
     sectors: u8,
     guess: bool,
     readonly: bool,
-    requests: Vec<Request>,
+    requests: Vec<Request<'a>>,
 }
 
-fuzz_target!(|input: Input| {
-    let mut bytes = input.first_sector;
+fuzz_target!(|input: Input<'_>| {
+    let mut bytes = input.first_sector.to_vec();
     bytes.resize(bytes.len().max(usize::from(input.sectors) * 512), 0);
     let file = MemoryFile::new(&bytes);
     let format = if input.guess { Format::Auto } else { Format::Raw };

@@ -10,12 +10,12 @@ use lodge_fuzz::{registers, registers::Step, wiring};
 use serial::Serial;
 
 #[derive(Arbitrary, Debug)]
-struct Input {
+struct Input<'a> {
     start: u64,
-    rounds: Vec<(Vec<u8>, Vec<Step>)>,
+    rounds: Vec<(&'a [u8], Vec<Step>)>,
 }
 
-fuzz_target!(|input: Input| {
+fuzz_target!(|input: Input<'_>| {
     let timers = wiring::timers(input.start);
     let port = Serial::new(wiring::line(), Arc::new(Chardev::null()), &timers);
     for (received, steps) in &input.rounds {

@@ -22,26 +22,26 @@ const RESOLVER: Ipv4Address = Ipv4Address::new(10, 0, 2, 3);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Arbitrary, Debug)]
-enum Frame {
+enum Frame<'a> {
     /// Bytes behind the two addresses.
-    Raw(Vec<u8>),
+    Raw(&'a [u8]),
     Ipv4 {
         to: u8,
         protocol: u8,
         fragment: u16,
         id: u8,
-        options: Vec<u8>,
-        payload: Vec<u8>,
+        options: &'a [u8],
+        payload: &'a [u8],
     },
     Ipv6 {
         to: u8,
         next_header: u8,
-        payload: Vec<u8>,
+        payload: &'a [u8],
     },
     Udp {
         to: u8,
         port: u8,
-        payload: Vec<u8>,
+        payload: &'a [u8],
     },
     /// A segment of one connection, its numbers relative to what is right.
     Tcp {
@@ -49,7 +49,7 @@ enum Frame {
         sequence: i16,
         acknowledge: i16,
         window: u16,
-        options: Vec<u8>,
+        options: &'a [u8],
         data: u16,
     },
     /// The guest reads what has come.
@@ -186,7 +186,7 @@ impl Guest {
         Self { network: UserNetwork::new(config).unwrap(), sequence: 1000, acknowledge: 0 }
     }
 
-    fn send(&mut self, what: &Frame) {
+    fn send(&mut self, what: &Frame<'_>) {
         match what {
             Frame::Raw(bytes) => {
                 let raw = [&GATEWAY_MAC[..], &GUEST_MAC, bytes].concat();
@@ -196,7 +196,7 @@ impl Guest {
                 }
             }
             Frame::Ipv4 { to, protocol, fragment, id, options, payload } => {
-                let (to, mut payload) = (address(*to), payload.clone());
+                let (to, mut payload) = (address(*to), payload.to_vec());
                 // Not TCP or UDP in fragments, whose ports we could not see to.
                 if matches!(protocol, 6 | 17) && fragment & 0x3fff != 0 && to == GATEWAY {
                     return;
@@ -206,7 +206,7 @@ impl Guest {
                 self.network.transmit(&ipv4(to, *protocol, *fragment, *id, options, &payload));
             }
             Frame::Ipv6 { to, next_header, payload } => {
-                let (to, mut payload) = (address_v6(*to), payload.clone());
+                let (to, mut payload) = (address_v6(*to), payload.to_vec());
                 let from = Ipv6Address::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x15);
                 let to_gateway = to == address_v6(2);
                 if to_gateway && *next_header == 44 {
@@ -297,7 +297,7 @@ impl Guest {
     }
 }
 
-fuzz_target!(|frames: Vec<Frame>| {
+fuzz_target!(|frames: Vec<Frame<'_>>| {
     let mut guest = Guest::new();
     for frame in &frames {
         guest.send(frame);

@@ -46,7 +46,7 @@ impl Disk for MemoryDisk {
     }
 }
 
-fuzz_target!(|driver: Driver| {
+fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let disk = Arc::new(MemoryDisk(Mutex::new(vec![7; SIZE as usize])));
     let options = BlockOptions { queues: 2, serial: None };

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use lodge_fuzz::virtio::Driver;
 use lodge_fuzz::wiring;
 
-fuzz_target!(|driver: Driver| {
+fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let (near, mut far) = UnixStream::pair().unwrap();
     far.write_all(b"some input").unwrap();

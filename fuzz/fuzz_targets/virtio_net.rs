@@ -32,7 +32,7 @@ impl net::Backend for Wire {
     }
 }
 
-fuzz_target!(|driver: Driver| {
+fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let wire = Wire { given: AtomicUsize::new(0), readable: Event::new().unwrap() };
     driver.drive(virtio::net(Arc::new(wire), [2; 6], memory.clone()).unwrap(), &memory);

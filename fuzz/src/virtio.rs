@@ -102,7 +102,7 @@ impl Descriptor {
 
 /// What a driver does: sets one queue up, rings, and then writes to registers at random.
 #[derive(Arbitrary, Debug)]
-pub struct Driver {
+pub struct Driver<'a> {
     features: u64,
     queue: u8,
     size_log2: u8,
@@ -110,11 +110,11 @@ pub struct Driver {
     rings: Option<[Address; 3]>,
     descriptors: Vec<Descriptor>,
     indirect: Vec<Descriptor>,
-    available: Vec<u8>,
+    available: &'a [u8],
     available_index: u16,
     no_interrupt: bool,
-    data: Vec<u8>,
     accesses: Vec<Access>,
+    data: &'a [u8],
 }
 
 /// Where a device's structures are in its BAR (4.1.4).
@@ -140,7 +140,7 @@ impl Layout {
     }
 }
 
-impl Driver {
+impl Driver<'_> {
     /// Drives `device`, whose buffers are in `memory`.
     pub fn drive(&self, mut device: VirtioPci, memory: &GuestMemory) {
         let layout = Layout::of(&device);
@@ -179,7 +179,7 @@ impl Driver {
         fill(memory, AVAILABLE, &[self.no_interrupt.into(), 0]);
         fill(memory, AVAILABLE + 2, &self.available_index.to_le_bytes());
         fill(memory, AVAILABLE + 4, &ring);
-        fill(memory, DATA, &self.data);
+        fill(memory, DATA, self.data);
     }
 
     /// 3.1.1, "Driver Requirements: Device Initialization".

@@ -80,7 +80,7 @@ impl Value {
 
 /// A guest of a few instructions.
 #[derive(Arbitrary, Debug)]
-pub struct Program {
+pub struct Program<'a> {
     /// The mode that it starts in.
     pub mode: Mode,
     /// At privilege level 3.
@@ -90,10 +90,10 @@ pub struct Program {
     /// How many blocks pass before an interrupt, and its vector (2: an NMI).
     pub interrupts: Vec<(u8, u8)>,
     /// What stands at [`CODE`].
-    pub code: Vec<u8>,
+    pub code: &'a [u8],
 }
 
-impl Program {
+impl Program<'_> {
     /// The state that the guest starts with, and its RAM.
     pub fn start(&self, cpuid: &CpuidTable) -> (CpuState, Vec<u8>) {
         let (mut state, mut ram) = self.mode.start(self.user, cpuid);
@@ -212,7 +212,7 @@ pub fn with_processor(use_it: impl FnOnce(&mut Cpu<Surroundings>)) {
 }
 
 /// Runs `program` until it halts or has had its time, with its interrupts.
-pub fn run(program: &Program) {
+pub fn run(program: &Program<'_>) {
     with_processor(|cpu| {
         let (state, ram) = program.start(&cpu.env.cpuid);
         cpu.env.reset(&ram);
