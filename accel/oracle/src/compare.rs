@@ -70,7 +70,7 @@ pub fn compare(case: &Case, insns: &[Instruction], host: &Outcome, engine: &Outc
         .flatten()
         .filter(|_| engine.trap != Outcome::PANIC)
         .find_map(|insn| excuse::whole_case(case, insn, host, engine))
-        .or_else(|| excuse::sequence(insns));
+        .or_else(|| excuse::sequence(case, insns, host));
     match excuse {
         Some(reason) => Verdict::Excused(reason),
         None => Verdict::Different(found),

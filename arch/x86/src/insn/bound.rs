@@ -19,8 +19,11 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
 
 /// The lower bound, and after it the upper one.
 fn bounds<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec<(W, W)> {
-    let linear = cpu.operand_address(op, 2 * W::SIZE, Access::Read)?;
-    Ok((cpu.read(linear)?, cpu.read(linear.wrapping_add(W::SIZE as u64))?))
+    let lower = cpu.operand_address(op, W::SIZE, Access::Read)?;
+    let lower = cpu.read(lower)?;
+    let offset = op.wrap_address(cpu.effective_address(op).wrapping_add(W::SIZE as u64));
+    let upper = cpu.linear(op.seg, offset, W::SIZE, Access::Read)?;
+    Ok((lower, cpu.read(upper)?))
 }
 
 fn bound_16<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {

@@ -146,7 +146,14 @@ fn movs<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         let from = cpu.state.gpr[RSI] & mask;
         let to = cpu.state.gpr[RDI] & mask;
         let source = cpu.linear(op.seg, from, W::SIZE, Access::Read)?;
-        let target = cpu.linear(SegReg::Es, to, W::SIZE, Access::Write)?;
+        let target = match cpu.linear(SegReg::Es, to, W::SIZE, Access::Write) {
+            Ok(target) => target,
+            Err(_) => {
+                // The source is loaded before the target is looked at.
+                cpu.read::<W>(source)?;
+                cpu.linear(SegReg::Es, to, W::SIZE, Access::Write)?
+            }
+        };
         let run = cpu.run_length(most, mask, RSI, source, W::SIZE).min(cpu.run_length(
             most,
             mask,

@@ -24,7 +24,11 @@ pub(super) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
     let is_short = matches!(insn.memory_size().size(), 14 | 94);
     match insn.mnemonic() {
         Mnemonic::Wait => Some(fwait),
-        Mnemonic::Fnop => Some(check_waiting),
+        Mnemonic::Fnop => Some(|cpu, op| {
+            check_waiting(cpu, op)?;
+            super::note_addresses(cpu, None);
+            Ok(())
+        }),
         // What the 8087 and 80287 did is no longer done (SDM Vol. 1, 8.1.11).
         Mnemonic::Fndisi | Mnemonic::Fneni | Mnemonic::Fnsetpm => Some(check_available),
         Mnemonic::Fninit => Some(fninit),
