@@ -18,3 +18,12 @@ fn the_software_engine_conforms() {
     let report = conformance::run_all(&SoftAccelerator, &cpuid(), &filter);
     assert!(report.failures.is_empty(), "{report}");
 }
+
+#[test]
+fn a_wrong_expectation_fails() {
+    for case in conformance::impossible_cases() {
+        let name = case.name.clone();
+        let report = conformance::run(&SoftAccelerator, &cpuid(), [case]);
+        assert_eq!(report.failures.len(), 1, "{name} should fail: {report}");
+    }
+}

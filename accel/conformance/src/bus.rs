@@ -8,7 +8,7 @@ use mem::vm_memory::Bytes;
 use mem::{GuestAddress, GuestMemory};
 
 use crate::expect::{Event, Record};
-use crate::guest::Host;
+use crate::guest::{Host, HostCall};
 use crate::layout::{self, port};
 
 /// What ends the wait for a guest.
@@ -26,7 +26,7 @@ pub(crate) enum Signal {
 pub(crate) struct TestBus {
     pub events: Mutex<Vec<Event>>,
     pub host: Host,
-    pub host_call: Option<std::sync::Arc<dyn Fn(&Host, u32) + Send + Sync>>,
+    pub host_call: Option<HostCall>,
     pub kickers: Vec<Kicker>,
     pub signal: Mutex<Sender<Signal>>,
 }

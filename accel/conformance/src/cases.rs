@@ -4,6 +4,8 @@ mod apic;
 mod debug;
 mod delivery;
 mod exception;
+mod hostile;
+mod impossible;
 mod interrupt;
 mod mode;
 mod msr;
@@ -36,8 +38,14 @@ pub fn all() -> Vec<Case> {
         interrupt::cases(),
         apic::cases(),
         smp::cases(),
+        hostile::cases(),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Those that must fail.
+pub fn impossible() -> Vec<Case> {
+    impossible::cases()
 }

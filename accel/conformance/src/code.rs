@@ -63,12 +63,12 @@ impl Guest {
     }
 
     /// Goes to ring 3 and goes on there, in 64-bit or 32-bit code as before.
-    pub fn to_user(&mut self) -> Result {
-        self.to_user_with_flags(2)
+    pub fn enter_user(&mut self) -> Result {
+        self.enter_user_with_flags(2)
     }
 
     /// The same with these flags.
-    pub fn to_user_with_flags(&mut self, flags: u32) -> Result {
+    pub fn enter_user_with_flags(&mut self, flags: u32) -> Result {
         let code = layout::USER_CODE;
         if self.a.bitness() == 64 {
             self.iret_frame64(sel::UCODE64, code, flags, sel::UDATA, layout::USER_STACK)?;

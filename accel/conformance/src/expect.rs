@@ -211,4 +211,6 @@ pub enum Ending {
     Exit,
     /// A processor shut down.
     TripleFault,
+    /// Either.
+    Any,
 }

@@ -24,7 +24,8 @@ pub struct Host {
     pub irq: Arc<dyn IrqSink>,
 }
 
-type HostCall = Arc<dyn Fn(&Host, u32) + Send + Sync>;
+/// What happens when the guest calls the host.
+pub(crate) type HostCall = Arc<dyn Fn(&Host, u32) + Send + Sync>;
 type Tweak = Box<dyn FnOnce(&mut CpuState)>;
 
 /// Where code goes.
@@ -429,6 +430,11 @@ impl Guest {
     /// The case ends in a shutdown.
     pub fn want_triple_fault(&mut self) {
         self.ending = Ending::TripleFault;
+    }
+
+    /// The case ends, no matter how.
+    pub fn ends_anyhow(&mut self) {
+        self.ending = Ending::Any;
     }
 }
 

@@ -59,3 +59,8 @@ pub fn run(
     println!("{}: {report}", accelerator.name());
     report
 }
+
+/// Cases that expect what does not happen: every one of them must fail, on every accelerator.
+pub fn impossible_cases() -> Vec<Case> {
+    cases::impossible()
+}

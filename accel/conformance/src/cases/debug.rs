@@ -133,7 +133,7 @@ fn stepping(cases: &mut Vec<Case>) {
         g.wrmsr(0xc000_0082, entry)?;
         g.wrmsr(0xc000_0084, u64::from(TF))?;
         g.mark("entry jump")?;
-        g.to_user_with_flags(2)?;
+        g.enter_user_with_flags(2)?;
         g.a.push((TF | 2) as i32)?;
         g.a.popfq()?;
         g.a.syscall()?;

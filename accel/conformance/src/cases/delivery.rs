@@ -72,7 +72,7 @@ fn frames(cases: &mut Vec<Case>) {
         Long,
         |g| {
             g.gate(0x80, "handler", INTERRUPT | DPL3, 0);
-            g.to_user()?;
+            g.enter_user()?;
             g.a.int(0x80)?;
             g.mark("after")?;
             for value in
@@ -115,7 +115,7 @@ fn frames(cases: &mut Vec<Case>) {
     }));
     cases.push(case("delivery 32-bit: from ring 3 five words on the TSS's stack", Paged32, |g| {
         g.gate(0x80, "handler", INTERRUPT | DPL3, 0);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.int(0x80)?;
         g.mark("after")?;
         g.want(out(STACK0 as u32 - 20));
@@ -296,7 +296,7 @@ fn stacks(cases: &mut Vec<Case>) {
     }
     cases.push(case("delivery 64-bit: IST from ring 3", Long, |g| {
         g.gate(0x80, "handler", INTERRUPT | DPL3, 2);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.int(0x80)?;
         g.want(out((layout::IST + layout::IST_STEP) as u32 - 40));
         g.want(out(0));
@@ -385,7 +385,7 @@ fn stacks(cases: &mut Vec<Case>) {
             g.descriptor(sel::FREE, code);
             let handler = layout::USER_CODE + 0x1000;
             g.gate_to(0x80, sel::FREE, handler, INTERRUPT | DPL3, 0);
-            g.to_user()?;
+            g.enter_user()?;
             g.a.int(0x80)?;
             g.want(out((sel::FREE | 3).into()));
             g.want(out(USER_STACK as u32 - 12));
@@ -401,19 +401,19 @@ fn stacks(cases: &mut Vec<Case>) {
 
 fn checks(cases: &mut Vec<Case>) {
     cases.push(case("delivery: INT n obeys the gate's DPL", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("int", "after", |a| a.int(0x80))?;
         g.want(fault(GP).code(0x80 * 8 + 2).at("int"));
         g.exit()
     }));
     cases.push(case("delivery: INT3 obeys the gate's DPL", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("int", "after", |a| a.int3())?;
         g.want(fault(GP).code(3 * 8 + 2).at("int"));
         g.exit()
     }));
     cases.push(case("delivery: INT1 does not obey the gate's DPL", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.a.int1()?;
         g.mark("after")?;
         g.want(fault(1).at("after"));
@@ -541,7 +541,7 @@ fn ring1(g: &mut Guest, selector: u16, prepare: fn(&mut Guest)) {
 
 /// Ring 3 without paging, where every section may be the user's.
 fn to_ring3(g: &mut Guest) -> Result {
-    g.to_user()
+    g.enter_user()
 }
 
 fn doubles(cases: &mut Vec<Case>) {
@@ -646,7 +646,7 @@ fn doubles(cases: &mut Vec<Case>) {
         let handler = g.handler(BP);
         g.gate_to(BP, sel::KCODE64, handler, INTERRUPT | DPL3, 0);
         g.map(WINDOW, FRAMES, P | W | U);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.int3()?;
         g.mark("after")?;
         g.out(1)?;

@@ -74,7 +74,7 @@ fn arithmetic(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("exception: #DE of the user comes from ring 3", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.a.xor(ecx, ecx)?;
         g.mark("division")?;
         g.a.div(ecx)?;
@@ -378,7 +378,7 @@ fn alignment(cases: &mut Vec<Case>) {
                 g.change_cr0(Cr0::AM.bits() as u32, 0)?;
             }
             g.change_cr4(Cr4::OSFXSR.bits() as u32, 0)?;
-            g.to_user_with_flags(2 | flags)?;
+            g.enter_user_with_flags(2 | flags)?;
             g.a.mov(ebx, USER_DATA as u32 + 1)?;
             build(g)?;
             g.out(1)?;
@@ -466,7 +466,7 @@ fn privileged(cases: &mut Vec<Case>) {
                 format!("privilege {mode}: {name} is not the user's"),
                 start,
                 move |g| {
-                    g.to_user()?;
+                    g.enter_user()?;
                     g.a.mov(ebx, USER_DATA as u32)?;
                     g.a.mov(edi, ebx)?;
                     g.a.mov(esi, ebx)?;
@@ -522,7 +522,7 @@ fn priorities(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("priority: #UD for an unknown control register before #GP", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.db(&[0x0f, 0x22, 0xc8]))?;
         g.want(fault(UD).at("insn"));
         g.exit()
@@ -544,7 +544,7 @@ fn priorities(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("priority: IN without permission does not reach the port", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.a.mov(ebx, USER_DATA as u32)?;
         g.expect_fault("insn", "after", |a| a.in_(al, 0x20))?;
         g.want(fault(GP).code(0).at("insn"));

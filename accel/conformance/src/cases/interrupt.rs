@@ -157,7 +157,7 @@ fn enabling(cases: &mut Vec<Case>) {
         Apic::X2.enable(g)?;
         g.resume(VECTOR);
         request(g, VECTOR)?;
-        g.to_user_with_flags(0x202)?;
+        g.enter_user_with_flags(0x202)?;
         g.mark("user")?;
         g.out(1)?;
         let top = crate::layout::USER_STACK;

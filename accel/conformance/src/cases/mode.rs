@@ -397,7 +397,7 @@ fn system_calls(cases: &mut Vec<Case>) {
         g.wrmsr(0xc000_0081, star)?;
         g.wrmsr(0xc000_0082, DATA)?;
         g.wrmsr(0xc000_0084, 0x4_0700)?;
-        g.to_user_with_flags(0x602)?;
+        g.enter_user_with_flags(0x602)?;
         g.a.stc()?;
         g.a.syscall()?;
         g.mark("after")?;
@@ -457,7 +457,7 @@ fn system_calls(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("syscall: SYSRET is the supervisor's", Long, move |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.sysretq())?;
         g.want(fault(GP).code(0).at("insn"));
         g.exit()
@@ -478,7 +478,7 @@ fn system_calls(cases: &mut Vec<Case>) {
         g.descriptor(0x68, g.read(layout::GDT + u64::from(sel::UDATA & !3), 8));
         g.wrmsr(0x175, layout::STACK0)?;
         g.wrmsr(0x176, DATA)?;
-        g.to_user_with_flags(0x202)?;
+        g.enter_user_with_flags(0x202)?;
         g.a.sysenter()?;
         g.section(32, DATA, DATA)?;
         g.a.mov(eax, cs)?;
@@ -518,7 +518,7 @@ fn system_calls(cases: &mut Vec<Case>) {
     }));
     cases.push(case("sysenter 32-bit: SYSEXIT is the supervisor's", Prot32, |g| {
         g.wrmsr(0x174, 8)?;
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.sysexit())?;
         g.want(fault(GP).code(0).at("insn"));
         g.exit()
@@ -529,7 +529,7 @@ fn ports(cases: &mut Vec<Case>) {
     for (start, mode) in [(Long, "64-bit"), (Paged32, "32-bit"), (Compat, "compatibility mode")] {
         cases.push(case(format!("ports {mode}: the bitmap opens single ports"), start, |g| {
             g.open_port(0x80, 1);
-            g.to_user()?;
+            g.enter_user()?;
             g.a.in_(al, 0x80)?;
             g.expect_fault("next port", "1", |a| a.in_(al, 0x81))?;
             g.expect_fault("word", "2", |a| a.in_(ax, 0x80))?;
@@ -544,7 +544,7 @@ fn ports(cases: &mut Vec<Case>) {
     }
     cases.push(case("ports: a word across two bytes of the bitmap", Long, |g| {
         g.open_port(0x87, 2);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.in_(ax, 0x87)?;
         g.expect_fault("doubleword", "after", |a| a.in_(eax, 0x86))?;
         g.want(fault(GP).code(0).at("doubleword"));
@@ -555,7 +555,7 @@ fn ports(cases: &mut Vec<Case>) {
         // The debug ports' bits end at byte 1fH of the bitmap.
         g.state(|state| state.tr.limit = 0x68 + 0x20);
         g.open_port(0x3f8, 1);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.in_(al, 0x80)?;
         g.a.mov(edx, 0x3f8)?;
         g.expect_fault("insn", "after", |a| a.in_(al, dx))?;
@@ -563,7 +563,7 @@ fn ports(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("ports: with IOPL 3 all are open", Long, |g| {
-        g.to_user_with_flags(0x3002)?;
+        g.enter_user_with_flags(0x3002)?;
         g.a.in_(eax, 0x80)?;
         g.out(1)?;
         g.want(out(1));
@@ -605,7 +605,7 @@ fn time(cases: &mut Vec<Case>) {
     cases.push(case("time: TSD takes RDTSC from the user", Long, |g| {
         g.change_cr4(Cr4::TSD.bits() as u32, 0)?;
         g.a.rdtsc()?;
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.rdtsc())?;
         g.want(fault(GP).code(0).at("insn"));
         g.exit()
@@ -613,7 +613,7 @@ fn time(cases: &mut Vec<Case>) {
     cases.push(case("time: TSD takes RDTSCP from the user", Long, |g| {
         g.needs(&RDTSCP);
         g.change_cr4(Cr4::TSD.bits() as u32, 0)?;
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.rdtscp())?;
         g.want(fault(GP).code(0).at("insn"));
         g.exit()

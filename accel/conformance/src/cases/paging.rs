@@ -125,18 +125,18 @@ fn basics(cases: &mut Vec<Case>) {
         bad_fetch(g, WINDOW + 0x1800, reported)
     });
     everywhere(cases, "the user cannot load from a supervisor page", |g| {
-        to_user(g)?;
+        enter_user(g)?;
         bad_load(g, DATA + 4, code::P | code::U)
     });
     everywhere(cases, "the user cannot store to a read-only page", |g| {
         g.map(WINDOW, FRAMES, P | U);
-        to_user(g)?;
+        enter_user(g)?;
         bad_store(g, WINDOW, code::P | code::W | code::U)
     });
     everywhere(cases, "the user may load from a read-only page", |g| {
         g.map(WINDOW, FRAMES, P | U);
         g.write32(FRAMES, 77);
-        to_user(g)?;
+        enter_user(g)?;
         load(g, WINDOW)?;
         g.out_eax()?;
         g.want(out(77));
@@ -147,7 +147,7 @@ fn basics(cases: &mut Vec<Case>) {
         let above = g.entry(WINDOW, 2);
         let entry = g.read(above, g.start.paging().entry_size());
         g.set_entry(above, entry & !U);
-        to_user(g)?;
+        enter_user(g)?;
         bad_load(g, WINDOW, code::P | code::U)
     });
     everywhere(cases, "a page is writable only if all levels say so", |g| {
@@ -171,7 +171,7 @@ fn basics(cases: &mut Vec<Case>) {
     everywhere(cases, "without WP the user still cannot", |g| {
         g.map(WINDOW, FRAMES, P | U);
         g.change_cr0(0, 1 << 16)?;
-        to_user(g)?;
+        enter_user(g)?;
         bad_store(g, WINDOW, code::P | code::W | code::U)
     });
     everywhere(cases, "setting WP takes effect at once", |g| {
@@ -213,8 +213,8 @@ fn basics(cases: &mut Vec<Case>) {
 }
 
 /// IRET to ring 3, in 64-bit or 32-bit code; in compatibility mode through a 32-bit frame.
-fn to_user(g: &mut Guest) -> Result {
-    g.to_user()
+fn enter_user(g: &mut Guest) -> Result {
+    g.enter_user()
 }
 
 fn marking(cases: &mut Vec<Case>) {
@@ -461,19 +461,19 @@ fn supervisor(cases: &mut Vec<Case>) {
     cases.push(case("paging: SMEP lets the user run user pages", Long, |g| {
         g.needs(&SMEP);
         g.change_cr4(Cr4::SMEP.bits() as u32, 0)?;
-        to_user(g)?;
+        enter_user(g)?;
         g.out(3)?;
         g.want(out(3));
         g.exit()
     }));
-    for (name, bad) in
-        [("loads", bad_load as fn(&mut Guest, u64, u32) -> Result), ("stores", bad_store)]
-    {
+    for (name, write, bad) in [
+        ("loads", 0, bad_load as fn(&mut Guest, u64, u32) -> Result),
+        ("stores", code::W, bad_store),
+    ] {
         everywhere(cases, &format!("SMAP forbids {name} of user pages"), move |g| {
             g.needs(&SMAP);
             g.map(WINDOW, FRAMES, P | W | U);
             g.change_cr4(Cr4::SMAP.bits() as u32, 0)?;
-            let write = if bad as usize == bad_store as usize { code::W } else { 0 };
             bad(g, WINDOW, code::P | write)
         });
     }

@@ -101,7 +101,7 @@ fn directions(cases: &mut Vec<Case>) {
         g.a.mov(fs, eax)?;
         g.a.mov(eax, u32::from(sel::UDATA))?;
         g.a.mov(gs, eax)?;
-        g.to_user()?;
+        g.enter_user()?;
         g.a.mov(eax, ds)?;
         g.out_eax()?;
         g.a.mov(eax, es)?;
@@ -142,7 +142,7 @@ fn directions(cases: &mut Vec<Case>) {
         g.resume(0x80);
         let handler = g.handler(0x80);
         g.gate_to(0x80, sel::KCODE32, handler, access::INTERRUPT_GATE | access::DPL3, 0);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.int(0x80)?;
         g.mark("after")?;
         g.a.mov(eax, ss)?;
@@ -278,7 +278,7 @@ fn refusals(cases: &mut Vec<Case>) {
         Ok(())
     }));
     cases.push(case("iret: to an inner level is refused", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.iret_frame64(sel::KCODE64, DATA, 2, sel::KDATA, STACK)?;
         g.mark("iret")?;
         g.a.iretq()?;
@@ -308,7 +308,7 @@ fn refusals(cases: &mut Vec<Case>) {
 
 fn flags(cases: &mut Vec<Case>) {
     cases.push(case("iret: ring 3 can change neither IF nor IOPL", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         let target = g.addr("target");
         g.iret_frame64(sel::UCODE64, target, 0x3ed7, sel::UDATA, USER_STACK)?;
         g.a.iretq()?;
@@ -331,7 +331,7 @@ fn flags(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("popf: ring 3 can change neither IF nor IOPL", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.a.push(0x3ed7)?;
         g.a.popfq()?;
         g.a.pushfq()?;
@@ -341,7 +341,7 @@ fn flags(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("popf: ring 3 with IOPL 3 can change IF only", Long, |g| {
-        g.to_user_with_flags(0x3002)?;
+        g.enter_user_with_flags(0x3002)?;
         g.a.push(0x202)?;
         g.a.popfq()?;
         g.a.pushfq()?;

@@ -232,7 +232,9 @@ fn limits(cases: &mut Vec<Case>) {
 
 fn loads(cases: &mut Vec<Case>) {
     let present = access::PRESENT;
-    let list: [(&str, u16, u64, Option<(u8, u32)>); 10] = [
+    /// Vector and error code.
+    type Refusal = Option<(u8, u32)>;
+    let list: [(&str, u16, u64, Refusal); 10] = [
         ("FS with null", 0, 0, None),
         ("FS with null and RPL 3", 3, 0, None),
         ("FS with data", FREE, segment(0, 0xff, access::DATA, 4), None),
@@ -604,7 +606,7 @@ fn transfers(cases: &mut Vec<Case>) {
     }));
     cases.push(case("far: conforming code keeps the CPL", Prot32, |g| {
         g.descriptor(FREE, segment(0, 0xf_ffff, access::CODE_CONFORMING, WIDE));
-        g.to_user()?;
+        g.enter_user()?;
         let target = g.addr32("target");
         g.a.jmp_far(FREE, target)?;
         g.mark("target")?;
@@ -690,7 +692,7 @@ const GATE3: u8 = access::CALL_GATE | access::DPL3;
 fn gates(cases: &mut Vec<Case>) {
     cases.push(case("call gate 32-bit: from ring 3 with parameters and back", Prot32, |g| {
         call_gate(g, FREE, sel::KCODE32, DATA, GATE3, 2);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.push(0x11)?;
         g.a.push(0x22)?;
         g.a.call_far(FREE | 3, 0)?;
@@ -722,7 +724,7 @@ fn gates(cases: &mut Vec<Case>) {
     }));
     cases.push(case("call gate 16-bit: from ring 3 with a parameter", Prot32, |g| {
         call_gate(g, FREE, sel::KCODE32, 0xc000, access::CALL_GATE16 | access::DPL3, 1);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.mov(eax, 0x3344)?;
         g.a.push(ax)?;
         g.a.call_far(FREE, 0)?;
@@ -762,14 +764,14 @@ fn gates(cases: &mut Vec<Case>) {
     }));
     cases.push(case("call gate 32-bit: JMP to an inner level is refused", Prot32, |g| {
         call_gate(g, FREE, sel::KCODE32, DATA, GATE3, 0);
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.jmp_far(FREE, 0))?;
         g.want(fault(GP).code(sel::KCODE32.into()).at("insn"));
         g.exit()
     }));
     cases.push(case("call gate: its DPL is obeyed", Prot32, |g| {
         call_gate(g, FREE, sel::KCODE32, DATA, access::CALL_GATE, 0);
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.call_far(FREE, 0))?;
         g.want(fault(GP).code(FREE.into()).at("insn"));
         g.exit()
@@ -790,7 +792,7 @@ fn gates(cases: &mut Vec<Case>) {
         call_gate(g, FREE, sel::KCODE64, DATA, GATE3, 0);
         g.write32(USER_DATA, 0);
         g.write16(USER_DATA + 4, FREE | 3);
-        g.to_user()?;
+        g.enter_user()?;
         g.a.mov(ebx, USER_DATA as u32)?;
         g.a.call(fword_ptr(rbx))?;
         g.mark("after")?;
@@ -992,7 +994,7 @@ fn bases(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("bases: SWAPGS is the supervisor's", Long, |g| {
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.swapgs())?;
         g.want(fault(GP).code(0).at("insn"));
         g.exit()
@@ -1000,7 +1002,7 @@ fn bases(cases: &mut Vec<Case>) {
     cases.push(case("bases: RDFSBASE and WRGSBASE", Long, |g| {
         g.needs(&FSGSBASE);
         g.change_cr4(Cr4::FSGSBASE.bits() as u32, 0)?;
-        g.to_user()?;
+        g.enter_user()?;
         g.a.mov(rbx, USER_DATA)?;
         g.a.wrgsbase(rbx)?;
         g.a.xor(ecx, ecx)?;
@@ -1082,14 +1084,14 @@ fn tables(cases: &mut Vec<Case>) {
         cases.push(case(format!("umip: {name} is not the user's"), Long, move |g| {
             g.needs(&UMIP);
             g.change_cr4(Cr4::UMIP.bits() as u32, 0)?;
-            g.to_user()?;
+            g.enter_user()?;
             g.a.mov(ebx, USER_DATA as u32)?;
             g.expect_fault("insn", "after", |a| a.db(insn))?;
             g.want(fault(GP).code(0).at("insn"));
             g.exit()
         }));
         cases.push(case(format!("umip: without it {name} is open to all"), Long, move |g| {
-            g.to_user()?;
+            g.enter_user()?;
             g.a.mov(ebx, USER_DATA as u32)?;
             g.a.db(insn)?;
             g.out(1)?;

@@ -159,7 +159,7 @@ pub fn cases() -> Vec<Case> {
             g.write(FRAMES + i * 0x1000, &routine);
         }
         for i in [0u64, 1, 0] {
-            g.a.mov(eax, (FRAMES + i * 0x1000 | P | W) as u32)?;
+            g.a.mov(eax, ((FRAMES + i * 0x1000) | P | W) as u32)?;
             g.a.mov(qword_ptr(place), rax)?;
             g.a.mov(ebx, WINDOW as u32)?;
             g.a.invlpg(ptr(rbx))?;

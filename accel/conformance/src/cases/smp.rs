@@ -590,7 +590,7 @@ fn coherence(cases: &mut Vec<Case>) {
         Apic::X2.enable(g)?;
         g.start_ap(Apic::X2)?;
         g.wait_for(READY, 1)?;
-        g.a.mov(dword_ptr(place), (FRAMES + 0x1000 | P | W) as u32)?;
+        g.a.mov(dword_ptr(place), ((FRAMES + 0x1000) | P | W) as u32)?;
         Apic::X2.send(g, icr::ASSERT | 0x41, 1)?;
         g.wait_for(GO, 1)?;
         g.wait_for(DONE, 1)?;

@@ -184,7 +184,7 @@ fn faults(cases: &mut Vec<Case>) {
         g.out_eax()?;
         g.a.mov(rax, cr2)?;
         g.out_eax()?;
-        g.a.mov(dword_ptr(place), (FRAMES + 0x1000 | P | W) as u32)?;
+        g.a.mov(dword_ptr(place), ((FRAMES + 0x1000) | P | W) as u32)?;
         g.a.pop(rax)?;
         g.a.add(rsp, 8)?;
         g.a.iretq()

@@ -335,7 +335,7 @@ fn refusals(cases: &mut Vec<Case>) {
     }));
     cases.push(case("task: the DPL of a TSS is obeyed", Prot32, |g| {
         other_task(g);
-        g.to_user()?;
+        g.enter_user()?;
         g.expect_fault("insn", "after", |a| a.jmp_far(OTHER, 0))?;
         g.want(fault(GP).code(OTHER.into()).at("insn"));
         g.exit()
@@ -343,7 +343,7 @@ fn refusals(cases: &mut Vec<Case>) {
     cases.push(case("task: a task gate opens a TSS of ring 0 to ring 3", Prot32, |g| {
         other_task(g);
         g.descriptor(TASK_GATE, gate(OTHER, 0, access::TASK_GATE | access::DPL3, 0));
-        g.to_user()?;
+        g.enter_user()?;
         g.a.jmp_far(TASK_GATE, 0)?;
         g.want(out(sel::KCODE32.into()));
         task_section(g)?;

@@ -39,7 +39,7 @@ fn show(g: &mut Guest) -> Result {
 
 /// Maps the second frame in place of the first.
 fn remap(g: &mut Guest, place: u64, bits: u64) -> Result {
-    g.a.mov(dword_ptr(place), (FRAMES + 0x1000 | bits) as u32)
+    g.a.mov(dword_ptr(place), ((FRAMES + 0x1000) | bits) as u32)
 }
 
 fn invlpg(g: &mut Guest, address: u64) -> Result {
@@ -205,7 +205,7 @@ pub fn cases() -> Vec<Case> {
             g.map(WINDOW, FRAMES, P | W | U);
             let place = g.entry(WINDOW, 1);
             g.gate(0x80, "again", 0xee, 0);
-            g.to_user()?;
+            g.enter_user()?;
             show(g)?;
             g.want(out(0));
             g.a.int(0x80)?;
