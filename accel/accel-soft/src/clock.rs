@@ -142,7 +142,7 @@ mod tests {
 
     fn to_ns(ticks: u64, (mul, shift): (u32, i8)) -> u64 {
         let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
-        (u128::from(ticks) * u128::from(mul) >> 32) as u64
+        ((u128::from(ticks) * u128::from(mul)) >> 32) as u64
     }
 
     #[test]
