@@ -63,7 +63,7 @@ impl Page {
     /// The address of `len` bytes at `offset`, which must lie in the page.
     #[inline(always)]
     fn at(self, offset: usize, len: usize) -> *mut u8 {
-        assert!(offset <= 4096 - len, "access leaves its page");
+        assert!(len <= 4096 && offset <= 4096 - len, "access leaves its page");
         // SAFETY: a page is 4096 mapped bytes, and the assertion keeps the result in it.
         unsafe { self.0.add(offset) }
     }
@@ -156,14 +156,15 @@ impl Page {
         let at = self.at(offset, 16);
         assert!(offset.is_multiple_of(16), "CMPXCHG16B needs alignment");
         let (mut low, mut high) = (current as u64, (current >> 64) as u64);
-        // SAFETY: `at` is valid for 16 bytes and aligned, as pages are. RBX, which LLVM keeps for
-        // itself, is restored.
+        // SAFETY: `at` is valid for 16 bytes and aligned, as pages are. RBX, which cannot be named
+        // as an operand, is restored. The address has a register of its own, as the compiler may
+        // choose RBX for any operand that has none; for `new_low` that does no harm.
         unsafe {
             asm!(
                 "xchg {new_low}, rbx",
-                "lock cmpxchg16b [{at}]",
+                "lock cmpxchg16b [rdi]",
                 "mov rbx, {new_low}",
-                at = in(reg) at,
+                in("rdi") at,
                 new_low = inout(reg) new as u64 => _,
                 in("rcx") (new >> 64) as u64,
                 inout("rax") low,
