@@ -99,11 +99,6 @@ impl Slot {
             self.wake.notify_all();
         }
     }
-
-    /// The guest's TSC less the host's.
-    pub fn set_tsc_offset(&self, offset: u64) {
-        self.tsc_offset.store(offset, Ordering::Relaxed);
-    }
 }
 
 /// The interrupt controllers of one machine.
@@ -329,6 +324,13 @@ impl Chips {
             }
         }
         result
+    }
+
+    /// Sets processor `index`'s TSC, which is now the host's plus `offset`, and with it the moment
+    /// of a TSC deadline.
+    pub fn set_tsc_offset(&self, index: usize, offset: u64) {
+        self.slots[index].tsc_offset.store(offset, Ordering::Relaxed);
+        self.with_lapic(index, |_| Effects { timer_changed: true, ..Effects::default() });
     }
 
     // --- What a processor does --------------------------------------------------------------

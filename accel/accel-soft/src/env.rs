@@ -235,7 +235,7 @@ impl Env for SoftEnv {
 
     fn tsc_offset_changed(&mut self, offset: u64) {
         self.tsc_offset = offset;
-        self.slot().set_tsc_offset(offset);
+        self.shared.chips.set_tsc_offset(self.index, offset);
         self.pv_clock.publish(&self.shared.ram, &self.shared.epoch, offset);
     }
 
