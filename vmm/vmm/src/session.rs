@@ -81,7 +81,8 @@ fn wait(
             return Err(failure);
         }
         if let Some(request) = running.take_power_request() {
-            return Ok(after_power_request(request, deadline.is_some()));
+            let was_asked = deadline.is_some() || happened.launcher_gone;
+            return Ok(after_power_request(request, was_asked));
         }
         match signals.take() {
             Some(Wish::StopNow) => return Ok(Ending::Stop(StopReason::Requested)),
