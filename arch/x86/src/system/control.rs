@@ -330,8 +330,10 @@ fn invpcid<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let (low, address) = (descriptor as u64, (descriptor >> 64) as u64);
     cpu.gp_unless(low >> 12 == 0)?;
     let pcid = low as u16;
-    let current = pcid == cpu.state.cr3 as u16 & 0xfff;
-    cpu.gp_unless(cpu.state.cr4.contains(Cr4::PCIDE) || pcid == 0 || kind >= 2)?;
+    let has_pcid = cpu.state.cr4.contains(Cr4::PCIDE);
+    // Without PCIDs, bits 4:3 of CR3 are PCD and PWT, and all belongs to PCID 0.
+    let current = !has_pcid || pcid == cpu.state.cr3 as u16 & 0xfff;
+    cpu.gp_unless(has_pcid || pcid == 0 || kind >= 2)?;
     match kind {
         0 => {
             cpu.gp_unless(crate::cpu::is_canonical(address))?;
