@@ -89,8 +89,7 @@ impl AddressSpace {
         let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
         let at = windows.partition_point(|w| *w.range.start() <= addr).checked_sub(1)?;
         let window = &windows[at];
-        (last <= *window.range.end())
-            .then(|| (window.device.clone(), addr - window.range.start()))
+        (last <= *window.range.end()).then(|| (window.device.clone(), addr - window.range.start()))
     }
 }
 
