@@ -34,7 +34,7 @@ impl Shell {
         self.commands += 1;
         let number = self.commands;
         let text =
-            format!("{{ {command}\n}} < /dev/null 2>&1; printf '\\n@@%s:%s@@\\n' {number} $?\n");
+            format!("( {command}\n) < /dev/null 2>&1; printf '\\n@@%s:%s@@\\n' {number} $?\n");
         (text, format!("\n@@{number}:"))
     }
 }

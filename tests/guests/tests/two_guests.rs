@@ -46,13 +46,12 @@ fn two_guests_and_their_disks() {
     for (disk, serial) in [(&steady_raw, "raw"), (&steady_qcow2, "qcow2")] {
         let files = write_files(&mut steady, serial);
         trimmed_space_is_given_back(&mut steady, serial, disk);
-        steady.run("umount /mnt");
+        steady.run(&format!("umount /{serial}"));
         written.push((disk, files));
     }
     let mut synced = Vec::new();
     for (disk, serial) in [(&doomed_raw, "raw"), (&doomed_qcow2, "qcow2")] {
         let files = write_files(&mut doomed, serial);
-        doomed.run(&format!("mkdir /{serial} && mount --move /mnt /{serial}"));
         synced.push((disk, files));
     }
     // What is not synced may be lost; what is may not, and no disk may be damaged.
@@ -112,17 +111,19 @@ fn guests_do_not_see_each_other(one: &mut Guest, other: &mut Guest) {
     one.run("nc -z -w 5 10.0.2.15 9999 && pkill -x nc");
 }
 
-/// Makes a file system, mounts it at /mnt, and puts files on it, which are synced. The files'
-/// names and sums.
+/// Makes a file system, mounts it in a directory of the disk's name, and puts files on it, which
+/// are synced. The files' names and sums.
 fn write_files(guest: &mut Guest, serial: &str) -> Vec<(String, String)> {
-    guest.run(&format!("mkfs.ext4 -q {0} && mount {0} /mnt", device(serial)));
+    let device = device(serial);
+    guest.run(&format!("mkfs.ext4 -q {device} && mkdir /{serial} && mount {device} /{serial}"));
+    guest.run(&format!("cd /{serial}; yes {serial} | head -n 200000 > words"));
+    guest.run(&format!(
+        "cd /{serial}; head -c 5000001 /dev/urandom > random; mkdir d; echo small > d/small"
+    ));
+    guest.run("sync");
+    let random = guest.run(&format!("sha256sum < /{serial}/random"));
     let words = format!("{serial}\n").repeat(200_000);
     let sum = |bytes: &[u8]| sha256(bytes);
-    guest.run(&format!("yes {serial} | head -n 200000 > /mnt/words"));
-    guest
-        .run("head -c 5000001 /dev/urandom > /mnt/random; mkdir /mnt/d; echo small > /mnt/d/small");
-    guest.run("sync");
-    let random = guest.run("sha256sum < /mnt/random");
     let random = random.split(' ').next().unwrap_or_default().to_owned();
     vec![
         ("/words".into(), sum(words.as_bytes())),
@@ -132,9 +133,9 @@ fn write_files(guest: &mut Guest, serial: &str) -> Vec<(String, String)> {
 }
 
 fn trimmed_space_is_given_back(guest: &mut Guest, serial: &str, disk: &Disk) {
-    guest.run("head -c 20000000 /dev/urandom > /mnt/ballast; sync");
+    guest.run(&format!("head -c 20000000 /dev/urandom > /{serial}/ballast; sync"));
     let full = disk.allocated();
-    guest.run("rm /mnt/ballast; sync; fstrim /mnt; sync");
+    guest.run(&format!("rm /{serial}/ballast; sync; fstrim /{serial}; sync"));
     let trimmed = disk.allocated();
     assert!(
         trimmed + 15_000_000 < full,
