@@ -70,9 +70,6 @@ impl<E: Env> Cpu<E> {
         if offset <= 0x1000 - W::SIZE
             && let Some(page) = self.tlb.write(self.mode.fast_view, linear)
         {
-            if Some(page) == self.code_page {
-                self.leave_block = true;
-            }
             return Ok(self.update_ram(page, offset, locked, f));
         }
         self.check_access(linear, W::SIZE, Access::Write)?;
@@ -97,6 +94,9 @@ impl<E: Env> Cpu<E> {
         locked: bool,
         mut f: impl FnMut(W) -> (W, T),
     ) -> T {
+        if Some(page) == self.code_page {
+            self.leave_block = true;
+        }
         let mut old = self.env.load(page, offset);
         if !locked {
             let (new, result) = f(old);

@@ -106,6 +106,9 @@ impl<E: Env> Cpu<E> {
 
     /// Takes note of changes that were made to `state` from outside.
     pub fn state_changed(&mut self) {
+        self.single_step = false;
+        self.stack_loaded = false;
+        self.debug_hits = 0;
         self.tlb.flush_all();
         self.update_mode();
     }

@@ -43,13 +43,17 @@ fn sets_resume_flag(vector: u8) -> bool {
 /// DR7.GD.
 pub(crate) const GENERAL_DETECT: u64 = 1 << 13;
 
+/// Benign exceptions whose delivery raises benign exceptions could go on for ever, through task
+/// gates to tasks that trap. A processor that does not get anywhere shuts down.
+const MAX_DELIVERIES: usize = 16;
+
 impl<E: Env> Cpu<E> {
     /// Delivers the exception that was raised last. `state.rip` is that of the instruction that
     /// raised it (for traps, of the next one).
     pub(crate) fn deliver_raised(&mut self) {
         self.stats.exceptions += 1;
         let mut exception = self.raised;
-        loop {
+        for _ in 0..MAX_DELIVERIES {
             match exception.vector {
                 vector::PF => self.state.cr2 = exception.address,
                 // SDM Vol. 3, 17.2.4: whatever raised it.
@@ -68,9 +72,7 @@ impl<E: Env> Cpu<E> {
             }
             let second = self.raised;
             if exception.vector == vector::DF {
-                self.state.activity = Activity::Shutdown;
-                self.leave_block = true;
-                return;
+                break;
             }
             let doubles = match class(exception.vector) {
                 Class::Benign => false,
@@ -82,6 +84,8 @@ impl<E: Env> Cpu<E> {
             }
             exception = if doubles { Exception::with_code(vector::DF, 0) } else { second };
         }
+        self.state.activity = Activity::Shutdown;
+        self.leave_block = true;
     }
 
     /// Whether a maskable interrupt would be taken now.

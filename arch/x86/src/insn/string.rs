@@ -267,20 +267,12 @@ impl<E: Env> Cpu<E> {
 fn scas<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let mask = address_mask(&op.insn);
     let a: W = cpu.reg(RAX as u8);
-    cpu.repeat(op, |cpu, most| {
-        let mut done = 0;
-        loop {
-            let at = cpu.state.gpr[RDI] & mask;
-            let linear = cpu.linear(SegReg::Es, at, W::SIZE, Access::Read)?;
-            let b: W = cpu.read(linear)?;
-            cpu.advance(RDI, mask, W::SIZE, 1);
-            let next = cpu.compared(op, a, b);
-            done += 1;
-            // The count must be right at a fault, so runs end where the next page begins.
-            if next == Next::Stop || done == most || is_near_page_end(linear, W::SIZE) {
-                return Ok((done, next));
-            }
-        }
+    cpu.repeat(op, |cpu, _| {
+        let at = cpu.state.gpr[RDI] & mask;
+        let linear = cpu.linear(SegReg::Es, at, W::SIZE, Access::Read)?;
+        let b: W = cpu.read(linear)?;
+        cpu.advance(RDI, mask, W::SIZE, 1);
+        Ok((1, cpu.compared(op, a, b)))
     })
 }
 
@@ -297,10 +289,4 @@ fn cmps<E: Env, W: Word>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         cpu.advance(RDI, mask, W::SIZE, 1);
         Ok((1, cpu.compared(op, a, b)))
     })
-}
-
-/// Whether an element next to the one at `linear`, in either direction, may touch another page.
-fn is_near_page_end(linear: u64, size: usize) -> bool {
-    let offset = (linear & 0xfff) as usize;
-    offset + 2 * size > 0x1000 || offset < size
 }

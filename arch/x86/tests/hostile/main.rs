@@ -3,7 +3,7 @@
 mod surroundings;
 
 use surroundings::Surroundings;
-use x86::state::{Cr0, DescriptorTable, Rflags, SegReg, Segment, SegmentAttributes};
+use x86::state::{Cr0, DescriptorTable, Rflags, SegReg, Segment, SegmentAttributes, gpr};
 use x86::{Cpu, CpuState};
 
 const GDT: usize = 0x1000;
@@ -69,4 +69,15 @@ fn reserved_flags_of_a_tss_are_not_loaded() {
     assert_eq!(cpu.state.tr.selector, OTHER_TASK);
     let wanted = Rflags::all() - Rflags::VM - Rflags::TF;
     assert_eq!(cpu.state.rflags, wanted.bits());
+}
+
+#[test]
+fn a_block_ends_when_its_code_is_changed_by_a_store_that_misses_the_tlb() {
+    // add byte [CODE + 7], 1, which makes `inc edx` of the next instruction; inc ecx; hlt
+    let code = [0x80, 0x05, 7, (CODE >> 8) as u8, 0, 0, 1, 0x41, 0xf4];
+    let mut cpu = protected(&code);
+    cpu.state.gpr = [0; 16];
+    cpu.env.polls_left.set(10);
+    cpu.run();
+    assert_eq!((cpu.state.gpr[gpr::RCX], cpu.state.gpr[gpr::RDX]), (0, 1));
 }
