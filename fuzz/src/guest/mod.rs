@@ -238,6 +238,44 @@ pub fn run(program: &Program<'_>) {
     });
 }
 
+/// Runs `program` in blocks and again in single steps, which must come to the same. Without
+/// paging, for stale translations may differ.
+pub fn compare_with_steps(program: &Program<'_>) {
+    with_processor(|cpu| {
+        let (state, ram) = program.start(&cpu.env.cpuid);
+        let start = |cpu: &mut Cpu<Surroundings>| {
+            cpu.env.reset(&ram);
+            cpu.state = state.clone();
+            cpu.state_changed();
+            cpu.stats.instructions = 0;
+        };
+        start(cpu);
+        cpu.env.polls_left.set(POLLS);
+        let stop = cpu.run();
+        let (count, blocks) = (cpu.stats.instructions, cpu.state.clone());
+        let blocks_ram = cpu.env.ram();
+        let in_repetition = stop == Stop::Attention && blocks.rflags & Rflags::RF.bits() != 0;
+        if in_repetition || blocks.cr0.contains(Cr0::PG) {
+            return;
+        }
+        start(cpu);
+        cpu.env.polls_left.set(u32::MAX);
+        let mut uncounted = 0;
+        while cpu.state.activity == Activity::Active && uncounted <= POLLS {
+            if cpu.stats.instructions == count {
+                if cpu.state == blocks && cpu.env.ram() == blocks_ram {
+                    return;
+                }
+                // Faults of fetches do not count as instructions.
+                uncounted += 1;
+            }
+            cpu.step();
+        }
+        assert_eq!(cpu.state, blocks, "{program:x?}");
+        assert!(cpu.env.ram() == blocks_ram, "memory differs: {program:x?}");
+    });
+}
+
 /// What holds in every state that instructions can lead to.
 pub fn check(state: &CpuState) {
     assert_eq!(state.rflags & !Rflags::all().bits(), 0, "reserved flags: {state:#x?}");

@@ -41,6 +41,11 @@ impl Surroundings {
         self.noise = 1;
     }
 
+    /// What is in RAM.
+    pub fn ram(&self) -> Vec<u8> {
+        self.ram.iter().map(Cell::get).collect()
+    }
+
     fn bytes(&self, page: usize, offset: usize, len: usize) -> &[Cell<u8>] {
         assert!(offset + len <= PAGE, "an access leaves its page");
         &self.ram[page + offset..page + offset + len]
