@@ -119,6 +119,14 @@ impl Apic {
     }
 }
 
+/// Interrupts come in here, for an instruction or two.
+pub fn window(g: &mut Guest) -> Result {
+    g.a.sti()?;
+    g.a.nop()?;
+    g.a.nop()?;
+    g.a.cli()
+}
+
 /// Writes a register of the I/O APIC. Clobbers RCX.
 pub fn write_ioapic(g: &mut Guest, register: u32, value: u32) -> Result {
     g.a.mov(ecx, 0xfec0_0000u32)?;

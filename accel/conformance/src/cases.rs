@@ -1,12 +1,15 @@
 //! The cases, by subject.
 
 mod apic;
+mod board;
 mod debug;
 mod delivery;
 mod exception;
+mod far;
 mod hostile;
 mod impossible;
 mod interrupt;
+mod legacy;
 mod mode;
 mod msr;
 mod paging;
@@ -15,6 +18,7 @@ mod segmentation;
 mod smc;
 mod smp;
 mod string;
+mod system_segments;
 mod task;
 mod tlb;
 
@@ -30,13 +34,17 @@ pub fn all() -> Vec<Case> {
         delivery::cases(),
         ret::cases(),
         segmentation::cases(),
+        far::cases(),
+        system_segments::cases(),
         task::cases(),
         mode::cases(),
+        legacy::cases(),
         msr::cases(),
         string::cases(),
         smc::cases(),
         interrupt::cases(),
         apic::cases(),
+        board::cases(),
         smp::cases(),
         hostile::cases(),
     ]
