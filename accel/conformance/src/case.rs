@@ -1,5 +1,6 @@
 //! A case: a name and how to build its guest.
 
+use accel::{Accelerator, CpuidTable};
 use iced_x86::IcedError;
 
 use crate::guest::Guest;
@@ -8,12 +9,23 @@ use crate::start::Start;
 /// Writes a guest's memory, code and expectations.
 pub(crate) type Build = Box<dyn Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync>;
 
+/// Looks at the accelerator from the VMM's side: an error says what is wrong.
+pub(crate) type Check =
+    Box<dyn Fn(&dyn Accelerator, &CpuidTable) -> std::result::Result<(), String> + Send + Sync>;
+
+/// What a case does.
+pub(crate) enum Body {
+    /// A guest runs from the mode given.
+    Guest(Start, Build),
+    /// The VMM's side of the traits.
+    Host(Check),
+}
+
 /// One small program and what is expected of it.
 pub struct Case {
     /// Subject and statement: `paging: a store to a read-only page faults`.
     pub name: String,
-    pub(crate) start: Start,
-    pub(crate) build: Build,
+    pub(crate) body: Body,
 }
 
 impl std::fmt::Debug for Case {
@@ -28,5 +40,13 @@ pub(crate) fn case(
     start: Start,
     build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
 ) -> Case {
-    Case { name: name.into(), start, build: Box::new(build) }
+    Case { name: name.into(), body: Body::Guest(start, Box::new(build)) }
+}
+
+/// A case about the traits themselves.
+pub(crate) fn check(
+    name: &str,
+    check: impl Fn(&dyn Accelerator, &CpuidTable) -> Result<(), String> + Send + Sync + 'static,
+) -> Case {
+    Case { name: format!("contract: {name}"), body: Body::Host(Box::new(check)) }
 }

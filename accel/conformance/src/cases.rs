@@ -2,6 +2,7 @@
 
 mod apic;
 mod board;
+mod contract;
 mod debug;
 mod delivery;
 mod exception;
@@ -27,6 +28,7 @@ use crate::case::Case;
 /// All of them.
 pub fn all() -> Vec<Case> {
     [
+        contract::cases(),
         paging::cases(),
         tlb::cases(),
         exception::cases(),

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use accel::{Accelerator, CpuState, CpuidTable, Exit, Kicker, Sections, Vcpu, VmResources};
+use accel::{Accelerator, CpuState, CpuidTable, Exit, Kicker, Sections, Vcpu, Vm, VmResources};
 use runtime::{Clock, Timers};
 
 use crate::bus::{Signal, TestBus};
-use crate::case::Case;
+use crate::case::{Body, Case};
 use crate::expect::{Ending, Event};
 use crate::guest::{self, Guest, Host};
 use crate::tables::Paging;
@@ -78,7 +78,13 @@ struct Outcome {
 
 /// Runs a case.
 pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Verdict {
-    let mut guest = match Guest::build(case.start, cpuid, &case.build) {
+    let (start, build) = match &case.body {
+        Body::Guest(start, build) => (*start, build),
+        Body::Host(check) => {
+            return check(accelerator, cpuid).map_or_else(Verdict::Failed, |()| Verdict::Passed);
+        }
+    };
+    let mut guest = match Guest::build(start, cpuid, build) {
         Ok(guest) => guest,
         Err(problem) => return Verdict::Failed(problem),
     };
@@ -96,17 +102,7 @@ fn execute(
     cpuid: &CpuidTable,
     guest: &mut Guest,
 ) -> Result<Outcome, String> {
-    let clock = Arc::new(Clock::new());
-    let timers = Arc::new(Timers::new(clock.clone()).map_err(|e| e.to_string())?);
-    let vm = accelerator
-        .create_vm(VmResources {
-            memory: guest.memory.clone(),
-            clock,
-            timers,
-            cpus: guest.cpus,
-            cpuid: cpuid.clone(),
-        })
-        .map_err(|e| e.to_string())?;
+    let vm = create(accelerator, cpuid, guest.memory.clone(), guest.cpus)?;
     let mut vcpus = Vec::new();
     for index in 0..guest.cpus {
         vcpus.push(vm.take_vcpu(index).map_err(|e| e.to_string())?);
@@ -156,6 +152,20 @@ fn execute(
     Ok(Outcome { end, events, states })
 }
 
+/// Makes a machine's processors.
+pub(crate) fn create(
+    accelerator: &dyn Accelerator,
+    cpuid: &CpuidTable,
+    memory: mem::GuestMemory,
+    cpus: u32,
+) -> Result<Arc<dyn Vm>, String> {
+    let clock = Arc::new(Clock::new());
+    let timers = Arc::new(Timers::new(clock.clone()).map_err(|e| e.to_string())?);
+    accelerator
+        .create_vm(VmResources { memory, clock, timers, cpus, cpuid: cpuid.clone() })
+        .map_err(|e| e.to_string())
+}
+
 fn wait(signals: &Receiver<Signal>, timeout: Duration) -> End {
     match signals.recv_timeout(timeout) {
         Ok(Signal::Exit) => End::Exit,
@@ -165,7 +175,7 @@ fn wait(signals: &Receiver<Signal>, timeout: Duration) -> End {
     }
 }
 
-fn set_up(vcpu: &mut dyn Vcpu, guest: &mut Guest) -> Result<(), accel::Fault> {
+pub(crate) fn set_up(vcpu: &mut dyn Vcpu, guest: &mut Guest) -> Result<(), accel::Fault> {
     let state = vcpu.load(Sections::all())?;
     guest.start.apply(state, guest.root);
     if guest.start.paging() == Paging::Pae {
