@@ -1,7 +1,10 @@
 //! Breakpoints and single-stepping (SDM Vol. 3, chapter 17).
 
+use iced_x86::FlowControl;
+
 use crate::CpuState;
 use crate::cpu::Cpu;
+use crate::decode::Op;
 use crate::env::Env;
 use crate::exception::{Exception, vector};
 use crate::paging::Access;
@@ -50,7 +53,23 @@ pub(crate) fn merge_hits(dr6: u64, hits: u64) -> u64 {
     dr6 & !0xf | hits
 }
 
+/// IA32_DEBUGCTL.BTF: single-step on branches.
+pub(crate) const BTF: u64 = 1 << 1;
+
 impl<E: Env> Cpu<E> {
+    /// With BTF, a step ends at a taken branch only (SDM Vol. 3, 17.4.3).
+    pub(crate) fn step_branches_only(&mut self, op: &Op<E>) {
+        if self.state.msrs.debugctl & BTF != 0 {
+            self.single_step &= match op.insn.flow_control() {
+                FlowControl::Next => false,
+                FlowControl::ConditionalBranch => {
+                    self.state.rip != self.insn_ip.wrapping_add(op.len.into())
+                }
+                _ => true,
+            };
+        }
+    }
+
     /// After an instruction: delivers the #DB trap for breakpoints that it hit and for
     /// single-stepping. A load of SS puts them off: those of its breakpoints come after the next
     /// instruction, its single step is lost (SDM Vol. 3, 6.8.3).

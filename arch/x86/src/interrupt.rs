@@ -1,6 +1,7 @@
 //! Delivery of exceptions and interrupts (SDM Vol. 3, chapter 6).
 
 use crate::cpu::{Cpu, is_canonical};
+use crate::debug::BTF;
 use crate::env::Env;
 use crate::exception::{Exception, Exec, Raised, vector};
 use crate::segment::{Descriptor, flat_segment, null_segment, selector_code, system_type};
@@ -56,8 +57,11 @@ impl<E: Env> Cpu<E> {
         for _ in 0..MAX_DELIVERIES {
             match exception.vector {
                 vector::PF => self.state.cr2 = exception.address,
-                // SDM Vol. 3, 17.2.4: whatever raised it.
-                vector::DB => self.state.dr7 &= !GENERAL_DETECT,
+                // SDM Vol. 3, 17.2.4 and 17.4.3: whatever raised it.
+                vector::DB => {
+                    self.state.dr7 &= !GENERAL_DETECT;
+                    self.state.msrs.debugctl &= !BTF;
+                }
                 _ => {}
             }
             let rflags = self.state.rflags;

@@ -78,6 +78,7 @@ impl<E: Env> Cpu<E> {
         self.stats.instructions += 1;
         self.state.rip = self.insn_ip.wrapping_add(op.len.into());
         (op.run)(self, &op)?;
+        self.step_branches_only(&op);
         self.debug_trap();
         Ok(())
     }
