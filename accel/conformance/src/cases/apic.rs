@@ -359,6 +359,28 @@ fn modes(cases: &mut Vec<Case>) {
         g.a.and(eax, !0x400)?;
         g.a.wrmsr()
     });
+    cases.push(case("xapic: the register page can be moved", Long, |g| {
+        g.wrmsr(APIC_BASE, 0xfed8_0900)?;
+        g.a.mov(ecx, 0xfed8_0030u32)?;
+        g.a.mov(eax, dword_ptr(rcx))?;
+        g.a.and(eax, 0xf0)?;
+        g.out_eax()?;
+        // Nobody is where it was.
+        g.a.mov(ecx, 0xfee0_0030u32)?;
+        g.a.mov(eax, dword_ptr(rcx))?;
+        g.out_eax()?;
+        g.want(out(0x10));
+        g.want(out(u32::MAX));
+        g.exit()
+    }));
+    cases.push(case("x2apic: the register page is gone", Long, |g| {
+        Apic::X2.enable(g)?;
+        g.a.mov(ecx, 0xfee0_0030u32)?;
+        g.a.mov(eax, dword_ptr(rcx))?;
+        g.out_eax()?;
+        g.want(out(u32::MAX));
+        g.exit()
+    }));
     cases.push(case("x2apic: its MSRs do not exist in xAPIC mode", Long, |g| {
         g.a.mov(ecx, 0x808)?;
         g.expect_fault("insn", "after", |a| a.rdmsr())?;

@@ -175,6 +175,25 @@ fn stepping(cases: &mut Vec<Case>) {
         last_steps(g);
         g.exit()
     }));
+    cases.push(case("debug: with BTF only taken branches are stepped", Long, |g| {
+        g.resume(DB);
+        g.wrmsr(0x1d9, 2)?;
+        g.a.xor(ecx, ecx)?;
+        set_tf(g)?;
+        g.a.nop()?;
+        let target = g.addr("target");
+        g.a.test(ecx, ecx)?;
+        // Not taken, then taken.
+        g.a.jne(target)?;
+        g.a.je(target)?;
+        g.a.ud2()?;
+        g.mark("target")?;
+        // The exception cleared BTF.
+        clear_tf(g)?;
+        step(g, "target");
+        last_steps(g);
+        g.exit()
+    }));
     cases.push(case("debug: real mode steps, too", Real, |g| {
         g.resume(DB);
         g.a.push((TF | 2) as i32)?;
