@@ -1,5 +1,6 @@
 //! Model-specific registers of the processor core (SDM Vol. 4; AMD APM Vol. 2, appendix A).
 
+use crate::MAX_PHYSICAL_BITS;
 use crate::cpu::{Cpu, is_canonical};
 use crate::env::Env;
 use crate::state::{Cr0, Efer, SegReg};
@@ -70,7 +71,21 @@ const XSS_SUPPORTED: u64 = 0;
 
 /// Whether each byte of a PAT or fixed-range MTRR is a memory type that exists.
 fn are_memory_types(value: u64, with_uc_minus: bool) -> bool {
-    value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4 | 5 | 6) || (with_uc_minus && *t == 7))
+    value.to_le_bytes().iter().all(|&t| is_memory_type(t) || (with_uc_minus && t == 7))
+}
+
+/// UC, WC, WT, WP or WB (SDM Vol. 3, table 12-8).
+fn is_memory_type(value: u8) -> bool {
+    matches!(value, 0 | 1 | 4 | 5 | 6)
+}
+
+/// Whether a variable-range MTRR takes `value` as its base, or else as its mask
+/// (SDM Vol. 3, 12.11.2.3).
+fn is_mtrr_valid(value: u64, is_base: bool) -> bool {
+    let reserved = if is_base { 0xf00 } else { 0x7ff };
+    value >> MAX_PHYSICAL_BITS == 0
+        && value & reserved == 0
+        && (!is_base || is_memory_type(value as u8))
 }
 
 impl<E: Env> Cpu<E> {
@@ -159,6 +174,7 @@ impl<E: Env> Cpu<E> {
             MISC_ENABLE => self.state.msrs.misc_enable = value,
             DEBUGCTL => self.state.msrs.debugctl = value & 3,
             MTRR_PHYSBASE0..=MTRR_PHYSMASK7 => {
+                is_mtrr_valid(value, index & 1 == 0).then_some(())?;
                 let range = &mut self.state.msrs.mtrr_var[(index - MTRR_PHYSBASE0) as usize / 2];
                 *(if index & 1 == 0 { &mut range.0 } else { &mut range.1 }) = value;
             }
@@ -170,7 +186,11 @@ impl<E: Env> Cpu<E> {
                 are_memory_types(value, true).then_some(())?;
                 self.state.msrs.pat = value;
             }
-            MTRR_DEF_TYPE => self.state.msrs.mtrr_def_type = value & 0xcff,
+            MTRR_DEF_TYPE => {
+                // Default type, fixed ranges enabled, all enabled.
+                (value & !0xcff == 0 && is_memory_type(value as u8)).then_some(())?;
+                self.state.msrs.mtrr_def_type = value;
+            }
             XSS => {
                 (value & !XSS_SUPPORTED == 0).then_some(())?;
                 self.state.msrs.xss = value;
