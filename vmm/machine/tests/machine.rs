@@ -258,7 +258,7 @@ fn problems_are_told_apart() {
     let mut bench = Bench::new();
     bench.disk("a", 8);
     bench.config.disks[0].path = bench.dir.path().join("missing");
-    assert_eq!(kind(&bench), FailureKind::Host);
+    assert_eq!(kind(&bench), FailureKind::Artifact);
     let mut bench = Bench::new();
     bench.config.cpus = 5000;
     assert_eq!(kind(&bench), FailureKind::Configuration);
