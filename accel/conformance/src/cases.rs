@@ -5,6 +5,7 @@ mod board;
 mod contract;
 mod debug;
 mod delivery;
+mod double;
 mod exception;
 mod far;
 mod hostile;
@@ -16,6 +17,7 @@ mod msr;
 mod paging;
 mod ret;
 mod segmentation;
+mod smap;
 mod smc;
 mod smp;
 mod string;
@@ -30,10 +32,12 @@ pub fn all() -> Vec<Case> {
     [
         contract::cases(),
         paging::cases(),
+        smap::cases(),
         tlb::cases(),
         exception::cases(),
         debug::cases(),
         delivery::cases(),
+        double::cases(),
         ret::cases(),
         segmentation::cases(),
         far::cases(),

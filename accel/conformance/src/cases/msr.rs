@@ -65,6 +65,13 @@ pub fn cases() -> Vec<Case> {
         ("PAT with type 8", 0x277, 0x0800),
         ("a fixed MTRR with type 7", 0x250, 0x0700),
         ("MTRRCAP", 0xfe, 0),
+        ("an MTRR base with type 2", 0x200, 0x8000_0002),
+        ("an MTRR base with bit 8", 0x202, 0x8000_0106),
+        ("an MTRR base with bit 63", 0x200, 1 << 63 | 6),
+        ("an MTRR mask with bit 10", 0x201, 0x3f_8000_0c00),
+        ("an MTRR mask with bit 63", 0x203, 1 << 63 | 0x800),
+        ("the MTRR default type 2", 0x2ff, 0x802),
+        ("the MTRR default type with bit 9", 0x2ff, 0xa06),
         ("LSTAR that is not canonical", 0xc000_0082, 1 << 47),
         ("the APIC base with bit 63", 0x1b, 1 << 63 | 0xfee0_0900),
     ] {

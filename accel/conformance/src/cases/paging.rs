@@ -7,15 +7,15 @@ use x86::vector::{GP, PF, SS};
 
 use crate::case::{Case, case};
 use crate::expect::{fault, out};
-use crate::guest::{Guest, PAGE_1G, SMAP, SMEP};
-use crate::layout::{self, DATA, FRAMES, HIGH_RAM, WINDOW};
+use crate::guest::{Guest, PAGE_1G};
+use crate::layout::{DATA, FRAMES, HIGH_RAM, WINDOW};
 use crate::start::Start::{self, Compat, Long, Pae, Paged32};
 use crate::tables::pte::{A, D, G, NX, P, PS, U, W};
 
 type Result = std::result::Result<(), IcedError>;
 
 /// Bits of #PF's error code.
-mod code {
+pub(super) mod code {
     pub const P: u32 = 1;
     pub const W: u32 = 2;
     pub const U: u32 = 4;
@@ -27,7 +27,7 @@ const PAGED: [(Start, &str); 4] =
     [(Paged32, "32-bit"), (Pae, "PAE"), (Long, "4-level"), (Compat, "compatibility mode")];
 
 /// The same case under each kind of paging.
-fn everywhere(
+pub(super) fn everywhere(
     cases: &mut Vec<Case>,
     name: &str,
     build: impl Fn(&mut Guest) -> Result + Copy + Send + Sync + 'static,
@@ -38,12 +38,12 @@ fn everywhere(
 }
 
 /// A load from `address` by the code as it is.
-fn load(g: &mut Guest, address: u64) -> Result {
+pub(super) fn load(g: &mut Guest, address: u64) -> Result {
     g.a.mov(ebx, address as u32)?;
     if g.a.bitness() == 64 { g.a.mov(eax, dword_ptr(rbx)) } else { g.a.mov(eax, dword_ptr(ebx)) }
 }
 
-fn store(g: &mut Guest, address: u64, value: u32) -> Result {
+pub(super) fn store(g: &mut Guest, address: u64, value: u32) -> Result {
     g.a.mov(ebx, address as u32)?;
     if g.a.bitness() == 64 {
         g.a.mov(dword_ptr(rbx), value)
@@ -53,7 +53,7 @@ fn store(g: &mut Guest, address: u64, value: u32) -> Result {
 }
 
 /// A load that faults with `code`.
-fn bad_load(g: &mut Guest, address: u64, code: u32) -> Result {
+pub(super) fn bad_load(g: &mut Guest, address: u64, code: u32) -> Result {
     g.a.mov(ebx, address as u32)?;
     g.mark("access")?;
     if g.a.bitness() == 64 {
@@ -65,7 +65,7 @@ fn bad_load(g: &mut Guest, address: u64, code: u32) -> Result {
     g.exit()
 }
 
-fn bad_store(g: &mut Guest, address: u64, code: u32) -> Result {
+pub(super) fn bad_store(g: &mut Guest, address: u64, code: u32) -> Result {
     g.a.mov(ebx, address as u32)?;
     g.mark("access")?;
     if g.a.bitness() == 64 {
@@ -78,7 +78,7 @@ fn bad_store(g: &mut Guest, address: u64, code: u32) -> Result {
 }
 
 /// A jump to a page that may not be executed.
-fn bad_fetch(g: &mut Guest, address: u64, code: u32) -> Result {
+pub(super) fn bad_fetch(g: &mut Guest, address: u64, code: u32) -> Result {
     g.a.mov(ebx, address as u32)?;
     if g.a.bitness() == 64 {
         g.a.jmp(rbx)?;
@@ -95,7 +95,6 @@ pub fn cases() -> Vec<Case> {
     marking(&mut cases);
     large_pages(&mut cases);
     reserved(&mut cases);
-    supervisor(&mut cases);
     crossing(&mut cases);
     roots(&mut cases);
     cases
@@ -125,18 +124,18 @@ fn basics(cases: &mut Vec<Case>) {
         bad_fetch(g, WINDOW + 0x1800, reported)
     });
     everywhere(cases, "the user cannot load from a supervisor page", |g| {
-        enter_user(g)?;
+        g.enter_user()?;
         bad_load(g, DATA + 4, code::P | code::U)
     });
     everywhere(cases, "the user cannot store to a read-only page", |g| {
         g.map(WINDOW, FRAMES, P | U);
-        enter_user(g)?;
+        g.enter_user()?;
         bad_store(g, WINDOW, code::P | code::W | code::U)
     });
     everywhere(cases, "the user may load from a read-only page", |g| {
         g.map(WINDOW, FRAMES, P | U);
         g.write32(FRAMES, 77);
-        enter_user(g)?;
+        g.enter_user()?;
         load(g, WINDOW)?;
         g.out_eax()?;
         g.want(out(77));
@@ -147,7 +146,7 @@ fn basics(cases: &mut Vec<Case>) {
         let above = g.entry(WINDOW, 2);
         let entry = g.read(above, g.start.paging().entry_size());
         g.set_entry(above, entry & !U);
-        enter_user(g)?;
+        g.enter_user()?;
         bad_load(g, WINDOW, code::P | code::U)
     });
     everywhere(cases, "a page is writable only if all levels say so", |g| {
@@ -171,7 +170,7 @@ fn basics(cases: &mut Vec<Case>) {
     everywhere(cases, "without WP the user still cannot", |g| {
         g.map(WINDOW, FRAMES, P | U);
         g.change_cr0(0, 1 << 16)?;
-        enter_user(g)?;
+        g.enter_user()?;
         bad_store(g, WINDOW, code::P | code::W | code::U)
     });
     everywhere(cases, "setting WP takes effect at once", |g| {
@@ -210,11 +209,6 @@ fn basics(cases: &mut Vec<Case>) {
             bad_load(g, WINDOW, code::P | code::RSVD)
         }));
     }
-}
-
-/// IRET to ring 3, in 64-bit or 32-bit code; in compatibility mode through a 32-bit frame.
-fn enter_user(g: &mut Guest) -> Result {
-    g.enter_user()
 }
 
 fn marking(cases: &mut Vec<Case>) {
@@ -425,98 +419,6 @@ fn reserved(cases: &mut Vec<Case>) {
             bad_load(g, WINDOW, 0)
         },
     ));
-}
-
-fn supervisor(cases: &mut Vec<Case>) {
-    everywhere(cases, "SMEP forbids fetches from user pages", |g| {
-        g.needs(&SMEP);
-        g.map(WINDOW, FRAMES, P | W | U);
-        g.change_cr4(Cr4::SMEP.bits() as u32, 0)?;
-        bad_fetch(g, WINDOW, code::P | code::I)
-    });
-    everywhere(cases, "without SMEP the supervisor runs user pages", |g| {
-        g.map(WINDOW, FRAMES, P | W | U);
-        g.write(FRAMES, &[0xc3]);
-        g.a.mov(ebx, WINDOW as u32)?;
-        if g.a.bitness() == 64 {
-            g.a.call(rbx)?;
-        } else {
-            g.a.call(ebx)?;
-        }
-        g.out(1)?;
-        g.want(out(1));
-        g.exit()
-    });
-    cases.push(case("paging: setting SMEP takes effect on pages in use", Long, |g| {
-        g.needs(&SMEP);
-        g.map(WINDOW, FRAMES, P | W | U);
-        g.write(FRAMES, &[0xc3]);
-        g.a.mov(ebx, WINDOW as u32)?;
-        g.a.call(rbx)?;
-        g.out(1)?;
-        g.want(out(1));
-        g.change_cr4(Cr4::SMEP.bits() as u32, 0)?;
-        bad_fetch(g, WINDOW, code::P | code::I)
-    }));
-    cases.push(case("paging: SMEP lets the user run user pages", Long, |g| {
-        g.needs(&SMEP);
-        g.change_cr4(Cr4::SMEP.bits() as u32, 0)?;
-        enter_user(g)?;
-        g.out(3)?;
-        g.want(out(3));
-        g.exit()
-    }));
-    for (name, write, bad) in [
-        ("loads", 0, bad_load as fn(&mut Guest, u64, u32) -> Result),
-        ("stores", code::W, bad_store),
-    ] {
-        everywhere(cases, &format!("SMAP forbids {name} of user pages"), move |g| {
-            g.needs(&SMAP);
-            g.map(WINDOW, FRAMES, P | W | U);
-            g.change_cr4(Cr4::SMAP.bits() as u32, 0)?;
-            bad(g, WINDOW, code::P | write)
-        });
-    }
-    everywhere(cases, "AC suspends SMAP", |g| {
-        g.needs(&SMAP);
-        g.map(WINDOW, FRAMES, P | W | U);
-        g.write32(FRAMES, 0x99);
-        g.change_cr4(Cr4::SMAP.bits() as u32, 0)?;
-        g.a.stac()?;
-        load(g, WINDOW)?;
-        g.out_eax()?;
-        g.want(out(0x99));
-        store(g, WINDOW + 4, 0x98)?;
-        g.want_memory(FRAMES + 4, 4, 0x98);
-        g.a.clac()?;
-        bad_load(g, WINDOW, code::P)
-    });
-    cases.push(case("paging: SMAP does not concern supervisor pages", Long, |g| {
-        g.needs(&SMAP);
-        g.map(WINDOW, FRAMES, P | W);
-        g.write32(FRAMES, 0x97);
-        g.change_cr4(Cr4::SMAP.bits() as u32, 0)?;
-        load(g, WINDOW)?;
-        g.out_eax()?;
-        g.want(out(0x97));
-        g.exit()
-    }));
-    cases.push(case("paging: implicit accesses obey SMAP although AC is set", Long, |g| {
-        g.needs(&SMAP);
-        // The GDT lies in a user page.
-        g.map(WINDOW, layout::GDT, P | W | U);
-        g.write16(DATA, 0xfff);
-        g.write64(DATA + 2, WINDOW);
-        g.a.mov(ebx, DATA as u32)?;
-        g.a.lgdt(ptr(rbx))?;
-        g.change_cr4(Cr4::SMAP.bits() as u32, 0)?;
-        g.a.stac()?;
-        g.a.mov(ecx, u32::from(layout::sel::KDATA))?;
-        // No handler can be reached either: its code segment is in the same page.
-        g.a.mov(es, ecx)?;
-        g.want_triple_fault();
-        Ok(())
-    }));
 }
 
 fn crossing(cases: &mut Vec<Case>) {
