@@ -53,15 +53,21 @@ impl<E: Env> Cpu<E> {
         Err(self.raise(Exception::GP0))
     }
 
+    fn check_port_breakpoints(&mut self, port: u16, len: usize) {
+        if self.mode.check_breakpoints {
+            self.debug_hits |= debug::port_hits(&self.state, port, len);
+        }
+    }
+
     fn port_read<W: Word>(&mut self, port: u16) -> W {
-        self.debug_hits |= debug::port_hits(&self.state, port, W::SIZE);
+        self.check_port_breakpoints(port, W::SIZE);
         let mut data = [0; 8];
         self.env.port_read(port, &mut data[..W::SIZE]);
         W::truncate(u64::from_le_bytes(data))
     }
 
     fn port_write<W: Word>(&mut self, port: u16, value: W) {
-        self.debug_hits |= debug::port_hits(&self.state, port, W::SIZE);
+        self.check_port_breakpoints(port, W::SIZE);
         let value: u64 = value.into();
         self.env.port_write(port, &value.to_le_bytes()[..W::SIZE]);
     }
