@@ -63,3 +63,17 @@ pub fn all() -> Vec<Case> {
 pub fn impossible() -> Vec<Case> {
     impossible::cases()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_name_their_subject() {
+        let mut names = BTreeSet::new();
+        for case in super::all().into_iter().chain(super::impossible()) {
+            assert!(case.name.contains(": "), "{} has no subject", case.name);
+            assert!(names.insert(case.name.clone()), "{} is there twice", case.name);
+        }
+    }
+}
