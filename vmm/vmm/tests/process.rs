@@ -199,7 +199,7 @@ fn failures_are_told_with_their_kind() {
     let console = serde_json::json!({ "serial": { "fd": 77 } });
     fails(start(console), FailureKind::Host, "77");
     let disk = serde_json::json!({ "disks": [{ "path": "/nonexistent/d" }] });
-    fails(start(disk), FailureKind::Host, "/nonexistent/d");
+    fails(start(disk), FailureKind::Artifact, "/nonexistent/d");
 }
 
 #[test]
