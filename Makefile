@@ -21,7 +21,7 @@ unit-test: deps ## Run the tests that boot no operating system
 	$(CARGO) test --workspace --exclude guest-tests --locked
 
 boot-test: build ## Boot real guests and look at them from inside and outside
-	LODGE_BIN=$(CURDIR)/$(LODGE) $(CARGO) test --locked -p guest-tests
+	LODGE_BIN=$(CURDIR)/$(LODGE) $(CARGO) test --locked --no-fail-fast -p guest-tests
 
 fuzz: ## Run every fuzz target for SECONDS (10)
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
