@@ -16,7 +16,8 @@ const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const INDIRECT: u64 = 0x4000;
-const DATA: u64 = 0x5000;
+const HEADERS: u64 = 0x5000;
+const DATA: u64 = 0x6000;
 /// The window of registers, without the MSI-X table.
 const BAR_SIZE: u64 = 0x4000;
 
@@ -57,47 +58,49 @@ impl Address {
     }
 }
 
-/// A descriptor (2.7.5).
+/// A buffer of a chain.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub struct Descriptor {
+struct Buffer {
     address: Address,
     len: Length,
-    flags: u8,
-    next: Next,
+    is_writable: bool,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Length {
+    Sectors(u8),
     Short(u8),
     Medium(u16),
     Any(u32),
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Next {
-    /// The descriptor behind this one.
-    Following,
-    Any(u16),
+impl Length {
+    fn get(self) -> u32 {
+        match self {
+            Self::Sectors(count) => 512 * u32::from(count),
+            Self::Short(len) => len.into(),
+            Self::Medium(len) => len.into(),
+            Self::Any(len) => len,
+        }
+    }
 }
 
-impl Descriptor {
-    fn bytes(&self, index: usize) -> [u8; 16] {
-        let len = match self.len {
-            Length::Short(len) => len.into(),
-            Length::Medium(len) => len.into(),
-            Length::Any(len) => len,
-        };
-        let next = match self.next {
-            Next::Following => index as u16 + 1,
-            Next::Any(next) => next,
-        };
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.address.get().to_le_bytes());
-        bytes[8..12].copy_from_slice(&len.to_le_bytes());
-        bytes[12] = self.flags;
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        bytes
-    }
+/// A request. Its parts are in order, as the device's type wants them; what is to be wrong about
+/// them, [`Driver::damage`] says.
+#[derive(Arbitrary, Clone, Debug)]
+struct Request {
+    /// Type and sector, as a block device reads them.
+    header: Option<(u8, Sector)>,
+    buffers: Vec<Buffer>,
+    /// No byte for the status.
+    lacks_status: bool,
+    is_indirect: bool,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Sector {
+    Low(u8),
+    Any(u64),
 }
 
 /// What a driver does: sets one queue up, rings, and then writes to registers at random.
@@ -105,14 +108,15 @@ impl Descriptor {
 pub struct Driver<'a> {
     features: u64,
     queue: u8,
-    size_log2: u8,
+    size_shift: u8,
     /// Instead of the usual places of the rings.
     rings: Option<[Address; 3]>,
-    descriptors: Vec<Descriptor>,
-    indirect: Vec<Descriptor>,
-    available: &'a [u8],
-    available_index: u16,
+    requests: Vec<Request>,
+    /// What is added to the available index.
+    index_error: Option<u16>,
     no_interrupt: bool,
+    /// Places from the first descriptor on, and what is written there, after all.
+    damage: Vec<(u16, u16)>,
     accesses: Vec<Access>,
     data: &'a [u8],
 }
@@ -137,6 +141,63 @@ impl Layout {
             }
         }
         layout
+    }
+}
+
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+const F_INDIRECT: u16 = 4;
+
+/// A descriptor table that is being filled.
+struct Table<'a> {
+    memory: &'a GuestMemory,
+    at: u64,
+    end: u64,
+}
+
+impl Table<'_> {
+    /// Adds a chain; `start` is where descriptor 0 of the table is.
+    fn write(&mut self, buffers: &[(u64, u32, bool)], start: u64) {
+        for (n, (address, len, is_writable)) in buffers.iter().enumerate() {
+            let write = if *is_writable { F_WRITE } else { 0 };
+            let more = if n + 1 < buffers.len() { F_NEXT } else { 0 };
+            let next = ((self.at - start) / 16 + 1) as u16;
+            self.put(*address, *len, write | more, next);
+        }
+    }
+
+    /// Adds a descriptor (2.7.5), if there is room.
+    fn put(&mut self, address: u64, len: u32, flags: u16, next: u16) {
+        if self.at < self.end {
+            fill(self.memory, self.at, &address.to_le_bytes());
+            fill(self.memory, self.at + 8, &len.to_le_bytes());
+            fill(self.memory, self.at + 12, &flags.to_le_bytes());
+            fill(self.memory, self.at + 14, &next.to_le_bytes());
+            self.at += 16;
+        }
+    }
+}
+
+impl Request {
+    /// Address, length and whether the device writes it, of each part; the header goes to `at`.
+    fn buffers(&self, memory: &GuestMemory, at: u64) -> Vec<(u64, u32, bool)> {
+        let mut buffers = Vec::new();
+        if let Some((kind, sector)) = self.header {
+            let sector = match sector {
+                Sector::Low(sector) => sector.into(),
+                Sector::Any(sector) => sector,
+            };
+            fill(memory, at, &u64::from(kind % 16).to_le_bytes());
+            fill(memory, at + 8, &sector.to_le_bytes());
+            buffers.push((at, 16, false));
+        }
+        let mut others = self.buffers.clone();
+        others.sort_by_key(|buffer| buffer.is_writable);
+        buffers.extend(others.iter().map(|b| (b.address.get(), b.len.get(), b.is_writable)));
+        if !self.lacks_status {
+            buffers.push((DATA, 1, true));
+        }
+        buffers
     }
 }
 
@@ -166,20 +227,34 @@ impl Driver<'_> {
     }
 
     fn size(&self) -> u16 {
-        1 << (self.size_log2 % 9)
+        256 >> (self.size_shift % 9)
     }
 
     fn write_rings(&self, memory: &GuestMemory) {
-        for (table, descriptors) in [(DESCRIPTORS, &self.descriptors), (INDIRECT, &self.indirect)] {
-            for (index, descriptor) in descriptors.iter().enumerate().take(256) {
-                fill(memory, table + 16 * index as u64, &descriptor.bytes(index));
-            }
-        }
-        let ring: Vec<u8> = self.available.iter().flat_map(|head| [*head, 0]).collect();
-        fill(memory, AVAILABLE, &[self.no_interrupt.into(), 0]);
-        fill(memory, AVAILABLE + 2, &self.available_index.to_le_bytes());
-        fill(memory, AVAILABLE + 4, &ring);
         fill(memory, DATA, self.data);
+        let mut table = Table { memory, at: DESCRIPTORS, end: AVAILABLE };
+        let mut indirect = Table { memory, at: INDIRECT, end: HEADERS };
+        let mut heads = 0u16;
+        for (request, n) in self.requests.iter().zip(0..) {
+            let head = ((table.at - DESCRIPTORS) / 16) as u16;
+            let buffers = request.buffers(memory, HEADERS + 16 * n);
+            if request.is_indirect {
+                let start = indirect.at;
+                indirect.write(&buffers, start);
+                table.put(start, (indirect.at - start) as u32, F_INDIRECT, 0);
+            } else {
+                table.write(&buffers, DESCRIPTORS);
+            }
+            let slot = u64::from(heads % self.size());
+            fill(memory, AVAILABLE + 4 + 2 * slot, &head.to_le_bytes());
+            heads = heads.wrapping_add(1);
+        }
+        let index = heads.wrapping_add(self.index_error.unwrap_or(0));
+        fill(memory, AVAILABLE, &[self.no_interrupt.into(), 0]);
+        fill(memory, AVAILABLE + 2, &index.to_le_bytes());
+        for (at, value) in &self.damage {
+            fill(memory, DESCRIPTORS + u64::from(at % 0x5000), &value.to_le_bytes());
+        }
     }
 
     /// 3.1.1, "Driver Requirements: Device Initialization".
