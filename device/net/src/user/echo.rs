@@ -224,7 +224,7 @@ mod tests {
                 result => result.unwrap(),
             }
             let mut buffer = [0; 2048];
-            let len = (0..100)
+            let len = (0..6000)
                 .find_map(|_| {
                     std::thread::sleep(Duration::from_millis(10));
                     for id in 0..table.next {

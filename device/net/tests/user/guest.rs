@@ -26,8 +26,8 @@ pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x15);
 /// Where the guest is before it has any other address.
 pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x15);
 
-/// How long anything may take.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take before it counts as lost, on a machine that is busy otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A guest.
 pub struct Guest {

@@ -228,6 +228,11 @@ pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, message: &Icmpv6Repr<'_>, hop_limit:
 /// Checks that the network still works: it answers a ping. Pings may be lost while the network
 /// has other things to do, or does not know the guest.
 pub fn ping(network: &UserNetwork, seq_no: u16) {
+    ping_while(network, seq_no, |_| {});
+}
+
+/// [`ping`], with a look at the frames that come before the answer.
+pub fn ping_while(network: &UserNetwork, seq_no: u16, mut other: impl FnMut(&[u8])) {
     let icmp = Icmpv4Repr::EchoRequest { ident: 77, seq_no, data: b"abcdefgh" };
     let mut payload = vec![0; icmp.buffer_len()];
     icmp.emit(&mut Icmpv4Packet::new_unchecked(&mut payload), &ChecksumCapabilities::default());
@@ -242,6 +247,7 @@ pub fn ping(network: &UserNetwork, seq_no: u16) {
             }
         },
         |bytes| {
+            other(bytes);
             let (from, icmp) = read_icmpv4(bytes)?;
             let wanted = icmp.msg_type() == Icmpv4Message::EchoReply
                 && (icmp.echo_ident(), icmp.echo_seq_no()) == (77, seq_no);
