@@ -94,7 +94,7 @@ impl Guest {
             registers: Vec::new(),
             words: Vec::new(),
             ending: Ending::Exit,
-            timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(120),
             missing: None,
             handlers: Vec::new(),
             section: Section { linear, ip },

@@ -132,7 +132,7 @@ fn execute(
     stop.store(true, Ordering::SeqCst);
     let mut states = Vec::new();
     let mut problem = None;
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(120);
     for thread in threads {
         while !thread.is_finished() && Instant::now() < deadline {
             kickers.iter().for_each(Kicker::kick);

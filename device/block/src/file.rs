@@ -21,6 +21,9 @@ pub(crate) struct HostFile {
     /// What reached the file and when it was synced, for the test of power failures.
     #[cfg(test)]
     pub(crate) journal: std::sync::Mutex<Vec<Event>>,
+    /// Lets a test hold up the next sync: waited for twice.
+    #[cfg(test)]
+    pub(crate) gate: std::sync::Mutex<Option<std::sync::Arc<std::sync::Barrier>>>,
 }
 
 /// An entry of the journal.
@@ -96,6 +99,8 @@ impl HostFile {
             lost_writes: AtomicBool::new(false),
             #[cfg(test)]
             journal: Default::default(),
+            #[cfg(test)]
+            gate: Default::default(),
         })
     }
 
@@ -159,6 +164,11 @@ impl HostFile {
             return Err(io::Error::other(
                 "an earlier flush failed; what was written before it may be lost",
             ));
+        }
+        #[cfg(test)]
+        if let Some(gate) = self.gate.lock().unwrap().take() {
+            gate.wait();
+            gate.wait();
         }
         self.file.sync_data().inspect_err(|_| self.lost_writes.store(true, Ordering::Release))?;
         #[cfg(test)]

@@ -67,6 +67,7 @@ fn crash_child() {
     let Some(image) = std::env::var_os(IMAGE) else { return };
     let disk = open(&OpenOptions::new(PathBuf::from(image)).format(Format::Qcow2)).unwrap();
     let mut stdout = std::io::stdout();
+    writeln!(stdout, "begins").unwrap();
     for n in 0.. {
         perform(&*disk, n);
         if n % FLUSH_EVERY == 0 {
@@ -76,27 +77,23 @@ fn crash_child() {
     }
 }
 
-/// Kills a child after `patience`; returns the last request that it said was flushed, if any, and
-/// how often its last words were heard.
-fn kill_a_child(image: &Path, patience: Duration) -> Option<u64> {
+/// Kills a child that has begun and flushed `flushes` times, after `patience`; returns the last
+/// request that it said was flushed, if any.
+fn kill_a_child(image: &Path, flushes: usize, patience: Duration) -> Option<u64> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash_child", "--nocapture"])
         .env(IMAGE, image)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let stdout = child.stdout.take().unwrap();
-    let reader = std::thread::spawn(move || {
-        BufReader::new(stdout)
-            .lines()
-            .map_while(Result::ok)
-            .filter_map(|line| line.strip_prefix("flushed ")?.parse().ok())
-            .last()
-    });
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "begins"));
+    let mut flushed = lines.filter_map(|line| line.strip_prefix("flushed ")?.parse().ok());
+    let last = flushed.by_ref().take(flushes).last();
     std::thread::sleep(patience);
     child.kill().unwrap();
     child.wait().unwrap();
-    reader.join().unwrap()
+    flushed.last().or(last)
 }
 
 /// Requires that `disk` is what the requests up to `flushed` make of `initial`, but for what later
@@ -135,8 +132,8 @@ fn survives(test: &str, make: impl Fn(&Path) -> PathBuf) {
         let image = make(dir.path());
         let initial = contents(&image, "qcow2");
         // From the very first requests to some thousands.
-        let patience = Duration::from_micros(20_000 + rng.below(30_000) * (round + 1));
-        let flushed = kill_a_child(&image, patience);
+        let patience = Duration::from_micros(rng.below(30_000) * (round + 1));
+        let flushed = kill_a_child(&image, round as usize, patience);
         flushes += flushed.map_or(0, |n| n / FLUSH_EVERY + 1);
         check(&image, true);
         verify(&contents(&image, "qcow2"), &initial, flushed);

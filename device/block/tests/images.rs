@@ -7,12 +7,11 @@ use block::{
 };
 use common::{Rng, check, contents, have_qemu_img, qemu_img, text, try_qemu_img};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 fn refused(options: &OpenOptions) -> Error {
     match open(options) {
@@ -287,14 +286,18 @@ fn qemu_and_lodge_respect_each_other() {
         for (qemu_io_mode, lodge_may_read) in [(None, false), (Some("-r"), true)] {
             let Ok(mut qemu) = Command::new("qemu-io")
                 .args(qemu_io_mode)
-                .args(["-f", format, "-c", "read 0 512", "-c", "sleep 60000", text(&image)])
-                .stdout(Stdio::null())
+                .args(["-f", format, text(&image)])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
                 .spawn()
             else {
                 eprintln!("SKIPPED: an image that QEMU uses: qemu-io is not installed");
                 continue;
             };
-            wait_for_lock(&image);
+            // It asks for a command once it has opened the image.
+            let mut prompt = [0; 8];
+            qemu.stdout.take().unwrap().read_exact(&mut prompt).unwrap();
+            assert_eq!(&prompt, b"qemu-io>");
             // (As a reader, QEMU's raw driver lets others write.)
             if !(lodge_may_read && format == "raw") {
                 refuses(&OpenOptions::new(&image), Cause::Busy, &[]);
@@ -306,20 +309,6 @@ fn qemu_and_lodge_respect_each_other() {
         }
         open(&OpenOptions::new(&image)).unwrap();
     }
-}
-
-/// Waits until some process has a lock on the file.
-fn wait_for_lock(path: &Path) {
-    let file = format!(":{} ", fs::metadata(path).unwrap().ino());
-    for _ in 0..200 {
-        if fs::read_to_string("/proc/locks").unwrap().contains(&file) {
-            // They come one by one.
-            std::thread::sleep(Duration::from_millis(100));
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("nobody locks {}", path.display());
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl QueueTask for Transmit {
                 chain.readable.read(memory, HEADER, frame)?;
                 self.backend.transmit(frame);
             }
-            Ok(0)
+            Ok(Some(0))
         })?;
         Ok(Wake::Doorbell)
     }

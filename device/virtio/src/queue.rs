@@ -131,16 +131,25 @@ impl VirtQueue {
         Ok(more && !self.stopping())
     }
 
-    /// Serves chains until there are none: `serve` returns how many bytes it wrote. The driver is
-    /// notified of each as it wishes, and afterwards rings the doorbell for the next.
+    /// What says that the queue is called home, for those who cannot hold the queue.
+    pub(crate) fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// Serves chains until there are none: `serve` returns how many bytes it wrote, or `None` if
+    /// it left off because the queue is called home; then the chain stays for the next time. The
+    /// driver is notified of each as it wishes, and afterwards rings the doorbell for the next.
     pub fn drain(
         &mut self,
-        mut serve: impl FnMut(&GuestMemory, &Chain) -> Result<u32, QueueError>,
+        mut serve: impl FnMut(&GuestMemory, &Chain) -> Result<Option<u32>, QueueError>,
     ) -> Result<(), QueueError> {
         loop {
             self.queue.disable_notification(&self.memory).map_err(QueueError::Ring)?;
             while let Some(chain) = self.pop()? {
-                let written = serve(&self.memory, &chain)?;
+                let Some(written) = serve(&self.memory, &chain)? else {
+                    self.unpop(chain);
+                    return Ok(());
+                };
                 self.push(chain, written)?;
                 self.notify()?;
             }

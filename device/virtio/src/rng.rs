@@ -55,7 +55,7 @@ impl QueueTask for RngTask {
 }
 
 /// Fills a request as far as it goes and returns how far that is.
-fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+fn fill(memory: &GuestMemory, chain: &Chain) -> Result<Option<u32>, QueueError> {
     let len = chain.writable.len().min(MAX_REQUEST);
     let mut piece = [0; PIECE];
     let mut done = 0;
@@ -66,5 +66,5 @@ fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
         chain.writable.write(memory, done, &wanted[..got])?;
         done += got;
     }
-    Ok(done as u32) // at most MAX_REQUEST
+    Ok(Some(done as u32)) // at most MAX_REQUEST
 }

@@ -58,8 +58,11 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let queue = VirtQueue::new(queue, memory.clone(), shared.clone(), index, stop.clone());
         let thread = thread::Builder::new().name(format!("virtqueue {index}")).spawn({
-            let doorbell = doorbell.clone();
-            move || run(queue, &doorbell, task)
+            let (doorbell, shared) = (doorbell.clone(), shared.clone());
+            move || {
+                let _alarm = Alarm { shared: &shared, index };
+                run(queue, &doorbell, task)
+            }
         })?;
         Ok(Self { stop, doorbell: doorbell.clone(), thread })
     }
@@ -73,6 +76,21 @@ impl Worker {
     /// Waits for the queue, once the request in hand is done. `None` if the worker panicked.
     pub fn join(self) -> Option<QueueState> {
         self.thread.join().ok()
+    }
+}
+
+/// Has the guest hear of a worker that panics, which would otherwise just be silent.
+struct Alarm<'a> {
+    shared: &'a Shared,
+    index: usize,
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared
+                .break_down(&format_args!("the worker of queue {} panicked", self.index));
+        }
     }
 }
 

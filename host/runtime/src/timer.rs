@@ -255,8 +255,11 @@ mod tests {
         Arc::downgrade(&report)
     }
 
+    /// How long anything may take on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
     fn next(from: &Reports) -> Option<(u64, u64)> {
-        from.recv_timeout(Duration::from_secs(10)).ok()
+        from.recv_timeout(PATIENCE).ok()
     }
 
     fn nothing_for(from: &Reports, ms: u64) -> bool {
@@ -269,10 +272,10 @@ mod tests {
         let (a, b, c) =
             (timers.timer(weak(&report)), timers.timer(weak(&report)), timers.timer(weak(&report)));
         let start = clock.now();
-        a.arm(start + 30 * MS);
-        b.arm(start + 10 * MS); // sooner than what the thread sleeps for
-        c.arm(start + 20 * MS);
-        for want in [10, 20, 30].map(|ms| start + ms * MS) {
+        a.arm(start + 900 * MS);
+        b.arm(start + 300 * MS); // sooner than what the thread sleeps for
+        c.arm(start + 600 * MS);
+        for want in [300, 600, 900].map(|ms| start + ms * MS) {
             let (deadline, at) = next(&from).unwrap();
             assert_eq!(deadline, want);
             assert!(at >= deadline);
@@ -286,6 +289,8 @@ mod tests {
     fn rearming_replaces_and_disarming_forgets() {
         let (clock, timers, report, from) = setup();
         let (a, b) = (timers.timer(weak(&report)), timers.timer(weak(&report)));
+        // However slow this thread is, nothing expires before it is done.
+        clock.pause();
         let start = clock.now();
         a.arm(start + 20 * MS);
         a.arm(start + 40 * MS);
@@ -293,9 +298,12 @@ mod tests {
         b.arm(start + 30 * MS);
         b.disarm();
         b.disarm();
+        clock.resume();
         assert_eq!(next(&from).unwrap().0, start + 40 * MS);
+        clock.pause();
         b.arm(clock.now() + 20 * MS);
         drop(b);
+        clock.resume();
         assert!(nothing_for(&from, 40));
     }
 
@@ -303,11 +311,11 @@ mod tests {
     fn nothing_expires_while_the_clock_stands_still() {
         let (clock, timers, report, from) = setup();
         let timer = timers.timer(weak(&report));
-        timer.arm(clock.now() + 100 * MS);
+        timer.arm(clock.now() + 500 * MS);
         clock.pause();
-        assert!(nothing_for(&from, 150));
+        assert!(nothing_for(&from, 600));
         let other = timers.timer(weak(&report));
-        other.arm(clock.now() + 200 * MS);
+        other.arm(clock.now() + 700 * MS);
         clock.resume();
         let (first, at) = next(&from).unwrap();
         assert!(at >= first);
@@ -353,7 +361,7 @@ mod tests {
         });
         let start = clock.now();
         ticker.lock().unwrap().timer.arm(start);
-        let ticks = from.recv_timeout(Duration::from_secs(10)).unwrap();
+        let ticks = from.recv_timeout(PATIENCE).unwrap();
         assert_eq!(ticks, (0..100).map(|n| start + n * 100_000).collect::<Vec<_>>());
         assert!(clock.now() >= start + 99 * 100_000);
     }

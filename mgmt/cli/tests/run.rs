@@ -160,7 +160,7 @@ fn the_vmm_does_not_outlive_a_killed_lodge_and_its_files_are_swept() {
     let (mut child, _output) =
         start_and_wait_ready(&mut home.lodge_with_vmm(script, &["run", "web"]));
     let pid_file = home.path().join("pid");
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while fs::read_to_string(&pid_file).map_or(true, |pid| pid.is_empty()) {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));

@@ -11,9 +11,9 @@ use crate::shell::{Outcome, Shell};
 use crate::{Lab, note};
 
 /// The longest wait for a login prompt. The engine is slow, and the machine may be busy.
-const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+const BOOT_PATIENCE: Duration = Duration::from_secs(1200);
 /// The longest wait for a command, and for a guest to switch itself off.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A guest to be started.
 pub struct Launch<'a> {

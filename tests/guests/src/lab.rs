@@ -13,9 +13,9 @@ use crate::{Image, Launch, note};
 /// The variable that marks the processes of a lab.
 const MARK: &str = "LODGE_TEST_LAB";
 /// How long the last processes may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A refusal that takes longer is not one that a person would wait for.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(60);
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The `lodge` under test: `$LODGE_BIN`, else this workspace's release build.
 ///

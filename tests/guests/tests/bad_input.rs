@@ -167,7 +167,7 @@ fn a_busy_disk_stays_with_the_guest_that_has_it() {
         .stderr(errors)
         .spawn()
         .expect("lodge starts");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let said = || std::fs::read_to_string(&log).expect("a log");
     while !said().contains("owner runs") {
         assert!(Instant::now() < deadline, "the first guest does not start: {}", said());

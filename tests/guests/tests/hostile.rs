@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use guest_tests::{Lab, hostile, note};
 
-/// How long one course runs, and how many there are.
+/// How long one course runs, how many there are, and how many more a busy machine may need.
 const COURSE: Duration = Duration::from_millis(1500);
 const COURSES: u32 = 8;
+const MOST_COURSES: u32 = 80;
+/// How much the guests do in all. One course or another may soon end in a jam of its own making.
+const ROUNDS: u32 = 20 * hostile::HEARTBEAT;
 
 #[test]
 fn a_hostile_guest_harms_only_itself() {
@@ -18,7 +21,7 @@ fn a_hostile_guest_harms_only_itself() {
     let readonly = lab.file("readonly", vec![7; 1 << 20]);
     let outside = lab.file("outside", b"not the guest's");
     let mut all_rounds = 0;
-    for seed in 1..=COURSES {
+    for seed in 1.. {
         let kernel = lab.file("kernel", hostile::kernel(seed.wrapping_mul(0x9e37_79b9)));
         let (errors_path, output_path) = (lab.path("stderr"), lab.path("stdout"));
         let mut lodge = lab
@@ -34,7 +37,8 @@ fn a_hostile_guest_harms_only_itself() {
             .expect("lodge starts");
         let errors = || std::fs::read_to_string(&errors_path).expect("a file in the lab");
         let begun = Instant::now();
-        while !errors().contains(" runs on ") && begun.elapsed() < Duration::from_secs(60) {
+        while !errors().contains(" runs on ") {
+            assert!(begun.elapsed() < Duration::from_secs(120), "course {seed}: {}", errors());
             thread::sleep(Duration::from_millis(10));
         }
         let begun = Instant::now();
@@ -55,9 +59,9 @@ fn a_hostile_guest_harms_only_itself() {
         }
         let status = lodge.wait().expect("our child").code();
         let errors = errors();
-        // It switched itself off, or was stopped by us; nothing else.
-        let wanted = if ended_itself { 0 } else { 128 + 2 };
-        assert_eq!(status, Some(wanted), "course {seed}: {errors}");
+        // It switched itself off, perhaps just before it was asked to, or was stopped by us.
+        let as_wanted = status == Some(0) || !ended_itself && status == Some(128 + 2);
+        assert!(as_wanted, "course {seed}: {status:?}, {errors}");
         assert!(!errors.contains("panicked"), "course {seed}: {errors}");
         let output = std::fs::read(&output_path).expect("a file in the lab");
         let rounds =
@@ -65,13 +69,15 @@ fn a_hostile_guest_harms_only_itself() {
         all_rounds += rounds;
         note(&format!(
             "course {seed}: {rounds} rounds, {}, {} restarts, {} lines of complaint",
-            if ended_itself { "switched itself off" } else { "stopped by us" },
+            if status == Some(0) { "switched itself off" } else { "stopped by us" },
             errors.matches("restarts").count(),
             errors.lines().count()
         ));
+        if seed >= COURSES && all_rounds >= ROUNDS {
+            break;
+        }
+        assert!(seed < MOST_COURSES, "the guest does next to nothing: {all_rounds} rounds");
     }
-    // One course or another may soon end in a jam of its own making, but not all of them.
-    assert!(all_rounds > 20 * hostile::HEARTBEAT, "the guest does nothing");
     assert_eq!(std::fs::read(&readonly).expect("a file"), vec![7; 1 << 20]);
     assert_eq!(disk.metadata().expect("a file").len(), 4 << 20);
     assert_eq!(std::fs::read(&outside).expect("a file"), b"not the guest's");

@@ -77,9 +77,9 @@ impl Guest {
         assert!(matches!(event, Some(Event::Started { .. })), "{event:?}");
     }
 
-    /// Waits for the end, for at most half a minute; the exit status.
+    /// Waits for the end, for at most two minutes; the exit status.
     fn end(&mut self) -> i32 {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code().expect("ended by a signal");

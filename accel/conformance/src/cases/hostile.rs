@@ -23,7 +23,6 @@ pub fn cases() -> Vec<Case> {
                 // The random part may be its end.
                 g.ends_anyhow();
                 g.want_memory(PROGRESS.into(), 4, 2);
-                g.timeout = std::time::Duration::from_secs(60);
                 Ok(())
             })
         })

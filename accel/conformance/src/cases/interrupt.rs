@@ -269,7 +269,8 @@ fn halting(cases: &mut Vec<Case>) {
         g.on_host_call(|host, _| {
             let irq = host.irq.clone();
             std::thread::spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                // Longer than a busy host keeps the processor from its HLT.
+                std::thread::sleep(std::time::Duration::from_secs(1));
                 irq.send_msi(Msi { address: 0xfee0_0000, data: 0x400 });
             });
         });

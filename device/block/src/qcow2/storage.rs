@@ -27,7 +27,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// One file of a chain of images.
 #[derive(Debug)]
@@ -103,8 +103,12 @@ impl Kind {
 pub(super) struct WriteOrder {
     widths: Widths,
     layout: RwLock<Layout>,
-    /// The kinds that were written since the last sync.
+    /// The kinds that were written since the last sync began.
     unsynced: AtomicU8,
+    /// The kinds that the sync under way takes to stable storage.
+    syncing: AtomicU8,
+    /// Held by whoever syncs.
+    turn: Mutex<()>,
 }
 
 /// Where the image's tables are. The L1 table never moves, since it spans the disk from the start.
@@ -134,6 +138,8 @@ impl WriteOrder {
                 writable_l2: l1.into_iter().map(check::is_writable_l2).collect(),
             }),
             unsynced: AtomicU8::new(0),
+            syncing: AtomicU8::new(0),
+            turn: Mutex::new(()),
         })
     }
 
@@ -174,23 +180,39 @@ impl WriteOrder {
         if matches!(kind, Kind::L1 | Kind::Reftable) {
             self.count_tables(host, kind, offset, data)?;
         }
-        if self.unsynced.load(Ordering::Acquire) & kind.depends_on() != 0 {
-            self.sync(host)?;
+        if self.pending() & kind.depends_on() == 0 {
+            return Ok(());
         }
-        Ok(())
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever had the turn before may have done it.
+        if self.pending() & kind.depends_on() != 0 { self.sync_in_turn(host) } else { Ok(()) }
     }
 
     fn after_write(&self, host: &HostFile, kind: Kind, data: &[u8]) -> io::Result<()> {
         // Only now: a sync that began earlier may not have seen the write.
-        self.unsynced.fetch_or(kind.bit(), Ordering::AcqRel);
+        self.unsynced.fetch_or(kind.bit(), Ordering::SeqCst);
         if kind == Kind::Header { self.follow_reftable(host, data) } else { Ok(()) }
     }
 
+    /// The kinds that are not on stable storage yet.
+    fn pending(&self) -> u8 {
+        // In this order: a kind is in the second before it leaves the first.
+        self.unsynced.load(Ordering::SeqCst) | self.syncing.load(Ordering::SeqCst)
+    }
+
     fn sync(&self, host: &HostFile) -> io::Result<()> {
-        let kinds = self.unsynced.swap(0, Ordering::AcqRel);
-        host.sync().inspect_err(|_| {
-            self.unsynced.fetch_or(kinds, Ordering::AcqRel);
-        })
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sync_in_turn(host)
+    }
+
+    fn sync_in_turn(&self, host: &HostFile) -> io::Result<()> {
+        let kinds = self.pending();
+        self.syncing.store(kinds, Ordering::SeqCst);
+        self.unsynced.fetch_and(!kinds, Ordering::SeqCst);
+        // After a sync that failed, what it was for stays pending for good: no later one succeeds.
+        host.sync()?;
+        self.syncing.store(0, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Makes the tables that these new entries point to known, and count as used.
@@ -248,7 +270,7 @@ impl WriteOrder {
         if place.get(bytes) == 0 {
             place.set_one(bytes);
             host.write_at(block + place.byte, bytes)?;
-            self.unsynced.fetch_or(Kind::RefcountBlock.bit(), Ordering::AcqRel);
+            self.unsynced.fetch_or(Kind::RefcountBlock.bit(), Ordering::SeqCst);
         }
         Ok(())
     }
@@ -324,7 +346,7 @@ impl Storage for ImageFile {
             return Err(crate::disk::readonly());
         };
         self.host.zero(offset, length, false)?;
-        order.unsynced.fetch_or(Kind::Data.bit(), Ordering::AcqRel);
+        order.unsynced.fetch_or(Kind::Data.bit(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -349,5 +371,43 @@ impl Storage for ImageFile {
 
     fn resize(&self, _: u64, _: PreallocateMode) -> io::Result<()> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "images are not resized while open"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{create_qcow2, header};
+    use super::*;
+    use std::sync::{Barrier, mpsc};
+    use std::time::Duration;
+
+    /// A table that points to new data must not reach the disk before the data, though it is
+    /// another thread whose sync takes them there.
+    #[test]
+    fn what_depends_on_a_sync_waits_until_it_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        create_qcow2(&path, 1 << 20, None).unwrap();
+        let host = HostFile::open(&path, true).unwrap();
+        let header = header::read(&host).unwrap();
+        let order = WriteOrder::new(&host, &header, Tables::new()).unwrap();
+        order.after_write(&host, Kind::Data, &[]).unwrap();
+
+        let gate = Arc::new(Barrier::new(2));
+        *host.gate.lock().unwrap() = Some(gate.clone());
+        let (done, is_done) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| order.sync(&host).unwrap());
+            gate.wait(); // the sync is under way
+            scope.spawn(|| {
+                order.before_write(&host, Kind::L2, 0x5_0000, &[]).unwrap();
+                done.send(()).unwrap();
+            });
+            let early = is_done.recv_timeout(Duration::from_millis(200));
+            gate.wait();
+            assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        });
+        is_done.recv().unwrap();
+        assert_eq!(order.pending(), 0);
     }
 }

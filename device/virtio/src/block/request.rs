@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::Disk;
 use mem::GuestMemory;
@@ -25,11 +26,13 @@ enum Refusal {
     Unsupported = 2,
 }
 
-/// A request either breaks the queue, or is refused, or succeeds.
+/// A request either breaks the queue, or is refused, or is left off, or succeeds.
 #[derive(Debug)]
 enum Failure {
     Queue(QueueError),
     Refused(Refusal),
+    /// The queue is called home. A driver may ask for 4 GiB at once, for which nobody waits.
+    LeftOff,
 }
 
 impl From<QueueError> for Failure {
@@ -67,27 +70,34 @@ impl BlockTask {
 
 impl QueueTask for BlockTask {
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
-        queue.drain(|memory, chain| self.requests.serve(memory, chain))?;
+        let stop = queue.stop_flag();
+        queue.drain(|memory, chain| self.requests.serve(memory, chain, &stop))?;
         Ok(Wake::Doorbell)
     }
 }
 
 impl Requests {
     /// Serves one request and returns how many bytes of the writable part were written, counted
-    /// from its start.
-    fn serve(&mut self, memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+    /// from its start; `None` if it was left off because of `stop`, to be served anew.
+    fn serve(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        stop: &AtomicBool,
+    ) -> Result<Option<u32>, QueueError> {
         // The status is the last byte that the device may write. Without it there is no answer.
         let data_len = chain.writable.len().checked_sub(STATUS).ok_or(QueueError::TooShort)?;
-        let (status, written) = match self.execute(memory, chain, data_len) {
+        let (status, written) = match self.execute(memory, chain, data_len, stop) {
             // GET_ID may leave data unwritten, and then the status is not counted.
             Ok(written) => (0, written + if written == data_len { STATUS } else { 0 }),
             Err(Failure::Refused(refusal)) => {
                 (refusal as u8, if data_len == 0 { STATUS } else { 0 })
             }
             Err(Failure::Queue(error)) => return Err(error),
+            Err(Failure::LeftOff) => return Ok(None),
         };
         chain.writable.write(memory, data_len, &[status])?;
-        Ok(written as u32) // a chain has less than 2^32 bytes
+        Ok(Some(written as u32)) // a chain has less than 2^32 bytes
     }
 
     /// Carries a request out and returns how many bytes of data were written.
@@ -96,6 +106,7 @@ impl Requests {
         memory: &GuestMemory,
         chain: &Chain,
         data_len: usize,
+        stop: &AtomicBool,
     ) -> Result<usize, Failure> {
         let mut header = [0; HEADER];
         if chain.readable.len() < HEADER {
@@ -105,8 +116,8 @@ impl Requests {
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
-            spec::T_IN => self.read(memory, chain, sector, data_len),
-            spec::T_OUT => self.write(memory, chain, sector),
+            spec::T_IN => self.read(memory, chain, sector, data_len, stop),
+            spec::T_OUT => self.write(memory, chain, sector, stop),
             spec::T_FLUSH => {
                 let result = self.disk.flush();
                 self.host(result)
@@ -128,9 +139,11 @@ impl Requests {
         chain: &Chain,
         sector: u64,
         data_len: usize,
+        stop: &AtomicBool,
     ) -> Result<(), Failure> {
         let start = self.checked_start(sector, data_len as u64)?;
-        for at in (0..data_len).step_by(PIECE) {
+        for at in pieces(data_len, stop) {
+            let at = at?;
             let len = PIECE.min(data_len - at);
             let result = self.disk.read_at(start + at as u64, &mut self.piece[..len]);
             self.host(result)?;
@@ -139,11 +152,18 @@ impl Requests {
         Ok(())
     }
 
-    fn write(&mut self, memory: &GuestMemory, chain: &Chain, sector: u64) -> Result<(), Failure> {
+    fn write(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        sector: u64,
+        stop: &AtomicBool,
+    ) -> Result<(), Failure> {
         self.check_writable()?;
         let data_len = chain.readable.len() - HEADER; // checked by the caller
         let start = self.checked_start(sector, data_len as u64)?;
-        for at in (0..data_len).step_by(PIECE) {
+        for at in pieces(data_len, stop) {
+            let at = at?;
             let len = PIECE.min(data_len - at);
             chain.readable.read(memory, HEADER + at, &mut self.piece[..len])?;
             let result = self.disk.write_at(start + at as u64, &self.piece[..len]);
@@ -214,5 +234,109 @@ impl Requests {
             }
             Refusal::IoError.into()
         })
+    }
+}
+
+/// Where the pieces of a request begin, until the queue is called home.
+fn pieces(len: usize, stop: &AtomicBool) -> impl Iterator<Item = Result<usize, Failure>> {
+    (0..len).step_by(PIECE).map(|at| match stop.load(Ordering::Acquire) {
+        true => Err(Failure::LeftOff),
+        false => Ok(at),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::Shared;
+    use mem::{GuestAddress, RamRange};
+    use std::sync::Mutex;
+    use virtio_queue::{Queue, QueueState};
+    use vm_memory::Bytes;
+
+    /// A disk that calls the queue home while it is read or written.
+    struct CallsHome {
+        stop: Arc<AtomicBool>,
+        requests: Mutex<Vec<(u64, usize)>>,
+    }
+
+    impl CallsHome {
+        fn request(&self, offset: u64, len: usize) -> io::Result<()> {
+            self.requests.lock().unwrap().push((offset, len));
+            self.stop.store(true, Ordering::Release);
+            Ok(())
+        }
+    }
+
+    impl Disk for CallsHome {
+        fn size(&self) -> u64 {
+            1 << 30
+        }
+        fn is_readonly(&self) -> bool {
+            false
+        }
+        fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+            self.request(offset, data.len())
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.request(offset, data.len())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// One request with `kind` and three pieces of data, in a queue that the disk calls home.
+    fn run(kind: u32) -> (Vec<(u64, usize)>, QueueState) {
+        const DATA: u32 = 2 * PIECE as u32 + 512;
+        let memory = mem::allocate(&[RamRange { start: 0, len: 1 << 20 }]).unwrap();
+        let write = |at: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(at)).unwrap();
+        let writable = if kind == spec::T_IN { 2 } else { 0 };
+        for (n, (addr, len, flags)) in
+            [(0x4000u64, 16u32, 1u16), (0x1_0000, DATA, 1 | writable), (0x5000, 1, 2)]
+                .into_iter()
+                .enumerate()
+        {
+            let at = 0x1000 + 16 * n as u64;
+            write(at, &addr.to_le_bytes());
+            write(at + 8, &len.to_le_bytes());
+            write(at + 12, &flags.to_le_bytes());
+            write(at + 14, &(n as u16 + 1).to_le_bytes());
+        }
+        write(0x2002, &1u16.to_le_bytes());
+        write(0x4000, &kind.to_le_bytes());
+
+        let state = QueueState {
+            max_size: 4,
+            size: 4,
+            ready: true,
+            desc_table: 0x1000,
+            avail_ring: 0x2000,
+            used_ring: 0x3000,
+            ..QueueState::default()
+        };
+        let stop = Arc::<AtomicBool>::default();
+        let disk = Arc::new(CallsHome { stop: stop.clone(), requests: Mutex::default() });
+        let queue = Queue::try_from(state).unwrap();
+        let mut queue = VirtQueue::new(queue, memory, Arc::new(Shared::new(1)), 0, stop);
+        BlockTask::new(disk.clone(), [0; spec::ID_LEN], false).serve(&mut queue).unwrap();
+        let requests = disk.requests.lock().unwrap().clone();
+        (requests, queue.into_state())
+    }
+
+    #[test]
+    fn a_large_request_is_left_off_when_the_queue_is_called_home() {
+        for kind in [spec::T_IN, spec::T_OUT] {
+            let (requests, state) = run(kind);
+            assert_eq!(requests, [(0, PIECE)]);
+            // It is still to be served.
+            assert_eq!((state.next_avail, state.next_used), (0, 0));
+        }
     }
 }

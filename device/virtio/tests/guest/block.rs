@@ -19,6 +19,7 @@ pub struct MemDisk {
     held: Mutex<bool>,
     released: Condvar,
     fail: Mutex<bool>,
+    panic: Mutex<bool>,
 }
 
 impl MemDisk {
@@ -31,6 +32,7 @@ impl MemDisk {
             held: Mutex::new(false),
             released: Condvar::new(),
             fail: Mutex::new(false),
+            panic: Mutex::new(false),
         })
     }
     pub fn hold(&self, held: bool) {
@@ -41,6 +43,8 @@ impl MemDisk {
         self.log.lock().unwrap().push(what);
         let held = self.held.lock().unwrap();
         drop(self.released.wait_while(held, |held| *held).unwrap());
+        let panics = *self.panic.lock().unwrap();
+        assert!(!panics, "a mistake, made by this test");
         if *self.fail.lock().unwrap() { Err(io::Error::other("broken")) } else { Ok(()) }
     }
 }
@@ -308,4 +312,18 @@ fn a_pause_keeps_the_place() {
     g.root.resume();
     assert_eq!(q.wait_used(&g), (head, 513));
     assert_eq!(g.read(BUFFER, 512), [2; 512]);
+}
+
+#[test]
+fn a_disk_that_panics_needs_a_reset() {
+    let disk = MemDisk::new(false);
+    let g = guest(&disk);
+    let mut q = g.start().remove(0);
+    *disk.panic.lock().unwrap() = true;
+    q.submit(&g, &[header(&g, 0, 5), (BUFFER, 512, true), STATUS_PIECE]);
+    g.wait_needs_reset();
+    g.wait_interrupt(0);
+    *disk.panic.lock().unwrap() = false;
+    let mut q = g.start().remove(0);
+    assert_eq!(request(&g, &mut q, 0, 5, &[(BUFFER, 512, true)]), (0, 513));
 }

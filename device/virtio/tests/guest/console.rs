@@ -12,7 +12,7 @@ use crate::driver::*;
 /// A console, and the terminal at its other end.
 fn guest() -> (Guest, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
     let chardev = Chardev::open(Backend::Stream(theirs.into())).unwrap();
     let memory = ram();
     (Guest::new(virtio::console(Arc::new(chardev), memory.clone()).unwrap(), memory), ours)

@@ -27,7 +27,7 @@ pub const HIGH_RAM: u64 = 1 << 32;
 pub const DATA: u64 = 0x1_0000;
 const RINGS: u64 = 0x20_0000;
 const ECAM: u64 = 0xb000_0000;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The config vector, and from 1 on those of the queues.
 const MSI_BASE: u32 = 0x40;
