@@ -88,8 +88,7 @@ struct Alarm<'a> {
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.shared
-                .break_down(&format_args!("the worker of queue {} panicked", self.index));
+            self.shared.break_down(&format_args!("the worker of queue {} panicked", self.index));
         }
     }
 }
