@@ -8,7 +8,7 @@ use vmm_api::Failure;
 
 /// An error of the image store.
 pub fn image(error: images::Error) -> Failure {
-    Failure { kind: error.kind(), message: error.to_string() }
+    Failure::new(error.kind(), error)
 }
 
 /// A configuration that asks for what cannot be.

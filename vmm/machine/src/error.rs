@@ -94,6 +94,6 @@ impl BuildError {
 
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        Failure { kind: error.kind(), message: error.to_string() }
+        Failure::new(error.kind(), error)
     }
 }

@@ -112,25 +112,45 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A failure whose cause is an error below, which its `message` tells in full.
+    pub fn new(kind: FailureKind, message: impl fmt::Display) -> Failure {
+        Failure { kind, message: without_numbers(message.to_string()) }
+    }
+
     /// A problem of this host: no permission, no space, a port in use, too little memory.
     pub fn host(message: impl fmt::Display) -> Failure {
-        Failure { kind: FailureKind::Host, message: message.to_string() }
+        Failure::new(FailureKind::Host, message)
     }
 
     /// A file that is missing, damaged or not what it should be: a kernel, an image.
     pub fn artifact(message: impl fmt::Display) -> Failure {
-        Failure { kind: FailureKind::Artifact, message: message.to_string() }
+        Failure::new(FailureKind::Artifact, message)
     }
 
     /// A configuration that asks for what cannot be.
     pub fn configuration(message: impl fmt::Display) -> Failure {
-        Failure { kind: FailureKind::Configuration, message: message.to_string() }
+        Failure::new(FailureKind::Configuration, message)
     }
 
     /// A mistake in Lodge itself.
     pub fn internal(message: impl fmt::Display) -> Failure {
-        Failure { kind: FailureKind::Internal, message: message.to_string() }
+        Failure::new(FailureKind::Internal, message)
     }
+}
+
+/// The standard library puts the number of a system's error behind its words, as in "Permission
+/// denied (os error 13)". To a person that says nothing more.
+fn without_numbers(mut text: String) -> String {
+    const MARK: &str = " (os error ";
+    while let Some(start) = text.find(MARK) {
+        let rest = &text[start + MARK.len()..];
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if digits == 0 || rest.as_bytes().get(digits) != Some(&b')') {
+            break;
+        }
+        text.replace_range(start..start + MARK.len() + digits + 1, "");
+    }
+    text
 }
 
 /// Where the cause of a failure lies.
@@ -188,6 +208,18 @@ mod tests {
             assert_eq!(Event::read_line(&mut reader).unwrap().as_ref(), Some(event));
         }
         assert_eq!(Event::read_line(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn failures_are_told_without_numbers() {
+        let error = io::Error::from_raw_os_error(2);
+        let failure = Failure::host(format!("cannot open a: {error}; nor b: {error}"));
+        let text = "cannot open a: No such file or directory; nor b: No such file or directory";
+        assert_eq!(failure.message, text);
+        for name in ["cannot open x (os error)", "x (os error ", "x (os error 2", "x (os error 2]"]
+        {
+            assert_eq!(Failure::host(name).message, name);
+        }
     }
 
     #[test]

@@ -92,6 +92,6 @@ impl BootError {
 
 impl From<BootError> for Failure {
     fn from(error: BootError) -> Self {
-        Failure { kind: error.kind(), message: error.to_string() }
+        Failure::new(error.kind(), error)
     }
 }
