@@ -1,5 +1,8 @@
 //! The life of a guest, from start to end, with resets in between.
 
+mod brake;
+
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use accel::Accelerator;
@@ -13,6 +16,7 @@ use crate::consoles::Consoles;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{Signals, Wish};
+use brake::{Advice, Brake};
 
 /// How long a guest may take to switch itself off when it is asked to.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +45,7 @@ fn run_on(
     launcher: &mut Launcher,
 ) -> Result<StopReason, Failure> {
     let mut started = false;
+    let mut brake = Brake::default();
     loop {
         let running = Running::start(config, accelerator, consoles)?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
@@ -54,6 +59,7 @@ fn run_on(
             }
         });
         started = true;
+        let begun = Instant::now();
         let ending = wait(&running, signals, launcher);
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();
@@ -61,7 +67,30 @@ fn run_on(
             Ending::Stop(reason) => return stopped.map(|()| reason),
             Ending::Reset => stopped?,
         }
+        if let Advice::Pause { first } = brake.after(begun.elapsed()) {
+            if first {
+                launcher.tell(&Event::Warning { message: RESETS_TOO_OFTEN.to_owned() });
+            }
+            if pause(brake::PAUSE, signals, launcher)? {
+                return Ok(StopReason::Requested);
+            }
+        }
     }
+}
+
+const RESETS_TOO_OFTEN: &str = "the guest resets itself again and again, right after each start, \
+     so that it is now started no more than once a second; perhaps its kernel needs other \
+     hardware, more memory or another command line";
+
+/// Waits while there is no machine. Returns whether the guest is to end meanwhile.
+fn pause(time: Duration, signals: &mut Signals, launcher: &mut Launcher) -> Result<bool, Failure> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        if poll_all(&[], signals, launcher, Some(end))?.launcher_gone || signals.take().is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Waits until the machine's run ends.
@@ -73,7 +102,8 @@ fn wait(
     // Set once the guest has been asked to switch itself off.
     let mut deadline: Option<Instant> = None;
     loop {
-        let happened = poll_all(running, signals, launcher, deadline)?;
+        let sources = [running.power_requests(), running.failures()];
+        let happened = poll_all(&sources, signals, launcher, deadline)?;
         if happened.launcher_gone {
             launcher.set_gone();
         }
@@ -126,18 +156,15 @@ struct Happened {
     launcher_gone: bool,
 }
 
-/// Waits for something to happen, at most until `deadline`.
+/// Waits for something to happen, there or at `sources`, at most until `deadline`.
 fn poll_all(
-    running: &Running,
+    sources: &[BorrowedFd<'_>],
     signals: &Signals,
     launcher: &Launcher,
     deadline: Option<Instant>,
 ) -> Result<Happened, Failure> {
-    let mut fds = vec![
-        PollFd::new(signals, PollFlags::IN),
-        PollFd::from_borrowed_fd(running.power_requests(), PollFlags::IN),
-        PollFd::from_borrowed_fd(running.failures(), PollFlags::IN),
-    ];
+    let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+    fds.extend(sources.iter().map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
     let others = fds.len();
     fds.extend(launcher.hang_up().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)));
     let timeout = deadline.map(|deadline| {

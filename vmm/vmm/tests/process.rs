@@ -154,9 +154,9 @@ fn the_launchers_end_ends_the_guest() {
 fn a_triple_fault_resets() {
     let mut guest = Guest::start(FAULTS, none());
     guest.expect_started();
-    for _ in 0..3 {
-        assert_eq!(guest.event(), Some(Event::Reset));
-    }
+    // Sooner or later it is slowed down, and still resets.
+    while !matches!(guest.event(), Some(Event::Warning { .. })) {}
+    assert_eq!(guest.event(), Some(Event::Reset));
     guest.signal("INT");
     assert_eq!(guest.end(), 0);
 }

@@ -153,6 +153,21 @@ fn a_reset_builds_the_machine_anew() {
 }
 
 #[test]
+fn a_guest_that_gets_nowhere_is_slowed_down() {
+    let (result, events) = play(|life, bus| {
+        if life == 6 {
+            power_off(bus);
+            return Ok(Exit::Kicked);
+        }
+        Ok(Exit::TripleFault)
+    });
+    assert_eq!(result, Ok(StopReason::PowerOff));
+    let told = events.iter().filter(|event| matches!(event, Event::Warning { .. })).count();
+    assert_eq!(told, 1, "{events:?}");
+    assert_eq!(events.iter().filter(|event| **event == Event::Reset).count(), 6);
+}
+
+#[test]
 fn a_debug_exit_becomes_the_status() {
     let (result, _) = play(|_, bus| {
         bus.port_write(0xf4, &[0x10]);
