@@ -345,9 +345,9 @@ impl Storage for ImageFile {
         let Some(order) = &self.order else {
             return Err(crate::disk::readonly());
         };
+        order.before_write(&self.host, Kind::Data, offset, &[])?;
         self.host.zero(offset, length, false)?;
-        order.unsynced.fetch_or(Kind::Data.bit(), Ordering::SeqCst);
-        Ok(())
+        order.after_write(&self.host, Kind::Data, &[])
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -378,21 +378,40 @@ impl Storage for ImageFile {
 mod tests {
     use super::super::{create_qcow2, header};
     use super::*;
+    use crate::file::Event;
+    use imago::StorageExt;
     use std::sync::{Barrier, mpsc};
     use std::time::Duration;
+
+    /// A new image, open for writing.
+    fn image() -> (tempfile::TempDir, Arc<HostFile>, Arc<WriteOrder>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        create_qcow2(&path, 1 << 20, None).unwrap();
+        let host = Arc::new(HostFile::open(&path, true).unwrap());
+        let header = header::read(&host).unwrap();
+        let order = Arc::new(WriteOrder::new(&host, &header, Tables::new()).unwrap());
+        (dir, host, order)
+    }
+
+    /// A cluster that became free still has a table point to it until that is synced. It must
+    /// not be zeroed before, as it must not be written.
+    #[test]
+    fn a_cluster_that_became_free_is_zeroed_after_a_sync() {
+        let (_dir, host, order) = image();
+        let file = ImageFile::writable(host.clone(), host.len().unwrap(), order.clone());
+        order.after_write(&host, Kind::L2, &[]).unwrap();
+        file.write_zeroes(0x2_0000, 512).unwrap();
+        let journal = host.journal.lock().unwrap();
+        assert!(matches!(journal[..], [Event::Sync, Event::Write(0x2_0000, _)]), "{journal:?}");
+    }
 
     /// A table that points to new data must not reach the disk before the data, though it is
     /// another thread whose sync takes them there.
     #[test]
     fn what_depends_on_a_sync_waits_until_it_is_done() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        create_qcow2(&path, 1 << 20, None).unwrap();
-        let host = HostFile::open(&path, true).unwrap();
-        let header = header::read(&host).unwrap();
-        let order = WriteOrder::new(&host, &header, Tables::new()).unwrap();
+        let (_dir, host, order) = image();
         order.after_write(&host, Kind::Data, &[]).unwrap();
-
         let gate = Arc::new(Barrier::new(2));
         *host.gate.lock().unwrap() = Some(gate.clone());
         let (done, is_done) = mpsc::channel();
