@@ -1,11 +1,18 @@
 //! Whoever started this process: who is told what happens, and whose end ends the guest.
 
+use std::fmt::Display;
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use vmm_api::{Event, Failure};
 
 use crate::fds;
+
+/// Writes a line to standard error, if anybody reads that.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "lodge-vmm: {text}");
+}
 
 /// The channel to whoever started this process.
 pub struct Launcher {
@@ -39,12 +46,12 @@ impl Launcher {
                     tracing::debug!("nobody hears {event:?}: {e}");
                 }
             }
-            (None, Event::Error(failure)) => eprintln!("lodge-vmm: {failure}"),
-            (None, Event::Warning { message }) => eprintln!("lodge-vmm: {message}"),
+            (None, Event::Error(failure)) => say(failure),
+            (None, Event::Warning { message }) => say(message),
             (None, Event::Started { serial_pty, virtio_console_pty, .. }) => {
                 for (what, pty) in [("serial port", serial_pty), ("console", virtio_console_pty)] {
                     if let Some(pty) = pty {
-                        eprintln!("lodge-vmm: the {what} is at {pty}");
+                        say(format_args!("the {what} is at {pty}"));
                     }
                 }
             }

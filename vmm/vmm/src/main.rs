@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     let mut launcher = match Launcher::new(args.status_fd) {
         Ok(launcher) => launcher,
         Err(failure) => {
-            eprintln!("lodge-vmm: {failure}");
+            launcher::say(&failure);
             return ExitCode::from(failure.kind.exit_status());
         }
     };
