@@ -13,6 +13,7 @@ use vmm_api::{Failure, VmConfig};
 
 use crate::accelerators;
 use crate::consoles::Consoles;
+use crate::signals;
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
 pub struct Running {
@@ -144,7 +145,10 @@ impl Processors {
         let failures = failures.clone();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             let _alarm = Alarm { index, failures: &failures };
-            run(index, &mut *vcpu, &machine, &stop, &failures);
+            match signals::leave_to_other_threads() {
+                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures),
+                Err(failure) => failures.report(failure),
+            }
         })?;
         self.threads.push((kicker, thread));
         Ok(())

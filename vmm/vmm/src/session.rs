@@ -15,7 +15,7 @@ use crate::accelerators;
 use crate::consoles::Consoles;
 use crate::launcher::Launcher;
 use crate::running::Running;
-use crate::signals::{Signals, Wish};
+use crate::signals::{self, Signals, Wish};
 use brake::{Advice, Brake};
 
 /// How long a guest may take to switch itself off when it is asked to.
@@ -31,8 +31,10 @@ enum Ending {
 /// Runs the guest to its end.
 pub fn run(config: &VmConfig, launcher: &mut Launcher) -> Result<StopReason, Failure> {
     // Before the first thread, because threads inherit which signals are blocked.
-    let mut signals = Signals::new()?;
+    signals::block()?;
+    // Before this process opens a file, whose number the configuration could name.
     let consoles = Consoles::open(config)?;
+    let mut signals = Signals::new()?;
     let accelerator = accelerators::choose(config.accelerator)?;
     run_on(accelerator.as_ref(), config, &consoles, &mut signals, launcher)
 }

@@ -1,4 +1,4 @@
-//! Signals that ask this process to end, as something to poll(2).
+//! Signals that ask this process to end, as something to poll(2), and threads without signals.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,17 +23,49 @@ pub struct Signals {
     file: File,
 }
 
-impl Signals {
-    /// Blocks the signals in the calling thread, from which all others inherit that. Call it
-    /// before any other thread is started.
-    pub fn new() -> Result<Self, Failure> {
-        let failed = |e: io::Error| Failure::host(format!("cannot handle signals: {e}"));
-        let set = signal_set();
-        // SAFETY: `set` is initialized, and a null pointer says that the old mask is not wanted.
-        let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) };
-        if error != 0 {
-            return Err(failed(io::Error::from_raw_os_error(error)));
+/// Blocks the signals of [`Signals`] in the calling thread, from which all others inherit that.
+/// Call it before any other thread is started.
+pub fn block() -> Result<(), Failure> {
+    block_set(&ending()).map_err(failed)
+}
+
+/// Blocks every signal in the calling thread that can come at any time, so that it goes to another
+/// thread: whoever runs a guest's code must not be taken away from it to a handler. The signals of
+/// faults, which are the thread's own doing, stay. (The two that the C library keeps to itself
+/// cannot be blocked by its means: it sends them only for calls that this program does not make.)
+pub fn leave_to_other_threads() -> Result<(), Failure> {
+    const FAULTS: [i32; 6] =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the set that it is given, and sigdelset changes one that is
+    // initialized; both cannot fail for signals that exist.
+    let set = unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        for signal in FAULTS {
+            libc::sigdelset(set.as_mut_ptr(), signal);
         }
+        set.assume_init()
+    };
+    block_set(&set).map_err(failed)
+}
+
+fn block_set(set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: `set` is initialized, and a null pointer says that the old mask is not wanted.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set, ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn failed(error: io::Error) -> Failure {
+    Failure::host(format!("cannot handle signals: {error}"))
+}
+
+impl Signals {
+    /// Makes the signals readable, also those that came since they were [blocked](block).
+    pub fn new() -> Result<Self, Failure> {
+        block()?;
+        let set = ending();
         // SAFETY: `set` is initialized; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
@@ -59,7 +91,7 @@ impl AsFd for Signals {
     }
 }
 
-fn signal_set() -> libc::sigset_t {
+fn ending() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set that it is given, and sigaddset changes one that is
     // initialized; both cannot fail for signals that exist.

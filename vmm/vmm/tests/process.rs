@@ -212,3 +212,63 @@ fn a_person_gets_plain_text() {
     let line = output.stderr.lines().next().unwrap().unwrap();
     assert!(line.starts_with("lodge-vmm: cannot read the configuration"), "{line}");
 }
+
+#[test]
+fn nobody_need_read_the_plain_text() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_lodge-vmm"))
+        .args(["--config", "/nonexistent/config"])
+        .stderr(writer)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(FailureKind::Configuration.exit_status().into()));
+}
+
+#[test]
+fn a_console_is_an_inherited_descriptor_and_none_of_its_own() {
+    let guest = Guest::start(SWITCHES_OFF, serde_json::json!({ "serial": { "fd": 3 } }));
+    let config = guest.dir.path().join("config");
+    // Without descriptors beyond the standard ones, 3 is the first that the program opens.
+    let output = Command::new(env!("CARGO_BIN_EXE_lodge-vmm"))
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(FailureKind::Host.exit_status().into()));
+    let line = output.stderr.lines().next().unwrap().unwrap();
+    assert!(line.starts_with("lodge-vmm: cannot use descriptor 3"), "{line}");
+}
+
+/// A signal that interrupts a processor's thread would be handled in the midst of guest code.
+#[test]
+fn processors_are_left_alone_by_signals() {
+    let mut guest = Guest::start(SLEEPS, serde_json::json!({ "cpus": 2 }));
+    guest.expect_started();
+    // All from 1 to 31 but KILL and STOP, and those of faults: ILL, TRAP, BUS, FPE, SEGV, SYS.
+    let bit = |signal: u32| 1u64 << (signal - 1);
+    let others = [9, 19, 4, 5, 7, 8, 11, 31].map(bit).iter().sum::<u64>();
+    let wanted = 0x7fff_ffff & !others;
+    let blocked = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", guest.child.id())).unwrap();
+        let status = tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        status
+            .filter(|text| field(text, "Name:").starts_with("vcpu"))
+            .map(|text| u64::from_str_radix(&field(&text, "SigBlk:"), 16).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while blocked().iter().filter(|&mask| mask & wanted == wanted).count() != 2 {
+        assert!(Instant::now() < deadline, "{:x?}", blocked());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(blocked().iter().all(|mask| mask & others == 0));
+    guest.signal("INT");
+    assert_eq!(guest.end(), 0);
+}
