@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use images::ImageName;
+use images::{ImageName, PackageName};
 use vmm_api::{
     Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, ForwardedPort, Protocol,
 };
@@ -367,6 +367,9 @@ pub enum ImageCommand {
         /// Give the disk a partition table, with the root file system on its only partition
         #[arg(long)]
         partitioned: bool,
+        /// Install these Debian packages as well, as in gcc,python3; repeatable
+        #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
+        include: Vec<PackageName>,
         /// Build even if there is such an image, and take its place
         #[arg(long)]
         force: bool,
@@ -495,5 +498,7 @@ mod tests {
         assert!(parse("lodge run Debian").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());
+        assert!(parse("lodge image build debian:12 --include gcc,libc6-dev").is_ok());
+        assert!(parse("lodge image build debian:12 --include gcc,--force").is_err());
     }
 }

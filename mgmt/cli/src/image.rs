@@ -19,10 +19,11 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
     match command {
         ImageCommand::Ls => list(&store),
         ImageCommand::Inspect { name } => inspect(&store, name),
-        ImageCommand::Build { name, size, partitioned, force } => {
+        ImageCommand::Build { name, size, partitioned, include, force } => {
             let options = BuildOptions {
                 disk_bytes: size.saturating_mul(1 << 20),
                 partitioned: *partitioned,
+                packages: include.clone(),
                 force: *force,
             };
             if !force && store.get(name).is_ok() {

@@ -15,7 +15,7 @@ mod name;
 mod progress;
 mod store;
 
-pub use build::{BuildOptions, DEFAULT_DISK_BYTES, releases};
+pub use build::{BuildOptions, DEFAULT_DISK_BYTES, PackageName, releases};
 pub use error::Error;
 pub use import::ImportOptions;
 pub use manifest::{Artifact, Login, MANIFEST_FORMAT, Manifest, Source};

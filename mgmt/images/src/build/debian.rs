@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use super::archive::{self, Archive};
 use super::disk::Layout;
-use super::{Job, Release, process};
+use super::{Job, PackageName, Release, process};
 use crate::{Error, Progress, Unit};
 
 /// What makes a small, stock Debian machine of the essential packages.
@@ -41,6 +41,7 @@ const PACKAGES: &[&str] = &[
 pub(super) fn install(
     job: &mut Job<'_>,
     release: &Release,
+    packages: &[PackageName],
     archives: &[Archive],
     layout: Layout,
     tar: &Path,
@@ -57,13 +58,15 @@ pub(super) fn install(
     list_writer.write_all(sources.as_bytes()).map_err(Error::io("write", tar))?;
     drop(list_writer);
 
+    let include: Vec<&str> =
+        PACKAGES.iter().copied().chain(packages.iter().map(PackageName::as_str)).collect();
     let mut command = job.mode.mmdebstrap();
     command
         .env("TMPDIR", job.work)
         .arg("--verbose")
         .arg(format!("--mode={}", job.mode.mmdebstrap_name()))
         .args(["--variant=apt", "--format=tar", "--architectures=amd64"])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--include={}", include.join(",")))
         .arg(format!("--essential-hook={}", fill(include_str!("prepare.sh"))))
         .arg(format!("--customize-hook={}", fill(include_str!("customize.sh"))))
         .args(archive::transport_options().iter().map(|option| format!("--aptopt={option}")))

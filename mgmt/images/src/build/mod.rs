@@ -8,6 +8,7 @@
 mod archive;
 mod debian;
 mod disk;
+mod package;
 mod process;
 
 use std::fs::{self, File};
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
+
+pub use package::PackageName;
 
 use crate::store::{Staging, now, require_space};
 use crate::{
@@ -48,6 +51,17 @@ impl Release {
     fn suites(&self) -> [String; 3] {
         ["", "-updates", "-security"].map(|suffix| format!("{}{suffix}", self.codename))
     }
+
+    /// What an image with these additional packages is, for its manifest.
+    fn describe(&self, packages: &[PackageName]) -> String {
+        let mut text = format!("Debian {} ({})", self.version, self.codename);
+        if !packages.is_empty() {
+            let names: Vec<&str> = packages.iter().map(PackageName::as_str).collect();
+            text.push_str(" with ");
+            text.push_str(&names.join(", "));
+        }
+        text
+    }
 }
 
 /// The names of all images that can be built.
@@ -63,13 +77,20 @@ pub struct BuildOptions {
     /// Give the disk a partition table, with the file system in the only partition, instead of
     /// making the whole disk the file system.
     pub partitioned: bool,
+    /// Debian packages to install besides the usual ones, with all that they depend on.
+    pub packages: Vec<PackageName>,
     /// Build even if there is such an image, and take its place.
     pub force: bool,
 }
 
 impl Default for BuildOptions {
     fn default() -> BuildOptions {
-        BuildOptions { disk_bytes: DEFAULT_DISK_BYTES, partitioned: false, force: false }
+        BuildOptions {
+            disk_bytes: DEFAULT_DISK_BYTES,
+            partitioned: false,
+            packages: Vec::new(),
+            force: false,
+        }
     }
 }
 
@@ -116,7 +137,7 @@ impl Store {
         let archives = archive::for_release(release, staging.directory(), progress);
         let tar = staging.directory().join("root.tar");
         let mut job = Job { mode, work: &work.path, progress: &mut *progress, cancel };
-        debian::install(&mut job, release, &archives, layout, &tar)?;
+        debian::install(&mut job, release, &options.packages, &archives, layout, &tar)?;
 
         progress.step("Making the disk");
         let outputs = Outputs::create(staging.directory())?;
@@ -133,7 +154,7 @@ impl Store {
             name: name.to_string(),
             created: now(),
             source: Source::Built {
-                what: format!("Debian {} ({})", release.version, release.codename),
+                what: release.describe(&options.packages),
                 archives: archive::to_lines(&archives),
             },
             disk: staging.seal(DISK, progress, cancel)?,
