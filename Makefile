@@ -31,8 +31,9 @@ lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) xtask check
 
-bench: ## Measure Lodge side by side with QEMU
-	@echo "There is nothing to measure yet." >&2
+bench: build ## Measure Lodge side by side with QEMU; writes docs/performance.md
+	@scripts/install-bench-deps
+	LODGE_BIN=$(CURDIR)/$(LODGE) $(CARGO) xtask bench
 
 install: build ## Install the programs, manual pages and completions below PREFIX (/usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/lodge target/release/lodge-vmm

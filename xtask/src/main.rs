@@ -1,24 +1,31 @@
-//! Checks of the house rules: `cargo xtask check`.
+//! What developers of Lodge run: checks of the house rules (`cargo xtask check`) and benchmarks
+//! (`cargo xtask bench`).
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod imports;
 mod unsafety;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "\
-Usage: cargo xtask check
+use clap::Parser;
 
-Checks the rules of the house:
-  - which crate may import which (docs/architecture.md)
-  - which crates may contain unsafe code
-";
+/// What developers of Lodge run
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Task {
+    /// Check the rules of the house
+    ///
+    /// Which crate may import which (docs/architecture.md), and which crates may contain unsafe
+    /// code.
+    Check,
+    Bench(bench::Arguments),
+}
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["check"] => match check() {
+    match Task::parse() {
+        Task::Check => match check() {
             Ok(faults) if faults.is_empty() => {
                 println!("the house is in order");
                 ExitCode::SUCCESS
@@ -35,14 +42,14 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
-        ["--help" | "-h" | "help"] => {
-            print!("{USAGE}");
-            ExitCode::SUCCESS
-        }
-        _ => {
-            eprint!("{USAGE}");
-            ExitCode::from(2)
-        }
+        Task::Bench(arguments) => match bench::run(&arguments) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("cannot measure: {error:#}");
+                ExitCode::from(2)
+            }
+        },
     }
 }
 

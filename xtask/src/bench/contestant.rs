@@ -1,0 +1,137 @@
+//! What is compared, and how each is started.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::bed::Bed;
+use super::workload::KernelForm;
+
+/// Where a workload runs.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Contestant {
+    /// On this machine itself.
+    Native,
+    /// In a guest under QEMU's TCG.
+    Tcg,
+    /// In a guest under Lodge's engine.
+    Lodge,
+}
+
+/// All of them, in the order of the table.
+pub const ALL: [Contestant; 3] = [Contestant::Native, Contestant::Tcg, Contestant::Lodge];
+
+/// QEMU's program.
+pub const QEMU: &str = "qemu-system-x86_64";
+/// What both guests are given.
+pub const MEMORY_MIB: &str = "1024";
+
+/// The console is for results: the kernel may speak only of what ends it.
+const QUIET: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
+
+impl Contestant {
+    /// Its name on the command line and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Contestant::Native => "native",
+            Contestant::Tcg => "tcg",
+            Contestant::Lodge => "lodge",
+        }
+    }
+
+    /// The command that runs a plan; it prints what the driver says.
+    pub fn run_plan(self, bed: &Bed, plan: &Path, initrd: &Path) -> Command {
+        let cmdline = format!("{QUIET} rdinit=/bench/driver");
+        let files = bed.path("files.raw");
+        match self {
+            Contestant::Native => native(bed, plan),
+            Contestant::Tcg => {
+                let mut command = qemu("pc");
+                command.arg("-kernel").arg(&bed.kernel).arg("-initrd").arg(initrd);
+                command.args(["-append", &cmdline]);
+                for disk in [&bed.disk, &files] {
+                    // A comma within a path is written twice.
+                    let path = disk.display().to_string().replace(',', ",,");
+                    command.arg("-drive");
+                    command.arg(format!("file={path},format=raw,if=virtio,readonly=on"));
+                }
+                command
+            }
+            Contestant::Lodge => {
+                let mut command = lodge(bed);
+                command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(initrd);
+                command.args(["--cmdline", &cmdline]);
+                for disk in [&bed.disk, &files] {
+                    let path = disk.display().to_string().replace(',', ",,");
+                    command.arg("--disk").arg(format!("{path},format=raw,readonly"));
+                }
+                command
+            }
+        }
+    }
+
+    /// The command that starts a kernel with the smallest first program; `None` natively.
+    pub fn start_kernel(self, bed: &Bed, form: KernelForm) -> Option<Command> {
+        let (kernel, machine) = match form {
+            KernelForm::BzImage => (bed.kernel.clone(), "pc"),
+            KernelForm::Vmlinux => (bed.path("vmlinux"), "microvm"),
+        };
+        let initrd = bed.path("boot.cpio");
+        match self {
+            Contestant::Native => None,
+            Contestant::Tcg => {
+                let mut command = qemu(machine);
+                command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
+                command.args(["-append", QUIET]);
+                Some(command)
+            }
+            Contestant::Lodge => {
+                let mut command = lodge(bed);
+                command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+                command.args(["--cmdline", QUIET]);
+                Some(command)
+            }
+        }
+    }
+}
+
+/// The image's own programs on this machine: in a directory with the image's files, and in
+/// namespaces of their own, so that nothing of it is left.
+pub fn native(bed: &Bed, plan: &Path) -> Command {
+    let mut command = dies_with_us("KILL", "unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child"]);
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.arg(bed.path("programs/driver")).arg("native");
+    command.arg(bed.path("native")).arg(bed.path("files")).arg(plan);
+    command
+}
+
+fn qemu(machine: &str) -> Command {
+    let mut command = dies_with_us("KILL", QEMU);
+    command.args(["-machine", machine, "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
+    command.args(["-m", MEMORY_MIB, "-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-no-reboot", "-serial", "stdio"]);
+    command
+}
+
+fn lodge(bed: &Bed) -> Command {
+    let mut command = dies_with_us("TERM", &bed.lodge.display().to_string());
+    command.env("LODGE_HOME", &bed.dir);
+    command.args(["run", "--accel", "soft", "--cpus", "1", "--memory", MEMORY_MIB]);
+    command.args(["--net", "none"]);
+    command
+}
+
+/// A command that ends when this program does, in whichever way.
+fn dies_with_us(signal: &str, program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal, program]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
