@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
@@ -197,7 +198,7 @@ fn run(shared: &Shared) {
                 });
                 drop(state);
                 if let Some(target) = target {
-                    target.expired(deadline);
+                    expire(&*target, deadline);
                 }
             }
             Some((deadline, _)) => {
@@ -211,6 +212,16 @@ fn run(shared: &Shared) {
                 thread::park();
             }
         }
+    }
+}
+
+/// Calls a target. One that panics is out of order, but must not stop all other clocks.
+fn expire(target: &dyn TimerTarget, deadline: u64) {
+    if catch_unwind(AssertUnwindSafe(|| target.expired(deadline))).is_err() {
+        tracing::error!(
+            "a device panicked when its timer expired, which is a mistake in Lodge; please report \
+             the message on standard error"
+        );
     }
 }
 
@@ -364,6 +375,22 @@ mod tests {
         let ticks = from.recv_timeout(PATIENCE).unwrap();
         assert_eq!(ticks, (0..100).map(|n| start + n * 100_000).collect::<Vec<_>>());
         assert!(clock.now() >= start + 99 * 100_000);
+    }
+
+    #[test]
+    fn a_target_that_panics_does_not_stop_the_others() {
+        struct Mistake;
+        impl TimerTarget for Mistake {
+            fn expired(&self, _: u64) {
+                panic!("a mistake, made by this test");
+            }
+        }
+        let (_clock, timers, report, from) = setup();
+        let mistake: Arc<dyn TimerTarget> = Arc::new(Mistake);
+        let (a, b) = (timers.timer(Arc::downgrade(&mistake)), timers.timer(weak(&report)));
+        a.arm(0);
+        b.arm(1);
+        assert_eq!(next(&from).unwrap().0, 1);
     }
 
     #[test]
