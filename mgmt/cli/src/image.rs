@@ -32,7 +32,6 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
             }
             refuse_replacement(name, *force)?;
             long_work(|show, cancel| {
-                eprintln!("Building {name} from Debian's archive");
                 store.build(name, &options, show, cancel).map(|image| print_built(&image))
             })
         }

@@ -20,7 +20,7 @@ impl Show {
         if !stderr().is_terminal() {
             return Show::Lines;
         }
-        let bar = ProgressBar::no_length();
+        let bar = ProgressBar::no_length().with_style(style("{spinner} {msg}"));
         bar.enable_steady_tick(Duration::from_millis(100));
         Show::Bar { bar, step: String::new(), begun: Instant::now() }
     }

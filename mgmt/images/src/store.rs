@@ -319,6 +319,8 @@ impl Staging {
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::NotADirectory
+            // As in /proc, where nobody can make anything.
+            | io::ErrorKind::NotFound
             | io::ErrorKind::AlreadyExists => Error::Unwritable { dir: images.clone(), source },
             _ => Error::io("create", images)(source),
         };

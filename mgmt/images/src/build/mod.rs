@@ -124,6 +124,7 @@ impl Store {
         let mode = Mode::of_this_process();
         require_tools(mode)?;
 
+        progress.note(&format!("Building {name} from Debian's archive"));
         let staging = Staging::begin(self, name, progress, cancel)?;
         // Another lodge may have built it while this one waited for the lock.
         if present() {
