@@ -126,12 +126,7 @@ impl QueueTask for Receive {
             if self.port.input().is_empty() {
                 return Ok(Wake::DoorbellOrSource);
             }
-            let Some(chain) = queue.pop()? else {
-                if queue.arm()? {
-                    continue;
-                }
-                return Ok(Wake::Doorbell);
-            };
+            let Some(chain) = queue.pop_or_arm()? else { return Ok(Wake::Doorbell) };
             let mut len = 0;
             {
                 let mut input = self.port.input();
@@ -163,12 +158,7 @@ struct Transmit {
 impl QueueTask for Transmit {
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         loop {
-            let Some(chain) = queue.pop()? else {
-                if queue.arm()? {
-                    continue;
-                }
-                return Ok(Wake::Doorbell);
-            };
+            let Some(chain) = queue.pop_or_arm()? else { return Ok(Wake::Doorbell) };
             let mut sent = self.port.sent.load(Ordering::Relaxed);
             while sent < chain.readable.len() {
                 let piece = &mut self.piece[..PIECE.min(chain.readable.len() - sent)];

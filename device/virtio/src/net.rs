@@ -84,12 +84,7 @@ struct Receive {
 impl QueueTask for Receive {
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         loop {
-            let Some(chain) = queue.pop()? else {
-                if queue.arm()? {
-                    continue;
-                }
-                return Ok(Wake::Doorbell);
-            };
+            let Some(chain) = queue.pop_or_arm()? else { return Ok(Wake::Doorbell) };
             let (header, frame) = self.buffer.split_at_mut(HEADER);
             let len = match self.backend.receive(frame) {
                 Ok(Some(len)) => HEADER + len.min(frame.len()),

@@ -136,6 +136,18 @@ impl VirtQueue {
         self.stop.clone()
     }
 
+    /// The next chain. If there is none, the driver rings the doorbell for the next.
+    pub fn pop_or_arm(&mut self) -> Result<Option<Chain>, QueueError> {
+        loop {
+            if let Some(chain) = self.pop()? {
+                return Ok(Some(chain));
+            }
+            if !self.arm()? {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Serves chains until there are none: `serve` returns how many bytes it wrote, or `None` if
     /// it left off because the queue is called home; then the chain stays for the next time. The
     /// driver is notified of each as it wishes, and afterwards rings the doorbell for the next.
