@@ -48,7 +48,7 @@ Examples:
       No image: a kernel and disks of your own. ELF and multiboot kernels work too.
 
 The console: the guest's serial port is connected to this terminal.
-  Ctrl-] q        stop the guest at once
+  Ctrl-] q        have the guest switch itself off; once more, end it at once
   Ctrl-] Ctrl-]   send one Ctrl-] to the guest";
 
 /// Guests for every x86-64 Linux machine, with or without hardware virtualization.

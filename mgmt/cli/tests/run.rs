@@ -140,13 +140,33 @@ fn a_guest_that_does_not_stop_is_ended_when_asked_twice() {
     let home = Home::new();
     let script = r#"
         trap 'echo asked >&$console' TERM
+        trap 'echo told >&$console; event "$requested"; exit 0' INT
         event "$started"; echo ready >&$console
         while :; do sleep 0.05; done"#;
     let (mut child, mut output) = start_and_wait_ready(&mut home.lodge_with_vmm(script, KERNEL));
-    signal(&child, "-TERM");
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert_eq!(line, "asked\n");
+    for answer in ["asked\n", "told\n"] {
+        signal(&child, "-TERM");
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, answer);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}
+
+#[test]
+fn a_vmm_that_does_not_end_is_killed_when_asked_thrice() {
+    let home = Home::new();
+    let script = r#"
+        trap 'echo asked >&$console' TERM INT
+        event "$started"; echo ready >&$console
+        while :; do sleep 0.05; done"#;
+    let (mut child, mut output) = start_and_wait_ready(&mut home.lodge_with_vmm(script, KERNEL));
+    for _ in 0..2 {
+        signal(&child, "-TERM");
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "asked\n");
+    }
     signal(&child, "-TERM");
     assert_eq!(child.wait().unwrap().code(), Some(143));
 }

@@ -19,7 +19,7 @@ use crate::signals::{self, Signals, Wish};
 use brake::{Advice, Brake};
 
 /// How long a guest may take to switch itself off when it is asked to.
-const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the run of one machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

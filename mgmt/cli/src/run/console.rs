@@ -13,7 +13,9 @@ use super::escape::{Escape, Wish};
 use super::terminal::{notice, write_stdout};
 use super::vmm::Vmm;
 
-/// How long a guest may take to stop before its VMM is ended by force.
+/// How long a VMM may take to have its guest switched off. It gives up itself before that.
+const POWER_OFF_TIME: Duration = Duration::from_secs(70);
+/// How long a VMM may take to end a guest at once.
 const STOP_TIME: Duration = Duration::from_secs(10);
 /// How long the last output may take to come after the VMM has ended.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
@@ -50,8 +52,10 @@ pub struct Console<'a> {
     typed: Vec<u8>,
     /// The beginning of the next event's line.
     line: Vec<u8>,
-    /// When to end the VMM by force.
+    /// When to ask the VMM once more, and more strongly.
     deadline: Option<Instant>,
+    /// How often it was asked to end.
+    asked: u32,
     end: End,
 }
 
@@ -77,6 +81,7 @@ impl<'a> Console<'a> {
             typed: Vec::new(),
             line: Vec::new(),
             deadline: None,
+            asked: 0,
             end: End::default(),
         }
     }
@@ -118,8 +123,7 @@ impl<'a> Console<'a> {
                 return self.drain();
             }
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.deadline = None;
-                self.vmm.kill();
+                self.stop();
             }
         }
     }
@@ -180,7 +184,15 @@ impl<'a> Console<'a> {
         } else if let Some(wish) = self.escape.filter(bytes, &mut self.typed) {
             match wish {
                 Wish::Quit => {
-                    notice(self.raw, "stopping the guest");
+                    notice(
+                        self.raw,
+                        match self.asked {
+                            0 => {
+                                "the guest is asked to switch itself off; Ctrl-] q again ends it now"
+                            }
+                            _ => "ending the guest",
+                        },
+                    );
                     self.stop();
                 }
                 Wish::Help => notice(self.raw, KEYS),
@@ -283,15 +295,26 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Asks the VMM to stop; asked again, ends it.
+    /// Has the VMM ask the guest to switch itself off; asked again, end the guest at once; and ends
+    /// the VMM itself if it does neither.
     fn stop(&mut self) {
-        if self.end.stopping {
-            self.vmm.kill();
-            return;
-        }
         self.end.stopping = true;
-        self.deadline = Some(Instant::now() + STOP_TIME);
-        self.vmm.stop();
+        let time = match self.asked {
+            0 => {
+                self.vmm.power_off();
+                Some(POWER_OFF_TIME)
+            }
+            1 => {
+                self.vmm.stop();
+                Some(STOP_TIME)
+            }
+            _ => {
+                self.vmm.kill();
+                None
+            }
+        };
+        self.asked += 1;
+        self.deadline = time.map(|time| Instant::now() + time);
     }
 
     /// Shows what the guest said last: it may come behind the last event.

@@ -25,9 +25,14 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Asks the VMM to stop the guest and end.
-    pub fn stop(&self) {
+    /// Asks the VMM to have the guest switch itself off.
+    pub fn power_off(&self) {
         self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Asks the VMM to stop the guest at once.
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::INT);
     }
 
     /// Ends the VMM by force.
