@@ -15,7 +15,7 @@ use x86::{CpuState, NativeOperand};
 
 use super::random::Random;
 use crate::native::NativeUnit;
-use crate::native::memory::CodeMemory;
+use crate::code_memory::CodeMemory;
 use crate::native::plan::{Environment, Plan};
 use crate::native::stub::HOST_MXCSR;
 
