@@ -88,6 +88,14 @@ impl Accelerator for SoftAccelerator {
             unknown_msrs: Mutex::new(HashSet::new()),
             _timers: config.timers,
         });
+        let weak = Arc::downgrade(&shared);
+        shared.ram.listen(move |gpa| {
+            if let Some(shared) = weak.upgrade()
+                && let Some(page) = shared.ram.page(gpa)
+            {
+                shared.watch.changed(page);
+            }
+        });
         let vcpus = (0..config.cpus)
             .zip(contexts)
             .map(|(index, context)| {

@@ -5,8 +5,8 @@ use std::arch::asm;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mem::GuestMemory;
 use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use mem::{CodeMarks, GuestMemory};
 use x86::Word;
 
 /// A page of RAM in the VMM's address space. It stays mapped as long as the [`Ram`] it came
@@ -25,15 +25,14 @@ struct Region {
     start: u64,
     len: u64,
     host: NonNull<u8>,
-    /// See [`Page::code`]; by page.
-    code: Box<[AtomicU64]>,
+    marks: NonNull<CodeMarks>,
 }
 
 /// All of the guest's RAM.
 pub struct Ram {
     regions: Vec<Region>,
-    /// Keeps the mappings.
-    _memory: GuestMemory,
+    /// Keeps the mappings and the marks.
+    memory: GuestMemory,
 }
 
 // SAFETY: the pointers are to shared mappings that `_memory` keeps alive; every access through
@@ -53,11 +52,11 @@ impl Ram {
                     start: region.start_addr().raw_value(),
                     len: region.len(),
                     host: NonNull::new(region.as_ptr())?,
-                    code: (0..region.len() >> 12).map(|_| AtomicU64::new(0)).collect(),
+                    marks: NonNull::from(region.bitmap().marks()),
                 })
             })
             .collect();
-        Self { regions, _memory: memory.clone() }
+        Self { regions, memory: memory.clone() }
     }
 
     /// The page that holds `gpa`.
@@ -65,9 +64,23 @@ impl Ram {
     pub fn page(&self, gpa: u64) -> Option<Page> {
         let region = self.regions.iter().find(|r| gpa.wrapping_sub(r.start) < r.len)?;
         let offset = (gpa - region.start) & !0xfff;
-        let code = NonNull::from(region.code.get((offset >> 12) as usize)?);
+        // SAFETY: `memory` keeps its regions where they are.
+        let marks = unsafe { region.marks.as_ref() };
+        let code = NonNull::from(marks.page((offset >> 12) as usize)?);
         // SAFETY: `offset` is less than the region's length, as `gpa` lies in it.
         Some(Page { host: unsafe { region.host.add(offset as usize) }, code })
+    }
+
+    /// Has `changed` called with the address of each page in which a device overwrites marked
+    /// code, on the device's thread.
+    pub fn listen(&self, changed: impl Fn(u64) + Clone + Send + Sync + 'static) {
+        for region in self.memory.iter() {
+            let (changed, start) = (changed.clone(), region.start_addr().raw_value());
+            region
+                .bitmap()
+                .marks()
+                .listen(Box::new(move |page| changed(start + ((page as u64) << 12))));
+        }
     }
 
     /// The guest physical address of a page.
@@ -78,12 +91,6 @@ impl Ram {
             (offset < region.len).then(|| region.start + offset)
         })
     }
-}
-
-/// The bits of a page's code mask that stand for `len` bytes at `offset`.
-fn granules(offset: usize, len: usize) -> u64 {
-    let (first, last) = (offset >> 6 & 63, (offset + len.max(1) - 1) >> 6 & 63);
-    (u64::MAX >> (63 - last)) & (u64::MAX << first)
 }
 
 impl Page {
@@ -99,7 +106,7 @@ impl Page {
 
     /// Notes that `len` bytes at `offset` were translated; `true` if the page had no code before.
     pub fn add_code(self, offset: usize, len: usize) -> bool {
-        self.code().fetch_or(granules(offset, len), Ordering::SeqCst) == 0
+        self.code().fetch_or(CodeMarks::bits(offset, len), Ordering::SeqCst) == 0
     }
 
     /// Whether any of the page was translated.
@@ -117,7 +124,7 @@ impl Page {
 
     #[cold]
     fn take_code_slowly(self, offset: usize, len: usize) -> bool {
-        self.code().load(Ordering::SeqCst) & granules(offset, len) != 0
+        self.code().load(Ordering::SeqCst) & CodeMarks::bits(offset, len) != 0
             && self.code().swap(0, Ordering::SeqCst) != 0
     }
 

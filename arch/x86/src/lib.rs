@@ -30,9 +30,9 @@ mod tlb;
 mod translator;
 
 pub use cpu::{Cpu, Mode, Stats};
-pub use insn::vector::wants_alignment;
 pub use env::{Env, NativeOperand, Word};
 pub use exception::{Exception, vector};
+pub use insn::vector::wants_alignment;
 pub use run::Stop;
 pub use state::CpuState;
 pub use tlb::{Forgotten, View};

@@ -21,7 +21,9 @@ pub enum Kind {
     BitString,
     /// CLI, CLD, STD.
     ClearInterrupt,
-    Direction { down: bool },
+    Direction {
+        down: bool,
+    },
     /// Relative jumps and calls.
     Jump,
     JumpIf,
@@ -107,13 +109,20 @@ pub fn classify(insn: &Instruction) -> Kind {
         _ => return Kind::InterpretLast,
     }
     match insn.mnemonic() {
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Prefetchw | M::Prefetchnta | M::Prefetcht0
-        | M::Prefetcht1 | M::Prefetcht2 | M::Prefetch => return Kind::Nothing,
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Prefetchw
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetch => return Kind::Nothing,
         M::Pause | M::Lfence | M::Mfence | M::Sfence => return Kind::Plain,
         M::Lea => return Kind::Lea,
         M::Push if insn.stack_pointer_increment() == -8 => {
-            let is_segment = insn.op0_kind() == OpKind::Register
-                && insn.op0_register().is_segment_register();
+            let is_segment =
+                insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register();
             return if is_segment { Kind::Interpret } else { Kind::Push };
         }
         M::Pop if insn.code() == Code::Pop_r64 => return Kind::Pop,

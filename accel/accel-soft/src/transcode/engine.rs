@@ -203,12 +203,7 @@ impl Transcoder {
         self.context().jump[view].fill(rip, far);
     }
 
-    fn find_or_translate(
-        &mut self,
-        cpu: &mut Cpu<SoftEnv>,
-        key: Key,
-        page: Page,
-    ) -> Option<Block> {
+    fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
         if let Some(block) = self.cache.find(key) {
             return Some(block);
         }
@@ -264,14 +259,8 @@ impl Transcoder {
         };
         let setting = self.setting(&cpu.state, mode_view(cpu));
         let common = self.cache.common;
-        let translated = self.translator.translate(
-            &insns,
-            setting,
-            base,
-            first_exit,
-            common,
-            &mut Offers(cpu),
-        );
+        let translated =
+            self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
         let Some(translated) = translated else {
             self.cache.insert_interpreted(key);
             return Some(Block::Interpret);

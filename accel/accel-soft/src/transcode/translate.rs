@@ -509,7 +509,9 @@ impl Translator {
         let write = match access {
             None | Some(OpAccess::Read | OpAccess::CondRead) => false,
             Some(
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite
+                OpAccess::Write
+                | OpAccess::CondWrite
+                | OpAccess::ReadWrite
                 | OpAccess::ReadCondWrite,
             ) => true,
             Some(_) => return Err(Refused),
@@ -538,13 +540,12 @@ impl Translator {
             }
         }
         let is_address = |n: usize| {
-            [insn.memory_base(), insn.memory_index()]
-                .iter()
-                .any(|r| r.is_gpr() && number(*r) == n)
+            [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == n)
         };
         let is_shift_by_register = is_shift(insn.mnemonic())
-            && (0..insn.op_count())
-                .any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i) == Register::CL);
+            && (0..insn.op_count()).any(|i| {
+                insn.op_kind(i) == OpKind::Register && insn.op_register(i) == Register::CL
+            });
         let implied = implicit_registers(insn);
         // Of the registers that live elsewhere, only RAX may be implied.
         for n in implied.iter().copied() {
@@ -852,11 +853,13 @@ impl Translator {
         if size == 8 {
             self.asm.mov(INDEX, offset_register);
             self.asm.sar(INDEX, 6);
-            self.asm.lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 3)), disp: 0 });
+            self.asm
+                .lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 3)), disp: 0 });
         } else {
             self.asm.movsxd(INDEX, offset_register);
             self.asm.sar(INDEX, 5);
-            self.asm.lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 2)), disp: 0 });
+            self.asm
+                .lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 2)), disp: 0 });
         }
         let write = insn.mnemonic() != Mnemonic::Bt;
         self.check(insn, start, size, write, false);
@@ -921,11 +924,7 @@ impl Translator {
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
         self.asm.alu32_imm(Alu::And, INDEX, JUMP_ENTRIES as i32 - 1);
-        self.asm.alu_mem(
-            Alu::Cmp,
-            ADDRESS,
-            Mem::ContextIndexed(INDEX, offset::jump_guest(view)),
-        );
+        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
         let miss = self.cold_exit(Exit::Branch { at, stack });
         self.asm.jump_if(Cond::NotEqual, miss);
         if stack != 0 {
@@ -1057,8 +1056,14 @@ fn implicit_registers(insn: &Instruction) -> &'static [usize] {
         M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => &[0, 2],
         M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg | M::Lahf | M::Sahf => &[0],
         M::Mulx => &[2],
-        M::Pcmpestri | M::Pcmpestrm | M::Vpcmpestri | M::Vpcmpestrm | M::Pcmpestri64
-        | M::Pcmpestrm64 | M::Vpcmpestri64 | M::Vpcmpestrm64 => &[0, 1, 2],
+        M::Pcmpestri
+        | M::Pcmpestrm
+        | M::Vpcmpestri
+        | M::Vpcmpestrm
+        | M::Pcmpestri64
+        | M::Pcmpestrm64
+        | M::Vpcmpestri64
+        | M::Vpcmpestrm64 => &[0, 1, 2],
         M::Pcmpistri | M::Pcmpistrm | M::Vpcmpistri | M::Vpcmpistrm => &[1],
         _ => &[],
     }
