@@ -10,7 +10,6 @@ pub struct Reg(pub u8);
 #[allow(missing_docs)]
 impl Reg {
     pub const RAX: Self = Self(0);
-    pub const RCX: Self = Self(1);
     pub const RDX: Self = Self(2);
     pub const RBX: Self = Self(3);
     pub const RBP: Self = Self(5);
@@ -251,10 +250,6 @@ impl Assembler {
         self.with_mem(W, &[0x89], from.0, to);
     }
 
-    pub fn store32(&mut self, to: Mem, from: Reg) {
-        self.with_mem(0, &[0x89], from.0, to);
-    }
-
     /// MOV of a sign-extended immediate.
     pub fn mov_imm(&mut self, to: Reg, value: i32) {
         if value >= 0 {
@@ -344,11 +339,6 @@ impl Assembler {
         self.byte(count);
     }
 
-    pub fn shl32(&mut self, reg: Reg, count: u8) {
-        self.with_reg(0, &[0xc1], 4, reg);
-        self.byte(count);
-    }
-
     /// RORX, which leaves the flags alone (BMI2).
     pub fn rorx(&mut self, to: Reg, from: Reg, count: u8) {
         let r = if to.0 < 8 { 0x80 } else { 0 };
@@ -375,15 +365,5 @@ impl Assembler {
     /// JMP through memory.
     pub fn jmp_mem(&mut self, to: Mem) {
         self.with_mem(0, &[0xff], 4, to);
-    }
-
-    /// MOVZX of AH, with the destination below 8.
-    pub fn movzx_ah(&mut self, to: Reg) {
-        self.bytes(&[0x0f, 0xb6, 0xc4 | (to.0 & 7) << 3]);
-    }
-
-    /// MOVZX of AL, with the destination below 8.
-    pub fn movzx_al(&mut self, to: Reg) {
-        self.bytes(&[0x0f, 0xb6, 0xc0 | (to.0 & 7) << 3]);
     }
 }

@@ -142,11 +142,6 @@ impl Cache {
         has_room.then_some((used as u32, self.exits.len() as u32))
     }
 
-    /// How many bytes of code are in use.
-    pub fn used(&self) -> usize {
-        self.code.fill().0
-    }
-
     /// The host's address of an offset in code memory.
     pub fn address(&self, offset: u32) -> u64 {
         self.code.address(offset as usize)

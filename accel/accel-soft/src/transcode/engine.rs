@@ -234,7 +234,6 @@ impl Transcoder {
             self.counters.unsettled += 1;
             return None;
         }
-        page.add_code(offset, (0x1000 - offset).min(MAX_INSTRUCTIONS * 15));
         let mut bytes = [0; 0x1000];
         page.load_bytes(offset, &mut bytes[offset..]);
         let mut insns: Vec<Instruction> = Vec::with_capacity(MAX_INSTRUCTIONS);
@@ -246,6 +245,11 @@ impl Transcoder {
             if insn.flow_control() != iced_x86::FlowControl::Next || at > 0xfff {
                 break;
             }
+        }
+        page.add_code(offset, at - offset);
+        if !page.matches(offset, &bytes[offset..at.min(0x1000)]) {
+            // It changed between the look and the mark.
+            return None;
         }
         let (base, first_exit) = match self.cache.next_place() {
             Some(place) => place,

@@ -75,9 +75,6 @@ pub struct Link {
 pub struct Translated {
     /// Where the block is entered with `code_base` set. The far entry is at 0.
     pub near: u32,
-    /// How many bytes of guest code were translated, and how many instructions.
-    pub bytes: u16,
-    pub instructions: u16,
 }
 
 /// Where the status flags are.
@@ -208,11 +205,7 @@ impl Translator {
             self.jump_to(last.next_ip() as i64, last.ip() as u16);
         }
         self.finish(common)?;
-        Some(Translated {
-            near,
-            bytes: (last.next_ip() - first.ip()) as u16,
-            instructions: insns.len() as u16,
-        })
+        Some(Translated { near })
     }
 
     /// What becomes of an instruction under the current setting, and whether it uses vectors.
