@@ -13,6 +13,8 @@ use irqchip::{
 use runtime::{Clock, Timer, TimerTarget, Timers};
 use x86::MAX_PHYSICAL_BITS;
 
+use crate::transcode::context::ContextCell;
+
 /// Somebody used the processor's kicker. The low bits of the same word are [`Attention`].
 const KICK: u32 = 1 << 8;
 
@@ -30,13 +32,15 @@ pub struct Slot {
     /// The guest's TSC less the host's.
     tsc_offset: AtomicU64,
     timer: OnceLock<Timer>,
+    /// The processor's translated code, which looks at nothing else.
+    context: Arc<ContextCell>,
     sleeping: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
 impl Slot {
-    fn new(lapic: Lapic, tsc_offset: u64) -> Self {
+    fn new(lapic: Lapic, tsc_offset: u64, context: Arc<ContextCell>) -> Self {
         let page = lapic.mmio_base().unwrap_or(u64::MAX);
         Self {
             lapic: Mutex::new(lapic),
@@ -44,6 +48,7 @@ impl Slot {
             page: AtomicU64::new(page),
             tsc_offset: AtomicU64::new(tsc_offset),
             timer: OnceLock::new(),
+            context,
             sleeping: AtomicBool::new(false),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -93,6 +98,7 @@ impl Slot {
     }
 
     fn notify(&self) {
+        self.context.ring();
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) {
             drop(lock(&self.sleep));
@@ -157,11 +163,17 @@ impl std::ops::Deref for Timed {
 }
 
 impl Chips {
-    /// The interrupt controllers of `cpus` processors, as firmware leaves them. All TSCs start
-    /// as the host's plus `tsc_offset`.
-    pub fn wire(cpus: u32, clock: Arc<Clock>, timers: &Timers, tsc_offset: u64) -> Timed {
-        let slots = (0..cpus)
-            .map(|id| {
+    /// The interrupt controllers of the processors with these contexts, as firmware leaves them.
+    /// All TSCs start as the host's plus `tsc_offset`.
+    pub fn wire(
+        contexts: &[Arc<ContextCell>],
+        clock: Arc<Clock>,
+        timers: &Timers,
+        tsc_offset: u64,
+    ) -> Timed {
+        let slots = (0u32..)
+            .zip(contexts)
+            .map(|(id, context)| {
                 let mut lapic = Lapic::new(LapicConfig {
                     id,
                     bootstrap: id == 0,
@@ -170,7 +182,7 @@ impl Chips {
                     physical_address_bits: MAX_PHYSICAL_BITS as u8,
                 });
                 lapic.set_virtual_wire();
-                Slot::new(lapic, tsc_offset)
+                Slot::new(lapic, tsc_offset, context.clone())
             })
             .collect();
         let chips = Arc::new(Self {

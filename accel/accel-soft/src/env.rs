@@ -13,12 +13,15 @@ use crate::chips::{Slot, Timed};
 use crate::clock::{Epoch, PvClock};
 use crate::native::NativeUnit;
 use crate::ram::{Page, Ram};
+use crate::transcode::watch::Watch;
 
 /// What all processors of a machine share.
 pub(crate) struct Shared {
     pub ram: Ram,
     pub chips: Timed,
     pub epoch: Epoch,
+    /// Tells processors of code that changes.
+    pub watch: Watch,
     /// MSRs that the guest asked for in vain, so that each is logged once.
     pub unknown_msrs: Mutex<HashSet<u32>>,
     /// Keeps the timer thread.
@@ -76,6 +79,19 @@ impl SoftEnv {
         self.bus = None;
     }
 
+    /// Sees to it that translated code is forgotten if a store changed it.
+    #[inline(always)]
+    fn stored(&self, page: Page, offset: usize, len: usize) {
+        if page.take_code(offset, len) {
+            self.shared.watch.changed(page);
+        }
+    }
+
+    /// Whether this host has an instruction.
+    pub fn host_has(&mut self, insn: &Instruction) -> bool {
+        self.native.host_has(insn)
+    }
+
     fn bus(&self) -> Option<&dyn CpuBus> {
         // SAFETY: the pointer is there only while `enter`'s caller holds the reference.
         self.bus.map(|bus| unsafe { &*bus.0 })
@@ -106,6 +122,7 @@ impl Env for SoftEnv {
     #[inline(always)]
     fn store<W: Word>(&self, page: Page, offset: usize, value: W) {
         page.store(offset, value);
+        self.stored(page, offset, W::SIZE);
     }
 
     #[inline]
@@ -116,7 +133,9 @@ impl Env for SoftEnv {
         current: W,
         new: W,
     ) -> Result<W, W> {
-        page.compare_exchange(offset, current, new)
+        let result = page.compare_exchange(offset, current, new);
+        self.stored(page, offset, W::SIZE);
+        result
     }
 
     fn compare_exchange_128(
@@ -126,7 +145,9 @@ impl Env for SoftEnv {
         current: u128,
         new: u128,
     ) -> Result<u128, u128> {
-        page.compare_exchange_128(offset, current, new)
+        let result = page.compare_exchange_128(offset, current, new);
+        self.stored(page, offset, 16);
+        result
     }
 
     fn load_bytes(&self, page: Page, offset: usize, data: &mut [u8]) {
@@ -140,6 +161,7 @@ impl Env for SoftEnv {
 
     fn store_bytes(&self, page: Page, offset: usize, data: &[u8]) {
         page.store_bytes(offset, data);
+        self.stored(page, offset, data.len());
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {

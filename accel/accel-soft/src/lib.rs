@@ -6,9 +6,11 @@
 
 mod chips;
 mod clock;
+mod code_memory;
 mod env;
 pub mod native;
 mod ram;
+mod transcode;
 mod vcpu;
 
 use std::collections::HashSet;
@@ -24,11 +26,36 @@ use clock::Epoch;
 use env::{Shared, SoftEnv};
 use native::NativeUnit;
 use ram::Ram;
+use transcode::context::ContextCell;
+use transcode::engine::{Transcoder, host_width};
+use transcode::watch::Watch;
 use vcpu::SoftVcpu;
+
+/// How guest code is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Execution {
+    /// One instruction after the other.
+    Interpret,
+    /// Code is translated once it was entered `after` times, where the host allows it.
+    Transcode {
+        /// 0 translates everything at once, which is for tests.
+        after: u8,
+    },
+}
+
+impl Default for Execution {
+    /// Most code of a booting system runs a few times only.
+    fn default() -> Self {
+        Self::Transcode { after: 12 }
+    }
+}
 
 /// The engine. It runs on every x86-64 host.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SoftAccelerator;
+pub struct SoftAccelerator {
+    /// How guest code is executed.
+    pub execution: Execution,
+}
 
 /// How many processors a machine may have: xAPIC mode must be able to name them all.
 pub const MAX_CPUS: u32 = 64;
@@ -50,16 +77,28 @@ impl Accelerator for SoftAccelerator {
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
         // The guest's TSC starts near zero, as after RESET.
         let tsc_offset = host_tsc.wrapping_neg();
-        let chips = Chips::wire(config.cpus, config.clock.clone(), &config.timers, tsc_offset);
+        let contexts: Vec<Arc<ContextCell>> =
+            (0..config.cpus).map(|_| ContextCell::new(host_width())).collect();
+        let chips = Chips::wire(&contexts, config.clock.clone(), &config.timers, tsc_offset);
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
             chips,
             epoch,
+            watch: Watch::new(contexts.iter().cloned()),
             unknown_msrs: Mutex::new(HashSet::new()),
             _timers: config.timers,
         });
+        let weak = Arc::downgrade(&shared);
+        shared.ram.listen(move |gpa| {
+            if let Some(shared) = weak.upgrade()
+                && let Some(page) = shared.ram.page(gpa)
+            {
+                shared.watch.changed(page);
+            }
+        });
         let vcpus = (0..config.cpus)
-            .map(|index| {
+            .zip(contexts)
+            .map(|(index, context)| {
                 let cpuid = config.cpuid.for_processor(index, config.cpus);
                 let processor_signature = cpuid.get(1, 0).unwrap_or_default().eax;
                 let mut state = CpuState::reset(processor_signature);
@@ -67,13 +106,21 @@ impl Accelerator for SoftAccelerator {
                 if index != 0 {
                     state.activity = Activity::WaitForSipi;
                 }
-                let native = NativeUnit::new().map_err(|source| Fault::Host {
+                let no_code = |source| Fault::Host {
                     what: "cannot map memory for generated code".to_owned(),
                     source,
                     remedy: "allow the VMM to map executable memory".to_owned(),
-                })?;
+                };
+                let native = NativeUnit::new().map_err(no_code)?;
+                let transcoder = match self.execution {
+                    Execution::Interpret => None,
+                    Execution::Transcode { after } => {
+                        Transcoder::new(context, after).map_err(no_code)?
+                    }
+                };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
-                Ok(Some(SoftVcpu { cpu: Cpu::new(state, env), processor_signature }))
+                let cpu = Cpu::new(state, env);
+                Ok(Some(SoftVcpu { cpu, transcoder, processor_signature }))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
         Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))

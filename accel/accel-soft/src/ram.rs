@@ -2,15 +2,21 @@
 //! processors see whole.
 
 use std::arch::asm;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use mem::GuestMemory;
 use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use mem::{CodeMarks, GuestMemory};
 use x86::Word;
 
 /// A page of RAM in the VMM's address space. It stays mapped as long as the [`Ram`] it came
 /// from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page(*mut u8);
+pub struct Page {
+    host: NonNull<u8>,
+    /// Which parts of the page hold code that was translated, a bit for each 64 bytes.
+    code: NonNull<AtomicU64>,
+}
 
 // SAFETY: a page is shared memory, alike from every thread; whoever keeps one keeps its `Ram`.
 unsafe impl Send for Page {}
@@ -18,14 +24,15 @@ unsafe impl Send for Page {}
 struct Region {
     start: u64,
     len: u64,
-    host: *mut u8,
+    host: NonNull<u8>,
+    marks: NonNull<CodeMarks>,
 }
 
 /// All of the guest's RAM.
 pub struct Ram {
     regions: Vec<Region>,
-    /// Keeps the mappings.
-    _memory: GuestMemory,
+    /// Keeps the mappings and the marks.
+    memory: GuestMemory,
 }
 
 // SAFETY: the pointers are to shared mappings that `_memory` keeps alive; every access through
@@ -40,13 +47,16 @@ impl Ram {
     pub fn new(memory: &GuestMemory) -> Self {
         let regions = memory
             .iter()
-            .map(|region| Region {
-                start: region.start_addr().raw_value(),
-                len: region.len(),
-                host: region.as_ptr(),
+            .filter_map(|region| {
+                Some(Region {
+                    start: region.start_addr().raw_value(),
+                    len: region.len(),
+                    host: NonNull::new(region.as_ptr())?,
+                    marks: NonNull::from(region.bitmap().marks()),
+                })
             })
             .collect();
-        Self { regions, _memory: memory.clone() }
+        Self { regions, memory: memory.clone() }
     }
 
     /// The page that holds `gpa`.
@@ -54,18 +64,76 @@ impl Ram {
     pub fn page(&self, gpa: u64) -> Option<Page> {
         let region = self.regions.iter().find(|r| gpa.wrapping_sub(r.start) < r.len)?;
         let offset = (gpa - region.start) & !0xfff;
+        // SAFETY: `memory` keeps its regions where they are.
+        let marks = unsafe { region.marks.as_ref() };
+        let code = NonNull::from(marks.page((offset >> 12) as usize)?);
         // SAFETY: `offset` is less than the region's length, as `gpa` lies in it.
-        Some(Page(unsafe { region.host.add(offset as usize) }))
+        Some(Page { host: unsafe { region.host.add(offset as usize) }, code })
+    }
+
+    /// Has `changed` called with the address of each page in which a device overwrites marked
+    /// code, on the device's thread.
+    pub fn listen(&self, changed: impl Fn(u64) + Clone + Send + Sync + 'static) {
+        for region in self.memory.iter() {
+            let (changed, start) = (changed.clone(), region.start_addr().raw_value());
+            region
+                .bitmap()
+                .marks()
+                .listen(Box::new(move |page| changed(start + ((page as u64) << 12))));
+        }
+    }
+
+    /// The guest physical address of a page.
+    pub fn address(&self, page: Page) -> Option<u64> {
+        let host = page.host.as_ptr() as u64;
+        self.regions.iter().find_map(|region| {
+            let offset = host.wrapping_sub(region.host.as_ptr() as u64);
+            (offset < region.len).then(|| region.start + offset)
+        })
     }
 }
 
 impl Page {
+    /// Where the page lies in the VMM's address space.
+    pub fn host(self) -> u64 {
+        self.host.as_ptr() as u64
+    }
+
+    fn code(&self) -> &AtomicU64 {
+        // SAFETY: the mask belongs to the `Ram` that the page came from, which outlives it.
+        unsafe { self.code.as_ref() }
+    }
+
+    /// Notes that `len` bytes at `offset` were translated; `true` if the page had no code before.
+    pub fn add_code(self, offset: usize, len: usize) -> bool {
+        self.code().fetch_or(CodeMarks::bits(offset, len), Ordering::SeqCst) == 0
+    }
+
+    /// Whether any of the page was translated.
+    #[inline(always)]
+    pub fn has_code(self) -> bool {
+        self.code().load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a store of `len` bytes at `offset` changed code that was translated. If so, the
+    /// page counts as having none any more: the caller sees to it that all translations go.
+    #[inline(always)]
+    pub fn take_code(self, offset: usize, len: usize) -> bool {
+        self.has_code() && self.take_code_slowly(offset, len)
+    }
+
+    #[cold]
+    fn take_code_slowly(self, offset: usize, len: usize) -> bool {
+        self.code().load(Ordering::SeqCst) & CodeMarks::bits(offset, len) != 0
+            && self.code().swap(0, Ordering::SeqCst) != 0
+    }
+
     /// The address of `len` bytes at `offset`, which must lie in the page.
     #[inline(always)]
     fn at(self, offset: usize, len: usize) -> *mut u8 {
         assert!(len <= 4096 && offset <= 4096 - len, "access leaves its page");
         // SAFETY: a page is 4096 mapped bytes, and the assertion keeps the result in it.
-        unsafe { self.0.add(offset) }
+        unsafe { self.host.as_ptr().add(offset) }
     }
 
     /// Loads, in one access.

@@ -8,10 +8,13 @@ use x86::state::{Activity, Cr0, SegReg, Segment, SegmentAttributes};
 use x86::{Cpu, CpuState, state::Sections};
 
 use crate::env::{Shared, SoftEnv};
+use crate::transcode::engine::Transcoder;
 
 /// A processor.
 pub(crate) struct SoftVcpu {
     pub cpu: Cpu<SoftEnv>,
+    /// `None` if the interpreter executes everything.
+    pub transcoder: Option<Transcoder>,
     pub processor_signature: u32,
 }
 
@@ -80,6 +83,11 @@ impl SoftVcpu {
         self.cpu.state_changed();
     }
 
+    /// Nothing is executed for a while.
+    fn leave(&self) {
+        self.cpu.env.shared.watch.leave(self.cpu.env.index);
+    }
+
     fn run_until_exit(&mut self) -> Exit {
         loop {
             if self.cpu.env.slot().take_kick() {
@@ -87,15 +95,22 @@ impl SoftVcpu {
             }
             self.take_events();
             match self.cpu.state.activity {
-                Activity::Active => {
-                    self.cpu.run();
-                }
+                Activity::Active => match &mut self.transcoder {
+                    Some(transcoder) => transcoder.run(&mut self.cpu),
+                    None => {
+                        self.cpu.run();
+                    }
+                },
                 Activity::Shutdown => return Exit::TripleFault,
                 Activity::Halted => {
+                    self.leave();
                     let cpu = &self.cpu;
                     cpu.env.slot().wait(cpu.accepts_interrupt(), cpu.accepts_nmi());
                 }
-                Activity::WaitForSipi => self.cpu.env.slot().wait(false, false),
+                Activity::WaitForSipi => {
+                    self.leave();
+                    self.cpu.env.slot().wait(false, false);
+                }
             }
         }
     }
@@ -107,6 +122,7 @@ impl Vcpu for SoftVcpu {
         struct Entered<'a>(&'a mut SoftVcpu);
         impl Drop for Entered<'_> {
             fn drop(&mut self) {
+                self.0.leave();
                 self.0.cpu.env.leave();
             }
         }
@@ -114,6 +130,9 @@ impl Vcpu for SoftVcpu {
         let entered = Entered(self);
         let exit = entered.0.run_until_exit();
         tracing::debug!(index = entered.0.cpu.env.index, stats = ?entered.0.cpu.stats, "stopped");
+        if let Some(transcoder) = &entered.0.transcoder {
+            tracing::debug!(counters = ?transcoder.counters, "transcoder");
+        }
         Ok(exit)
     }
 

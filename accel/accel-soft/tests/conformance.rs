@@ -1,6 +1,6 @@
 //! The conformance suite on the software engine.
 
-use accel_soft::SoftAccelerator;
+use accel_soft::{Execution, SoftAccelerator};
 use x86::cpuid::{CpuidResult, CpuidTable, Model, build};
 
 fn cpuid() -> CpuidTable {
@@ -11,19 +11,28 @@ fn cpuid() -> CpuidTable {
     build(Model::Host, host, runtime::tsc::frequency_hz()).expect("every host can be itself")
 }
 
-#[test]
-fn the_software_engine_conforms() {
+fn conforms(execution: Execution) {
     // CONFORMANCE=text runs the cases whose names contain it.
     let filter = std::env::var("CONFORMANCE").unwrap_or_default();
-    let report = conformance::run_all(&SoftAccelerator, &cpuid(), &filter);
+    let report = conformance::run_all(&SoftAccelerator { execution }, &cpuid(), &filter);
     assert!(report.failures.is_empty(), "{report}");
+}
+
+#[test]
+fn the_interpreter_conforms() {
+    conforms(Execution::Interpret);
+}
+
+#[test]
+fn the_transcoder_conforms() {
+    conforms(Execution::Transcode { after: 0 });
 }
 
 #[test]
 fn a_wrong_expectation_fails() {
     for case in conformance::impossible_cases() {
         let name = case.name.clone();
-        let report = conformance::run(&SoftAccelerator, &cpuid(), [case]);
+        let report = conformance::run(&SoftAccelerator::default(), &cpuid(), [case]);
         assert_eq!(report.failures.len(), 1, "{name} should fail: {report}");
     }
 }

@@ -271,12 +271,20 @@ impl<E: Env> Cpu<E> {
         match paging::translate(&mut self.env, &self.state, linear, access, privilege) {
             Ok(t) => Ok(match self.env.ram_page(t.gpa) {
                 Some(page) => {
-                    self.tlb.fill(view, linear, page, t.writable, t.page_size);
+                    self.tlb.fill(view, linear, page, &t);
                     Place::Ram(page, offset)
                 }
                 None => Place::Device(t.gpa),
             }),
             Err(code) => Err(self.raise(Exception::page_fault(linear, code))),
+        }
+    }
+
+    /// The page of RAM at `linear`; see [`translate`](Self::translate).
+    pub(crate) fn data_page(&mut self, linear: u64, access: Access, view: View) -> Option<E::Page> {
+        match self.place(linear, access, view) {
+            Ok(Place::Ram(page, _)) => Some(page),
+            Ok(Place::Device(_)) | Err(_) => None,
         }
     }
 

@@ -60,7 +60,7 @@ pub struct Stats {
 
 /// What follows from the state and is wanted at every turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode {
+pub struct Mode {
     /// Default operand and address size of code: 16, 32 or 64.
     pub code_bits: u32,
     /// Which bits of RSP the stack uses.

@@ -43,6 +43,7 @@ fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
         CpuidFeature::AVX512F => (7, 0, Ebx, 16),
         CpuidFeature::AVX512DQ => (7, 0, Ebx, 17),
         CpuidFeature::AVX512_IFMA => (7, 0, Ebx, 21),
+        CpuidFeature::ADX => (7, 0, Ebx, 19),
         CpuidFeature::CLFLUSHOPT => (7, 0, Ebx, 23),
         CpuidFeature::CLWB => (7, 0, Ebx, 24),
         CpuidFeature::AVX512CD => (7, 0, Ebx, 28),
@@ -75,6 +76,7 @@ fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
         CpuidFeature::XSAVEOPT => (0xd, 1, Eax, 0),
         CpuidFeature::XSAVEC => (0xd, 1, Eax, 1),
         CpuidFeature::XSAVES => (0xd, 1, Eax, 3),
+        CpuidFeature::LZCNT => (0x8000_0001, 0, Ecx, 5),
         CpuidFeature::SSE4A => (0x8000_0001, 0, Ecx, 6),
         CpuidFeature::PREFETCHW => (0x8000_0001, 0, Ecx, 8),
         CpuidFeature::XOP => (0x8000_0001, 0, Ecx, 11),
@@ -90,7 +92,11 @@ fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
 pub fn has_instruction(code: Code, cpuid: impl Fn(u32, u32) -> CpuidResult) -> bool {
     code.cpuid_features().iter().all(|&feature| match feature {
         // Every processor that runs this code at all.
-        CpuidFeature::X64 | CpuidFeature::INTEL8086 | CpuidFeature::INTEL386 => true,
+        CpuidFeature::X64
+        | CpuidFeature::INTEL8086
+        | CpuidFeature::INTEL186
+        | CpuidFeature::INTEL386
+        | CpuidFeature::INTEL486 => true,
         _ => bit(feature).is_some_and(|(leaf, subleaf, reg, bit)| {
             if cpuid(leaf & 0x8000_0000, 0).eax < leaf {
                 return false;

@@ -27,12 +27,16 @@ mod segment;
 pub mod state;
 mod system;
 mod tlb;
+mod translator;
 
-pub use cpu::{Cpu, Stats};
+pub use cpu::{Cpu, Mode, Stats};
 pub use env::{Env, NativeOperand, Word};
 pub use exception::{Exception, vector};
+pub use insn::vector::wants_alignment;
 pub use run::Stop;
 pub use state::CpuState;
+pub use tlb::{Forgotten, View};
+pub use translator::Target;
 
 /// Physical addresses have at most this many bits (CPUID.80000008H:EAX[7:0]).
 pub const MAX_PHYSICAL_BITS: u32 = 46;

@@ -36,6 +36,8 @@ pub struct Translation {
     pub writable: bool,
     /// The size of the page in bytes.
     pub page_size: u64,
+    /// The same in every address space (CR4.PGE).
+    pub global: bool,
 }
 
 /// Error code bits of #PF (SDM Vol. 3, 4.7).
@@ -55,6 +57,7 @@ mod pte {
     pub const A: u64 = 1 << 5;
     pub const D: u64 = 1 << 6;
     pub const PS: u64 = 1 << 7;
+    pub const G: u64 = 1 << 8;
     pub const XD: u64 = 1 << 63;
 }
 
@@ -73,7 +76,7 @@ pub fn translate<E: Env>(
 ) -> Result<Translation, u32> {
     if !state.cr0.contains(Cr0::PG) {
         let gpa = linear & 0xffff_ffff;
-        return Ok(Translation { gpa, writable: true, page_size: 0x1000 });
+        return Ok(Translation { gpa, writable: true, page_size: 0x1000, global: false });
     }
     let walk = Walk { state, linear, access, privilege };
     loop {
@@ -223,6 +226,7 @@ impl Walk<'_> {
             gpa: frame | (self.linear & (page_size - 1)),
             writable: may_write && (entry | wanted) & pte::D != 0,
             page_size,
+            global: entry & pte::G != 0 && state.cr4.contains(Cr4::PGE),
         })
     }
 

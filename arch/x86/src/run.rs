@@ -35,16 +35,27 @@ impl<E: Env> Cpu<E> {
             if self.mode.careful {
                 self.step();
             } else {
-                self.run_block(&mut blocks);
+                self.run_block(&mut blocks, usize::MAX);
             }
         };
         self.blocks = blocks;
         stop
     }
 
+    /// Executes at least one instruction, and at most `limit` of straight-line code; or delivers
+    /// the exception that the first one raises.
+    pub fn execute(&mut self, limit: usize) {
+        if self.mode.careful {
+            return self.step();
+        }
+        let mut blocks = core::mem::take(&mut self.blocks);
+        self.run_block(&mut blocks, limit);
+        self.blocks = blocks;
+    }
+
     /// Whether the owner of the processor has something to do.
     #[inline(always)]
-    pub(crate) fn wants_attention(&self) -> bool {
+    pub fn wants_attention(&self) -> bool {
         self.env.attention(self.accepts_interrupt(), self.accepts_nmi())
     }
 
@@ -83,8 +94,8 @@ impl<E: Env> Cpu<E> {
         Ok(())
     }
 
-    /// Runs the block at the instruction pointer.
-    fn run_block(&mut self, blocks: &mut BlockCache<E>) {
+    /// Runs the block at the instruction pointer, up to `limit` instructions.
+    fn run_block(&mut self, blocks: &mut BlockCache<E>, limit: usize) {
         self.insn_ip = self.state.rip;
         let (range, page) = match self.fetch_block(blocks) {
             Ok(Some(found)) => found,
@@ -94,7 +105,7 @@ impl<E: Env> Cpu<E> {
         self.code_page = Some(page);
         self.leave_block = false;
         let mut executed = 0;
-        for op in &blocks.ops[range] {
+        for op in blocks.ops[range].iter().take(limit) {
             executed += 1;
             self.insn_ip = self.state.rip;
             self.state.rip = self.insn_ip.wrapping_add(op.len.into());
@@ -116,7 +127,7 @@ impl<E: Env> Cpu<E> {
     }
 
     /// The linear address of the next instruction.
-    fn code_linear(&self) -> u64 {
+    pub(crate) fn code_linear(&self) -> u64 {
         if self.mode.code_bits == 64 {
             self.state.rip
         } else {
@@ -197,7 +208,7 @@ impl<E: Env> Cpu<E> {
     }
 
     /// Translates for an instruction fetch: guest physical address, and the page if it is RAM.
-    fn fetch_place(&mut self, linear: u64) -> Exec<(u64, Option<E::Page>)> {
+    pub(crate) fn fetch_place(&mut self, linear: u64) -> Exec<(u64, Option<E::Page>)> {
         if self.mode.code_bits == 64 && !is_canonical(linear) {
             return Err(self.raise(Exception::GP0));
         }

@@ -7,10 +7,12 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
+use crate::paging::Translation;
+
 /// How an access looks at memory: what decides its rights besides the page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub(crate) enum View {
+pub enum View {
     /// CPL 3.
     User = 0,
     /// CPL 0 to 2 with SMAP in force, and implicit accesses to system tables.
@@ -30,12 +32,48 @@ const NO_TAG: u64 = u64::MAX;
 const ADDRESS_SPACES: u16 = 0xfff;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Entry<P> {
+struct Entry<P> {
     /// Tag under which loads hit.
-    pub read: u64,
+    read: u64,
     /// Tag under which stores hit: the page is writable and already dirty.
-    pub write: u64,
-    pub page: Option<P>,
+    write: u64,
+    page: Option<P>,
+    /// The translation holds in every address space.
+    global: bool,
+}
+
+/// What was forgotten since somebody last asked. Who keeps translations of their own, which they
+/// got by [`Cpu::translate`](crate::Cpu::translate), forgets the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Everything.
+    pub all: bool,
+    /// All but global pages: another address space was entered.
+    pub space: bool,
+    pages: [u64; 8],
+    count: usize,
+}
+
+impl Forgotten {
+    /// The linear addresses of single pages, in every address space.
+    pub fn pages(&self) -> &[u64] {
+        &self.pages[..self.count]
+    }
+
+    /// Nothing was forgotten.
+    pub fn is_empty(&self) -> bool {
+        !self.all && !self.space && self.count == 0
+    }
+
+    fn note_page(&mut self, linear: u64) {
+        match self.pages.get_mut(self.count) {
+            Some(slot) => {
+                *slot = linear & PAGE_MASK;
+                self.count += 1;
+            }
+            None => self.all = true,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -59,13 +97,14 @@ pub(crate) struct Tlb<P> {
     /// Regions of 2 MiB and of 1 GiB that large pages were cached for, hashed. INVLPG must drop
     /// all of a large page, whose parts lie scattered.
     large: [Box<[u64]>; 2],
+    pub forgotten: Forgotten,
 }
 
 const FILTER_BITS: u64 = 4096;
 
 impl<P: Copy> Tlb<P> {
     pub fn new() -> Self {
-        let empty = Entry { read: NO_TAG, write: NO_TAG, page: None };
+        let empty = Entry { read: NO_TAG, write: NO_TAG, page: None, global: false };
         let empty_code = CodeEntry { tag: NO_TAG, gpa: 0, page: None };
         let filter = || vec![0; (FILTER_BITS / 64) as usize].into_boxed_slice();
         Self {
@@ -75,6 +114,7 @@ impl<P: Copy> Tlb<P> {
             next_asid: 2,
             pcids: vec![0; 4096].into_boxed_slice(),
             large: [filter(), filter()],
+            forgotten: Forgotten::default(),
         }
     }
 
@@ -112,14 +152,23 @@ impl<P: Copy> Tlb<P> {
     }
 
     /// Remembers a translation for data.
-    pub fn fill(&mut self, view: View, linear: u64, page: P, writable: bool, page_size: u64) {
+    pub fn fill(&mut self, view: View, linear: u64, page: P, translation: &Translation) {
         if view == View::Checked {
             return;
         }
-        self.note_large(linear, page_size);
+        self.note_large(linear, translation.page_size);
         let tag = self.tag(linear);
-        self.entries[Self::index(view, linear)] =
-            Entry { read: tag, write: if writable { tag } else { NO_TAG }, page: Some(page) };
+        self.entries[Self::index(view, linear)] = Entry {
+            read: tag,
+            write: if translation.writable { tag } else { NO_TAG },
+            page: Some(page),
+            global: translation.global,
+        };
+    }
+
+    /// Whether the translation that the last hit or fill at `linear` used is a global one.
+    pub fn is_global(&self, view: View, linear: u64) -> bool {
+        self.entries[Self::index(view, linear)].global
     }
 
     /// Remembers a translation for instruction fetches; `gpa` is that of the 4 KiB page.
@@ -158,6 +207,7 @@ impl<P: Copy> Tlb<P> {
         }
         self.asid = 1;
         self.next_asid = 2;
+        self.forgotten.all = true;
     }
 
     /// Forgets the page at `linear` in every address space (INVLPG).
@@ -175,6 +225,7 @@ impl<P: Copy> Tlb<P> {
             }
             return;
         }
+        self.forgotten.note_page(linear);
         let page = linear & PAGE_MASK;
         for view in [View::User, View::Supervisor, View::SupervisorAc] {
             let entry = &mut self.entries[Self::index(view, linear)];
@@ -204,6 +255,7 @@ impl<P: Copy> Tlb<P> {
             self.next_asid += 1;
         }
         self.asid = self.pcids[pcid];
+        self.forgotten.space = true;
     }
 
     /// Forgets the address space of `pcid` (INVPCID); `current` says that it is the one in use.
@@ -220,11 +272,15 @@ impl<P: Copy> Tlb<P> {
 mod tests {
     use super::*;
 
+    fn page(writable: bool, page_size: u64) -> Translation {
+        Translation { gpa: 0, writable, page_size, global: false }
+    }
+
     #[test]
     fn hits_only_what_was_filled_in_the_same_view_and_space() {
         let mut tlb = Tlb::new();
         tlb.switch(0, false);
-        tlb.fill(View::User, 0x1234_5000, 7u32, false, 0x1000);
+        tlb.fill(View::User, 0x1234_5000, 7u32, &page(false, 0x1000));
         assert_eq!(tlb.read(View::User, 0x1234_5678), Some(7));
         assert_eq!(tlb.write(View::User, 0x1234_5678), None);
         assert_eq!(tlb.read(View::Supervisor, 0x1234_5678), None);
@@ -237,7 +293,7 @@ mod tests {
     fn a_kept_address_space_is_found_again() {
         let mut tlb = Tlb::new();
         tlb.switch(1, false);
-        tlb.fill(View::Supervisor, 0x5000, 1u32, true, 0x1000);
+        tlb.fill(View::Supervisor, 0x5000, 1u32, &page(true, 0x1000));
         tlb.switch(2, false);
         assert_eq!(tlb.read(View::Supervisor, 0x5000), None);
         tlb.switch(1, true);
@@ -249,8 +305,8 @@ mod tests {
     #[test]
     fn invlpg_of_one_part_drops_all_of_a_large_page() {
         let mut tlb = Tlb::new();
-        tlb.fill(View::User, 0x20_0000, 1u32, true, 0x20_0000);
-        tlb.fill(View::User, 0x3f_f000, 2u32, true, 0x20_0000);
+        tlb.fill(View::User, 0x20_0000, 1u32, &page(true, 0x20_0000));
+        tlb.fill(View::User, 0x3f_f000, 2u32, &page(true, 0x20_0000));
         tlb.flush_page(0x30_0000);
         assert_eq!(tlb.read(View::User, 0x20_0000), None);
         assert_eq!(tlb.read(View::User, 0x3f_f000), None);
@@ -260,7 +316,7 @@ mod tests {
     fn numbers_of_address_spaces_are_reused_only_after_a_flush() {
         let mut tlb = Tlb::new();
         tlb.switch(5, false);
-        tlb.fill(View::User, 0x1000, 1u32, true, 0x1000);
+        tlb.fill(View::User, 0x1000, 1u32, &page(true, 0x1000));
         for _ in 0..10_000 {
             tlb.switch(6, false);
             assert_eq!(tlb.read(View::User, 0x1000), None);

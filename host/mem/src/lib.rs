@@ -5,6 +5,8 @@
 //! [`vm_memory::GuestMemoryRegion`]s. Memory is a memfd, so that other processes of Lodge can
 //! map it as well.
 
+mod marks;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
@@ -13,10 +15,11 @@ use std::sync::Arc;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
+pub use marks::{CodeMarks, MarksFrom};
 pub use vm_memory::{self, GuestAddress};
 
 /// A guest's RAM, in one or more regions. Cheap to clone: the mappings are shared.
-pub type GuestMemory = GuestMemoryMmap<()>;
+pub type GuestMemory = GuestMemoryMmap<CodeMarks>;
 
 /// A run of RAM in the guest's physical address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use x86::cpuid::{self, CpuidResult, Model};
 pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Failure> {
     match wanted {
         vmm_api::Accelerator::Auto | vmm_api::Accelerator::Soft => {
-            Ok(Box::new(accel_soft::SoftAccelerator))
+            Ok(Box::new(accel_soft::SoftAccelerator::default()))
         }
         vmm_api::Accelerator::Kvm => Err(Failure::configuration(
             "this version of Lodge does not run guests through KVM: choose the accelerator \

@@ -5,7 +5,6 @@
 //! the instruction reads from the guest's state, runs it, and stores what it wrote. The memory
 //! operand is a buffer; the interpreter has moved the data and made the checks.
 
-mod memory;
 mod plan;
 mod stub;
 #[cfg(test)]
@@ -19,7 +18,7 @@ use x86::cpuid::CpuidResult;
 use x86::state::{Rflags, X87State};
 use x86::{CpuState, Exception, NativeOperand, features, vector};
 
-use memory::CodeMemory;
+use crate::code_memory::CodeMemory;
 use plan::{Environment, Plan};
 use stub::{Frame, HOST_MXCSR, Width};
 
@@ -296,7 +295,7 @@ impl NativeUnit {
     }
 
     /// Whether host and operating system can run the instruction.
-    fn host_has(&mut self, insn: &Instruction) -> bool {
+    pub fn host_has(&mut self, insn: &Instruction) -> bool {
         let enabled = match insn.code().encoding() {
             EncodingKind::Legacy => true,
             EncodingKind::VEX => is_x86_feature_detected!("avx"),

@@ -28,7 +28,7 @@ pub(crate) mod native;
 mod shift;
 mod stack;
 pub(crate) mod string;
-mod vector;
+pub(crate) mod vector;
 mod x87;
 mod xsave;
 

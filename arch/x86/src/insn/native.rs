@@ -94,23 +94,22 @@ impl<E: Env> Cpu<E> {
     /// #UD unless the guest's processor model has the instruction.
     #[inline(always)]
     pub(crate) fn require_offered(&mut self, op: &Op<E>) -> Exec {
-        match self.native.offered.get(op.insn.code() as usize) {
-            Some(Offered::Yes) => Ok(()),
-            _ => self.ask_whether_offered(op.insn.code()),
-        }
+        let code = op.insn.code();
+        let is_known = self.native.offered.get(code as usize) == Some(&Offered::Yes);
+        if is_known || self.is_offered(code) { Ok(()) } else { Err(self.raise(Exception::UD)) }
     }
 
     #[cold]
-    fn ask_whether_offered(&mut self, code: Code) -> Exec {
+    pub(crate) fn is_offered(&mut self, code: Code) -> bool {
         let env = &self.env;
         let Some(slot) = self.native.offered.get_mut(code as usize) else {
-            return Err(self.raise(Exception::UD));
+            return false;
         };
         if *slot == Offered::NotAskedYet {
             let has = features::has_instruction(code, |leaf, subleaf| env.cpuid(leaf, subleaf));
             *slot = if has { Offered::Yes } else { Offered::No };
         }
-        if *slot == Offered::Yes { Ok(()) } else { Err(self.raise(Exception::UD)) }
+        *slot == Offered::Yes
     }
 
     /// Raises #MF if an x87 exception waits. With CR0.NE clear, a PC would report it through

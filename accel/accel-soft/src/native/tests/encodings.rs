@@ -14,8 +14,8 @@ use x86::state::{Rflags, VectorState, gpr};
 use x86::{CpuState, NativeOperand};
 
 use super::random::Random;
+use crate::code_memory::CodeMemory;
 use crate::native::NativeUnit;
-use crate::native::memory::CodeMemory;
 use crate::native::plan::{Environment, Plan};
 use crate::native::stub::HOST_MXCSR;
 

@@ -251,7 +251,7 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
 
 /// Whether the memory operand must be aligned to its size: 16-byte operands of legacy SSE, and
 /// the moves that say so (SDM Vol. 1, 14.9).
-pub(crate) fn wants_alignment(insn: &Instruction) -> bool {
+pub fn wants_alignment(insn: &Instruction) -> bool {
     match insn.mnemonic() {
         Mnemonic::Vmovaps
         | Mnemonic::Vmovapd

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 /// A region of generated code, filled from its start.
-pub(super) struct CodeMemory {
+pub(crate) struct CodeMemory {
     writable: NonNull<u8>,
     executable: NonNull<u8>,
     size: usize,
@@ -54,6 +54,43 @@ impl CodeMemory {
         // through an alias is safe to run after a serializing instruction (SDM Vol. 3, 8.1.3).
         std::arch::x86_64::__cpuid(0);
         Some(entry)
+    }
+
+    /// How many bytes are in use from the start, and how many there are.
+    pub fn fill(&self) -> (usize, usize) {
+        (self.used, self.size)
+    }
+
+    /// The address at which the byte at `offset` is executed.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.executable.as_ptr() as u64 + offset as u64
+    }
+
+    /// Adds `code` like [`add`](Self::add), for a thread that gets to it by an indirect jump
+    /// only, and returns its offset. Processors notice stores to what they have fetched by its
+    /// physical address; what they have not even predicted needs no serializing instruction, which
+    /// would cost a virtualized host two world switches.
+    pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+        let at = self.used;
+        let end = at.checked_add(code.len()).filter(|&end| end <= self.size)?;
+        self.write(at, code);
+        self.used = end.next_multiple_of(ALIGNMENT).min(self.size);
+        Some(at)
+    }
+
+    /// Overwrites code at `offset`, which this thread is not executing.
+    pub fn write(&mut self, offset: usize, code: &[u8]) {
+        assert!(offset <= self.size && code.len() <= self.size - offset, "outside of code memory");
+        // SAFETY: the range lies within the mapping, into which no reference exists.
+        unsafe {
+            let to = self.writable.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
+        }
+    }
+
+    /// Forgets all code from `offset` on. Nobody may go there any more.
+    pub fn truncate(&mut self, offset: usize) {
+        self.used = self.used.min(offset);
     }
 
     /// Forgets all code. Nobody may call what `add` returned before.

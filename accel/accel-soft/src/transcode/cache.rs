@@ -1,0 +1,228 @@
+//! Translated blocks and where they are.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+
+use super::assembler::Assembler;
+use super::entry;
+use super::translate::{Common, Exit, Link, Setting, Translated};
+use crate::code_memory::CodeMemory;
+
+/// Bytes of code that one processor may have.
+pub const CODE_SIZE: usize = 16 << 20;
+
+/// What a block is found by: the guest physical address of its first byte and its setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    pub fn new(gpa: u64, setting: Setting) -> Self {
+        Self(gpa | setting.number() << 56)
+    }
+
+    /// The guest physical address of the page.
+    pub fn page(self) -> u64 {
+        self.0 & 0x00ff_ffff_ffff_f000
+    }
+
+    /// The same setting at another offset in the page.
+    pub fn at(self, offset: u16) -> Self {
+        Self(self.0 & !0xfff | u64::from(offset & 0xfff))
+    }
+
+    /// Whether it is a key of this setting.
+    pub fn has(self, setting: Setting) -> bool {
+        self.0 >> 56 == setting.number()
+    }
+
+    /// A number to count by.
+    pub fn hash(self) -> usize {
+        (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+    }
+}
+
+/// Where translated code is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Host addresses: with `code_base` set, and with the instruction pointer in RBX.
+    Code { near: u64, far: u64 },
+    /// Its first instruction is one for the interpreter.
+    Interpret,
+}
+
+/// Keys are spread well by one multiplication.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// What is known of one page's code.
+#[derive(Default)]
+struct PageBlocks {
+    blocks: Vec<Key>,
+    /// Jumps to code of this page that is not yet there: the key they wait for, and where their
+    /// distance stands.
+    waiting: Vec<(Key, u32)>,
+}
+
+/// One processor's translated code.
+pub struct Cache {
+    code: CodeMemory,
+    pub common: Common,
+    /// The end of the code that is always there.
+    common_end: usize,
+    blocks: Map<Key, Block>,
+    pages: Map<u64, PageBlocks>,
+    exits: Vec<Exit>,
+    /// How often code of a page was changed since the last flush.
+    changes: Map<u64, u32>,
+}
+
+/// Code of a page that was changed this often is no longer translated.
+const MAX_CHANGES: u32 = 64;
+/// More exits than this are never kept: 16 bytes each.
+const MAX_EXITS: usize = 1 << 20;
+
+impl Cache {
+    pub fn new() -> io::Result<Self> {
+        let mut code = CodeMemory::new(CODE_SIZE)?;
+        let mut asm = Assembler::default();
+        // JMP and CALL reach 2 GiB, which may not be as far as the program's own code.
+        let jump_to = |asm: &mut Assembler, address: u64| {
+            // JMP [RIP+0], and the address.
+            asm.bytes(&[0xff, 0x25, 0, 0, 0, 0]);
+            asm.bytes(&address.to_le_bytes());
+        };
+        jump_to(&mut asm, entry::leave as *const () as u64);
+        let leave = code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
+        asm.clear();
+        jump_to(&mut asm, entry::load_vectors as *const () as u64);
+        let load_vectors = code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
+        let common = Common { leave: leave as u32, load_vectors: load_vectors as u32 };
+        let (common_end, _) = code.fill();
+        Ok(Self {
+            code,
+            common,
+            common_end,
+            blocks: Map::default(),
+            pages: Map::default(),
+            exits: Vec::new(),
+            changes: Map::default(),
+        })
+    }
+
+    pub fn find(&self, key: Key) -> Option<Block> {
+        self.blocks.get(&key).copied()
+    }
+
+    pub fn exit(&self, number: u32) -> Option<Exit> {
+        self.exits.get(number as usize).copied()
+    }
+
+    /// The offset that the next block will have, and the number of its first exit; `None` if
+    /// there may be too little room.
+    pub fn next_place(&self) -> Option<(u32, u32)> {
+        let (used, size) = self.code.fill();
+        let has_room = used + (64 << 10) < size && self.exits.len() + 1024 < MAX_EXITS;
+        has_room.then_some((used as u32, self.exits.len() as u32))
+    }
+
+    /// The host's address of an offset in code memory.
+    pub fn address(&self, offset: u32) -> u64 {
+        self.code.address(offset as usize)
+    }
+
+    /// Keeps a block that was translated for [`next_place`](Self::next_place).
+    pub fn insert(
+        &mut self,
+        key: Key,
+        translated: &Translated,
+        code: &[u8],
+        exits: &[Exit],
+        links: &[Link],
+    ) -> Option<Block> {
+        let base = self.code.append(code)?;
+        let block = Block::Code {
+            near: self.code.address(base + translated.near as usize),
+            far: self.code.address(base),
+        };
+        self.exits.extend_from_slice(exits);
+        self.blocks.insert(key, block);
+        for link in links {
+            let to = key.at(link.target);
+            let at = base as u32 + link.at;
+            match self.blocks.get(&to) {
+                Some(&Block::Code { near, .. }) => self.link(at, near),
+                _ => self.pages.entry(key.page()).or_default().waiting.push((to, at)),
+            }
+        }
+        let page = self.pages.entry(key.page()).or_default();
+        page.blocks.push(key);
+        let mut ready = Vec::new();
+        page.waiting.retain(|&(wanted, at)| {
+            if wanted == key {
+                ready.push(at);
+            }
+            wanted != key
+        });
+        if let Block::Code { near, .. } = block {
+            for at in ready {
+                self.link(at, near);
+            }
+        }
+        Some(block)
+    }
+
+    /// Remembers that code at `key` begins with an instruction for the interpreter.
+    pub fn insert_interpreted(&mut self, key: Key) {
+        self.blocks.insert(key, Block::Interpret);
+        self.pages.entry(key.page()).or_default().blocks.push(key);
+    }
+
+    /// Makes the jump whose distance stands at `at` lead to `to`.
+    fn link(&mut self, at: u32, to: u64) {
+        let from = self.code.address(at as usize + 4);
+        let distance = to.wrapping_sub(from) as i32;
+        self.code.write(at as usize, &distance.to_le_bytes());
+    }
+
+    /// Forgets all code of a page. Its host code is not reused, but nothing leads there any more
+    /// once the jump caches are empty.
+    pub fn forget_page(&mut self, page: u64) {
+        if let Some(page) = self.pages.remove(&page) {
+            for key in page.blocks {
+                self.blocks.remove(&key);
+            }
+        }
+        *self.changes.entry(page).or_default() += 1;
+    }
+
+    /// Whether code of a page changes so often that translating it is in vain.
+    pub fn is_restless(&self, page: u64) -> bool {
+        self.changes.get(&page).is_some_and(|&changes| changes >= MAX_CHANGES)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.code.truncate(self.common_end);
+        self.blocks.clear();
+        self.pages.clear();
+        self.exits.clear();
+        self.changes.clear();
+    }
+}

@@ -1,0 +1,230 @@
+//! What translated code works on: the guest's registers while they are not in the host's, the
+//! soft TLB, the jump cache. The host's GS base points at it, so that all of it is reached as
+//! `gs:[offset]` and no register is spent.
+
+use std::cell::UnsafeCell;
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use x86::View;
+use x86::state::VectorState;
+
+/// How many views of memory have tables of their own: [`View::User`], [`View::Supervisor`] and
+/// [`View::SupervisorAc`].
+pub const VIEWS: usize = 3;
+/// Entries of one view's soft TLB, a power of two.
+pub const TLB_ENTRIES: usize = 1024;
+/// Entries of one view's jump cache, a power of two.
+pub const JUMP_ENTRIES: usize = 4096;
+
+/// The soft TLB of one view. A linear address belongs to entry `address >> 12 % TLB_ENTRIES`.
+#[repr(C)]
+pub struct TlbView {
+    /// Added to a linear address, gives the offset in the page if loads from it hit, else a
+    /// number above 4095.
+    pub read: [u64; TLB_ENTRIES],
+    /// The same for stores.
+    pub write: [u64; TLB_ENTRIES],
+    /// The host's address of the page.
+    pub host: [u64; TLB_ENTRIES],
+}
+
+/// Where indirect and far branches of one view find translated code.
+#[repr(C)]
+pub struct JumpView {
+    /// The guest's instruction pointer.
+    pub guest: [u64; JUMP_ENTRIES],
+    /// The far entry of the block there.
+    pub host: [u64; JUMP_ENTRIES],
+}
+
+/// See the module's text. Status flags are kept as LAHF and SETO leave them in AX: OF in AL,
+/// the other five in AH.
+#[repr(C, align(4096))]
+pub struct Context {
+    /// Not zero: the processor has something to do besides executing instructions. Any thread
+    /// may set it.
+    pub attention: AtomicU32,
+    /// Not zero: the guest's vector registers are in the host's. Else they are in memory.
+    pub vectors_live: u32,
+    /// Why translated code was left: the number of an exit.
+    pub exit: u32,
+    /// Vector registers as wide as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
+    pub width: u32,
+    /// Not zero: vector registers were live when translated code was left.
+    pub vectors_left: u32,
+    /// General-purpose registers by number. Guest R8 to R11 always live here.
+    pub gpr: [u64; 16],
+    /// Linear address of the page that code is executed from.
+    pub code_base: u64,
+    /// Status flags, in the form of AX.
+    pub status: u64,
+    /// RFLAGS but for the status flags.
+    pub rflags: u64,
+    /// RBX and RBP at an exit: mostly an address.
+    pub scratch: u64,
+    /// For one value to survive a check.
+    pub spill: u64,
+    /// Segment bases.
+    pub fs_base: u64,
+    pub gs_base: u64,
+    /// Where vector registers are kept while they are not live.
+    pub vectors: *mut VectorState,
+    /// The host's stack pointer, to leave translated code with.
+    pub host_sp: u64,
+    /// Where to enter translated code.
+    pub target: u64,
+    /// MXCSR as Rust code expects it.
+    pub host_mxcsr: u32,
+    pub tlb: [TlbView; VIEWS],
+    pub jump: [JumpView; VIEWS],
+}
+
+/// Offsets in [`Context`] that generated code uses.
+pub mod offset {
+    use super::*;
+
+    pub const ATTENTION: i32 = offset_of!(Context, attention) as i32;
+    pub const VECTORS_LIVE: i32 = offset_of!(Context, vectors_live) as i32;
+    pub const CODE_BASE: i32 = offset_of!(Context, code_base) as i32;
+    pub const RFLAGS: i32 = offset_of!(Context, rflags) as i32;
+    pub const SPILL: i32 = offset_of!(Context, spill) as i32;
+    pub const FS_BASE: i32 = offset_of!(Context, fs_base) as i32;
+    pub const GS_BASE: i32 = offset_of!(Context, gs_base) as i32;
+
+    pub fn gpr(number: usize) -> i32 {
+        (offset_of!(Context, gpr) + number * 8) as i32
+    }
+
+    pub fn tlb_read(view: View) -> i32 {
+        tlb(view) + offset_of!(TlbView, read) as i32
+    }
+
+    pub fn tlb_write(view: View) -> i32 {
+        tlb(view) + offset_of!(TlbView, write) as i32
+    }
+
+    pub fn tlb_host(view: View) -> i32 {
+        tlb(view) + offset_of!(TlbView, host) as i32
+    }
+
+    fn tlb(view: View) -> i32 {
+        (offset_of!(Context, tlb) + view as usize * size_of::<TlbView>()) as i32
+    }
+
+    pub fn jump_guest(view: View) -> i32 {
+        jump(view) + offset_of!(JumpView, guest) as i32
+    }
+
+    pub fn jump_host(view: View) -> i32 {
+        jump(view) + offset_of!(JumpView, host) as i32
+    }
+
+    fn jump(view: View) -> i32 {
+        (offset_of!(Context, jump) + view as usize * size_of::<JumpView>()) as i32
+    }
+}
+
+/// No guest's instruction pointer looks like this: it is not canonical.
+const NOWHERE: u64 = 1 << 63;
+
+/// A number that, added to any address of entry `index`, gives more than 4095: the negated
+/// address of a page of another entry.
+fn never(index: usize) -> u64 {
+    (((index ^ 1) << 12) as u64).wrapping_neg()
+}
+
+impl TlbView {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        for index in 0..TLB_ENTRIES {
+            self.read[index] = never(index);
+            self.write[index] = never(index);
+        }
+    }
+
+    /// Forgets what allows stores.
+    pub fn clear_writes(&mut self) {
+        for index in 0..TLB_ENTRIES {
+            self.write[index] = never(index);
+        }
+    }
+
+    /// Forgets the page at `linear`.
+    pub fn clear_page(&mut self, linear: u64) {
+        let index = Self::index(linear);
+        self.read[index] = never(index);
+        self.write[index] = never(index);
+    }
+
+    /// Remembers that the page at `linear` lies at `host`.
+    pub fn fill(&mut self, linear: u64, host: u64, writable: bool) {
+        let index = Self::index(linear);
+        let tag = (linear & !0xfff).wrapping_neg();
+        self.read[index] = tag;
+        self.write[index] = if writable { tag } else { never(index) };
+        self.host[index] = host;
+    }
+
+    fn index(linear: u64) -> usize {
+        (linear >> 12) as usize % TLB_ENTRIES
+    }
+}
+
+impl JumpView {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.guest.fill(NOWHERE);
+    }
+
+    /// Remembers that the code at `guest` is entered at `host`.
+    pub fn fill(&mut self, guest: u64, host: u64) {
+        let index = (guest >> 12 ^ guest) as usize % JUMP_ENTRIES;
+        self.guest[index] = guest;
+        self.host[index] = host;
+    }
+}
+
+/// A context at an address that does not change. One processor's thread works on it; any other
+/// may [`ring`](Self::ring).
+pub struct ContextCell(UnsafeCell<Context>);
+
+// SAFETY: other threads than the processor's touch `attention` only, which is atomic.
+unsafe impl Send for ContextCell {}
+// SAFETY: as above.
+unsafe impl Sync for ContextCell {}
+
+impl ContextCell {
+    /// A context with empty tables.
+    pub fn new(width: u32) -> Arc<Self> {
+        // SAFETY: zero is a value of every field; the tables are cleared below. It is made in
+        // place, since it is too large to lie on the stack.
+        let mut cell = unsafe { Arc::<Self>::new_zeroed().assume_init() };
+        if let Some(Self(context)) = Arc::get_mut(&mut cell) {
+            let context = context.get_mut();
+            context.width = width;
+            context.host_mxcsr = 0x1f80;
+            context.tlb.iter_mut().for_each(TlbView::clear);
+            context.jump.iter_mut().for_each(JumpView::clear);
+        }
+        cell
+    }
+
+    /// Makes translated code return soon. From any thread.
+    pub fn ring(&self) {
+        // SAFETY: the field is atomic, and no reference to the whole context is made.
+        unsafe { &(*self.0.get()).attention }.store(1, Ordering::SeqCst);
+    }
+
+    /// Takes the ring back; what it was about must be looked at afterwards.
+    pub fn answer(&self) {
+        // SAFETY: as in `ring`.
+        unsafe { &(*self.0.get()).attention }.swap(0, Ordering::SeqCst);
+    }
+
+    /// The context, for its processor's thread.
+    pub fn get(&self) -> *mut Context {
+        self.0.get()
+    }
+}

@@ -1,0 +1,452 @@
+//! The loop that runs translated code, translates more, and has the interpreter do the rest.
+
+use std::io;
+use std::sync::Arc;
+
+use iced_x86::Instruction;
+use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
+use x86::{Cpu, CpuState, View};
+
+use super::cache::{Block, Cache, Key};
+use super::context::{Context, ContextCell};
+use super::entry;
+use super::translate::{Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
+use crate::env::SoftEnv;
+use crate::ram::Page;
+
+/// Entries of the table that counts how often code was entered.
+const HEAT: usize = 1 << 16;
+
+/// What the transcoder did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    pub translated: u64,
+    pub entered: u64,
+    pub misses: u64,
+    pub filled: u64,
+    pub branches: u64,
+    pub chains: u64,
+    pub interpreted: u64,
+    pub resumed: u64,
+    pub attention: u64,
+    pub invalidated: u64,
+    pub flushed: u64,
+    pub cold: u64,
+    pub unsettled: u64,
+}
+
+/// One processor's transcoder.
+pub struct Transcoder {
+    context: Arc<ContextCell>,
+    cache: Cache,
+    translator: Translator,
+    /// How often code was entered, by hash of its key.
+    heat: Box<[u8]>,
+    /// Code is translated when it was entered this often.
+    threshold: u8,
+    /// Vector registers as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
+    width: u32,
+    /// The soft TLB or jump cache of a view has translations that are not global.
+    is_local: [bool; 3],
+    pub counters: Counters,
+}
+
+/// Vector registers as wide as the host has them, as [`Context::width`] counts.
+pub fn host_width() -> u32 {
+    if is_x86_feature_detected!("avx512bw") {
+        2
+    } else if is_x86_feature_detected!("avx") {
+        1
+    } else {
+        0
+    }
+}
+
+/// What follows an exit from translated code.
+enum Next {
+    /// Enter translated code at this address; with vector registers loaded first if they were
+    /// live before.
+    Enter { at: u64, vectors: bool },
+    /// The state of the processor is whole; look anew.
+    Look,
+}
+
+impl Transcoder {
+    /// A transcoder that works on `context`. Fails if the host gives no executable memory;
+    /// `None` if it lacks what translated code needs.
+    pub fn new(context: Arc<ContextCell>, threshold: u8) -> io::Result<Option<Self>> {
+        if !entry::is_possible() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            context,
+            cache: Cache::new()?,
+            translator: Translator::new(),
+            heat: vec![0; HEAT].into_boxed_slice(),
+            threshold,
+            width: host_width(),
+            is_local: [false; 3],
+            counters: Counters::default(),
+        }))
+    }
+
+    /// The context. Not to be called while another reference to it is in use.
+    fn context(&mut self) -> &mut Context {
+        // SAFETY: the context belongs to this processor, whose thread has `self` exclusively;
+        // others touch `attention` alone, which is atomic.
+        unsafe { &mut *self.context.get() }
+    }
+
+    /// Executes until the processor is not active, or something else is to be done.
+    pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        while cpu.state.activity == Activity::Active {
+            self.catch_up(cpu);
+            if cpu.wants_attention() {
+                return;
+            }
+            let mode = cpu.mode();
+            if mode.careful || mode.fast_view == View::Checked || mode.code_bits != 64 {
+                cpu.execute(usize::MAX);
+                continue;
+            }
+            let Some((gpa, page)) = cpu.code_place() else {
+                cpu.execute(1);
+                continue;
+            };
+            let key = Key::new(gpa, self.setting(&cpu.state, mode_view(cpu)));
+            match self.find_or_translate(cpu, key, page) {
+                Some(Block::Code { near, far }) => {
+                    self.remember_jump(cpu, far);
+                    self.execute(cpu, key, near);
+                }
+                Some(Block::Interpret) => {
+                    self.counters.interpreted += 1;
+                    cpu.execute(1);
+                }
+                None => {
+                    self.counters.cold += 1;
+                    cpu.execute(usize::MAX);
+                }
+            }
+        }
+    }
+
+    /// Learns of what happened outside: code that changed, translations that are void.
+    fn catch_up(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        self.context.answer();
+        let index = cpu.env.index;
+        let shared = cpu.env.shared.clone();
+        shared.watch.look(index, || {
+            self.context().tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
+        });
+        if shared.watch.has_changed(index) {
+            for page in shared.watch.take_changed(index) {
+                if let Some(gpa) = shared.ram.address(page) {
+                    self.counters.invalidated += 1;
+                    self.cache.forget_page(gpa);
+                }
+            }
+            self.forget_jumps();
+        }
+        let forgotten = cpu.take_forgotten();
+        if forgotten.is_empty() {
+            return;
+        }
+        if forgotten.all {
+            self.is_local = [true; 3];
+        }
+        if forgotten.all || forgotten.space {
+            for view in 0..3 {
+                if std::mem::take(&mut self.is_local[view]) {
+                    self.context().tlb[view].clear();
+                    self.context().jump[view].clear();
+                }
+            }
+        }
+        for &linear in forgotten.pages() {
+            for view in 0..3 {
+                self.context().tlb[view].clear_page(linear);
+            }
+        }
+        if !forgotten.pages().is_empty() {
+            // Code may have been mapped there.
+            self.forget_jumps();
+        }
+    }
+
+    fn forget_jumps(&mut self) {
+        self.context().jump.iter_mut().for_each(|jump| jump.clear());
+    }
+
+    fn setting(&self, state: &CpuState, view: View) -> Setting {
+        const MASKS: u32 = 0x1f80;
+        const AVX: u64 = 0x6;
+        const AVX512: u64 = 0xe6;
+        let has_sse = state.cr4.contains(Cr4::OSFXSR)
+            && !state.cr0.intersects(Cr0::EM | Cr0::TS)
+            && state.vector.x87.mxcsr & MASKS == MASKS;
+        let xcr0 = if state.cr4.contains(Cr4::OSXSAVE) { state.xcr0 } else { 0 };
+        let vectors = match self.width {
+            _ if !has_sse => 0,
+            2 if xcr0 & AVX512 == AVX512 => 3,
+            1 | 2 if xcr0 & AVX == AVX => 2,
+            _ => 1,
+        };
+        Setting { view, vectors }
+    }
+
+    /// Lets branches of the current view find the block at the instruction pointer.
+    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
+        let view = mode_view(cpu) as usize;
+        let rip = cpu.state.rip;
+        self.is_local[view] = true;
+        self.context().jump[view].fill(rip, far);
+    }
+
+    fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
+        if let Some(block) = self.cache.find(key) {
+            return Some(block);
+        }
+        let heat = &mut self.heat[key.hash() % HEAT];
+        if *heat < self.threshold {
+            *heat += 1;
+            return None;
+        }
+        self.translate(cpu, key, page)
+    }
+
+    fn translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
+        if self.cache.is_restless(key.page()) {
+            return None;
+        }
+        let offset = (cpu.state.rip & 0xfff) as usize;
+        let shared = cpu.env.shared.clone();
+        let index = cpu.env.index;
+        // From here on, stores to what is about to be read are noticed: first those of this
+        // processor, then, when all have seen it, those of the others.
+        if page.add_code(offset, 1) {
+            shared.watch.page_became_code(index);
+            shared.watch.look(index, || {
+                self.context().tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
+            });
+        }
+        if !shared.watch.settled(index) {
+            self.counters.unsettled += 1;
+            return None;
+        }
+        let mut bytes = [0; 0x1000];
+        page.load_bytes(offset, &mut bytes[offset..]);
+        let mut insns: Vec<Instruction> = Vec::with_capacity(MAX_INSTRUCTIONS);
+        let mut at = offset;
+        while insns.len() < MAX_INSTRUCTIONS {
+            let Some(insn) = cpu.decode(&bytes[at..], at as u64) else { break };
+            at += insn.len();
+            insns.push(insn);
+            if insn.flow_control() != iced_x86::FlowControl::Next || at > 0xfff {
+                break;
+            }
+        }
+        page.add_code(offset, at - offset);
+        if !page.matches(offset, &bytes[offset..at.min(0x1000)]) {
+            // It changed between the look and the mark.
+            return None;
+        }
+        let (base, first_exit) = match self.cache.next_place() {
+            Some(place) => place,
+            None => {
+                self.counters.flushed += 1;
+                self.cache.clear();
+                self.forget_jumps();
+                self.heat.fill(0);
+                self.cache.next_place()?
+            }
+        };
+        let setting = self.setting(&cpu.state, mode_view(cpu));
+        let common = self.cache.common;
+        let translated =
+            self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
+        let Some(translated) = translated else {
+            self.cache.insert_interpreted(key);
+            return Some(Block::Interpret);
+        };
+        self.counters.translated += 1;
+        let Translator { asm, exits, links, .. } = &self.translator;
+        self.cache.insert(key, &translated, &asm.code, exits, links)
+    }
+
+    /// Enters translated code at `near`, the block of `key`, and goes on until the processor's
+    /// state must be looked at.
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, near: u64) {
+        self.load_state(cpu);
+        let mut next = Next::Enter { at: near, vectors: false };
+        while let Next::Enter { at, vectors } = next {
+            self.counters.entered += 1;
+            let context = self.context();
+            context.target = at;
+            let context = self.context.get();
+            // SAFETY: the context is valid and nobody else uses it; `at` is an entry or place to
+            // resume at of a block of this cache, whose code is there; signals are blocked.
+            unsafe {
+                if vectors {
+                    entry::enter_with_vectors(context);
+                } else {
+                    entry::enter(context);
+                }
+            }
+            next = self.after(cpu, key);
+        }
+    }
+
+    /// Does what translated code was left for.
+    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> Next {
+        let number = self.context().exit;
+        let Some(exit) = self.cache.exit(number) else {
+            unreachable!("translated code left by exit {number}, which does not exist");
+        };
+        match exit {
+            Exit::Attention { at } => {
+                self.counters.attention += 1;
+                self.store_state(cpu, at.into());
+                Next::Look
+            }
+            Exit::Chain { at, .. } => {
+                self.counters.chains += 1;
+                self.store_state(cpu, at.into());
+                Next::Look
+            }
+            Exit::Branch { at, stack } => {
+                self.counters.branches += 1;
+                let target = self.context().scratch;
+                self.store_state(cpu, at.into());
+                if (target << 16) as i64 >> 16 == target as i64 {
+                    cpu.state.rip = target;
+                    let rsp = &mut cpu.state.gpr[x86::state::gpr::RSP];
+                    *rsp = rsp.wrapping_add_signed(stack.into());
+                } else {
+                    cpu.execute(1);
+                }
+                Next::Look
+            }
+            Exit::Miss { at, retry, size, write } => {
+                self.counters.misses += 1;
+                let linear = self.context().scratch;
+                if self.fill(cpu, linear, size, write) {
+                    self.counters.filled += 1;
+                    let vectors = self.context().vectors_left != 0;
+                    return Next::Enter { at: self.cache.address(retry), vectors };
+                }
+                self.store_state(cpu, at.into());
+                cpu.execute(1);
+                Next::Look
+            }
+            Exit::Interpret { at, next, resume } => {
+                self.counters.interpreted += 1;
+                self.store_state(cpu, at.into());
+                let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
+                cpu.execute(1);
+                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, key) {
+                    return Next::Look;
+                }
+                self.counters.resumed += 1;
+                self.load_state(cpu);
+                Next::Enter { at: self.cache.address(resume), vectors: false }
+            }
+        }
+    }
+
+    /// Whether translated code may go on behind an instruction that was interpreted.
+    fn may_resume(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> bool {
+        let mode = cpu.mode();
+        cpu.state.activity == Activity::Active
+            && !mode.careful
+            && mode.fast_view != View::Checked
+            && mode.code_bits == 64
+            && !cpu.wants_attention()
+            && !cpu.env.shared.watch.has_changed(cpu.env.index)
+            && cpu.has_forgotten_nothing()
+            && key.has(self.setting(&cpu.state, mode_view(cpu)))
+    }
+
+    /// Fills the soft TLB for an access of `size` bytes at `linear`. `false` if the interpreter
+    /// must carry out the access.
+    fn fill(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, size: u8, write: bool) -> bool {
+        if (linear & 0xfff) + u64::from(size) > 0x1000 {
+            return false;
+        }
+        let view = mode_view(cpu);
+        let Some(target) = cpu.translate(linear, write) else { return false };
+        let writable = target.writable && !target.page.has_code();
+        if write && !writable {
+            return false;
+        }
+        if !target.global {
+            self.is_local[view as usize] = true;
+        }
+        self.context().tlb[view as usize].fill(linear, target.page.host(), writable);
+        true
+    }
+
+    /// Gives the processor's state to translated code.
+    fn load_state(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        let vectors = std::ptr::from_mut(&mut cpu.state.vector);
+        let state = &cpu.state;
+        let context = self.context();
+        context.gpr = state.gpr;
+        context.code_base = state.rip & !0xfff;
+        context.status = status_to_ax(state.rflags);
+        context.rflags = state.rflags;
+        context.fs_base = state.segment(SegReg::Fs).base;
+        context.gs_base = state.segment(SegReg::Gs).base;
+        context.vectors = vectors;
+    }
+
+    /// Takes the processor's state back. The next instruction is at `at` in the page of code.
+    fn store_state(&mut self, cpu: &mut Cpu<SoftEnv>, at: u64) {
+        let context = self.context();
+        let state = &mut cpu.state;
+        state.gpr = context.gpr;
+        state.rip = context.code_base.wrapping_add(at);
+        state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
+    }
+}
+
+/// How loads and stores look at memory.
+fn mode_view(cpu: &Cpu<SoftEnv>) -> View {
+    cpu.mode().view
+}
+
+/// The status flags as LAHF and SETO leave them in AX.
+fn status_to_ax(rflags: u64) -> u64 {
+    (rflags & 0xd5 | 2) << 8 | rflags >> 11 & 1
+}
+
+/// The status flags from AX.
+fn status_from_ax(ax: u64) -> u64 {
+    ax >> 8 & 0xd5 | (ax & 1) << 11
+}
+
+/// Which instructions guest and host have.
+struct Offers<'a>(&'a mut Cpu<SoftEnv>);
+
+impl Offer for Offers<'_> {
+    fn has(&mut self, insn: &Instruction, is_vector: bool) -> bool {
+        self.0.env.host_has(insn) && (!is_vector || self.0.offers(insn.code()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_flags_survive_ax() {
+        for bits in 0..64u64 {
+            let flags = [0, 2, 4, 6, 7, 11]
+                .iter()
+                .enumerate()
+                .map(|(i, flag)| (bits >> i & 1) << flag)
+                .sum::<u64>();
+            assert_eq!(status_from_ax(status_to_ax(flags)), flags);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The transcoder: runs guest code as host code, most of it unchanged.
+//!
+//! [`translate`] makes blocks of host code from blocks of guest code; [`cache`] keeps them;
+//! [`engine`] runs them and does what they cannot, with the help of the interpreter. What
+//! translated code works on is the [`context`].
+
+mod assembler;
+mod cache;
+mod classify;
+pub(crate) mod context;
+pub(crate) mod engine;
+mod entry;
+mod registers;
+mod translate;
+pub(crate) mod watch;

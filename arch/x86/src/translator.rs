@@ -1,0 +1,79 @@
+//! What a translator needs of the processor whose code it translates: where code and data lie,
+//! what to forget, and which instructions there are.
+
+use iced_x86::{Code, Instruction};
+
+use crate::cpu::{Cpu, Mode};
+use crate::decode;
+use crate::env::Env;
+use crate::exception::Raised;
+use crate::paging::Access;
+use crate::tlb::{Forgotten, View};
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<P> {
+    /// The page of RAM.
+    pub page: P,
+    /// Stores are allowed, and the page is dirty.
+    pub writable: bool,
+    /// The translation holds in every address space.
+    pub global: bool,
+}
+
+impl<E: Env> Cpu<E> {
+    /// How code is executed now.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// Where the code at the instruction pointer lies: its guest physical address and page.
+    /// `None` if fetching there would fault or is not from RAM; executing there says why.
+    pub fn code_place(&mut self) -> Option<(u64, E::Page)> {
+        let linear = self.code_linear();
+        let offset = linear & 0xfff;
+        if let Some((frame, page)) = self.tlb.code(self.mode.cpl == 3, linear) {
+            return Some((frame | offset, page));
+        }
+        match self.fetch_place(linear) {
+            Ok((gpa, Some(page))) => Some((gpa, page)),
+            Ok((_, None)) | Err(Raised(())) => None,
+        }
+    }
+
+    /// Where data at `linear` lies, as the code that runs now sees it. `None` if an access would
+    /// fault, is not to RAM, or must be looked at one by one. For a store, the page becomes
+    /// dirty.
+    pub fn translate(&mut self, linear: u64, write: bool) -> Option<Target<E::Page>> {
+        let view = self.mode.fast_view;
+        if view == View::Checked {
+            return None;
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        let page = self.data_page(linear, access, view)?;
+        let writable = self.tlb.write(view, linear).is_some();
+        Some(Target { page, writable, global: self.tlb.is_global(view, linear) })
+    }
+
+    /// What the TLB forgot since the last call.
+    pub fn take_forgotten(&mut self) -> Forgotten {
+        core::mem::take(&mut self.tlb.forgotten)
+    }
+
+    /// Whether the next [`take_forgotten`](Self::take_forgotten) would say nothing.
+    pub fn has_forgotten_nothing(&self) -> bool {
+        self.tlb.forgotten.is_empty()
+    }
+
+    /// Decodes the first instruction of `bytes`, as if it lay at `ip`. `None` if there are too
+    /// few bytes, or they are no instruction of this processor.
+    pub fn decode(&self, bytes: &[u8], ip: u64) -> Option<Instruction> {
+        let op = decode::decode::<E>(self.mode.code_bits, bytes, ip, self.decoder_options).ok()?;
+        Some(*op.insn)
+    }
+
+    /// Whether the guest's processor model has a vector instruction.
+    pub fn offers(&mut self, code: Code) -> bool {
+        self.is_offered(code)
+    }
+}
