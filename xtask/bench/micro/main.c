@@ -15,7 +15,7 @@ static const struct {
 } WORKLOADS[] = {
     {"integers", integers},   {"recursion", recursion}, {"doubles", doubles},
     {"matrix", matrix},       {"copy", copy},           {"random-16", random_16},
-    {"random-64", random_64}, {"chase-64", chase_64},   {"fork-exec", fork_exec},
+    {"random-64", random_64}, {"random-256", random_256},   {"fork-exec", fork_exec},
     {"fork-wait", fork_wait}, {"faults", faults},       {"pipes", pipes},
     {"getppid", getppids},
 };

@@ -66,26 +66,7 @@ uint64_t random_64(uint64_t count)
     return random_access(count, 64 * MIB);
 }
 
-/*
- * Follows a chain of pointers through 64 MiB, from one cache line to another: one cycle through
- * all of them, by Sattolo's algorithm.
- */
-uint64_t chase_64(uint64_t count)
+uint64_t random_256(uint64_t count)
 {
-    enum { LINE = 64 / 8, LINES = 64 * MIB / 64 };
-    uint64_t *chain = allocate(64 * MIB), state = 88172645463325252u;
-    for (uint64_t i = 0; i < LINES; i++)
-        chain[i * LINE] = i * LINE;
-    for (uint64_t i = LINES - 1; i > 0; i--) {
-        uint64_t j = next(&state) % i, kept = chain[i * LINE];
-        chain[i * LINE] = chain[j * LINE];
-        chain[j * LINE] = kept;
-    }
-    uint64_t place = 0, sum = 0;
-    begin();
-    for (uint64_t i = 0; i < count; i++) {
-        place = chain[place];
-        sum += place;
-    }
-    return sum;
+    return random_access(count, 256 * MIB);
 }

@@ -10,7 +10,7 @@ typedef uint64_t workload(uint64_t count);
 /* processor.c */
 workload integers, recursion, doubles, matrix;
 /* memory.c */
-workload copy, random_16, random_64, chase_64;
+workload copy, random_16, random_64, random_256;
 /* kernel.c */
 workload fork_exec, fork_wait, faults, pipes, getppids;
 

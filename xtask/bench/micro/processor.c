@@ -47,8 +47,10 @@ uint64_t doubles(uint64_t count)
 
 enum { N = 128 };
 
-/* The product of two matrices of doubles. Fractions: emulators have it easier, or harder, with
- * numbers that need no rounding. */
+/*
+ * The product of two matrices of doubles, as textbooks have it. Of fractions: emulators take other
+ * ways for numbers that need no rounding.
+ */
 uint64_t matrix(uint64_t count)
 {
     double(*a)[N] = malloc(sizeof(double[N][N]));
@@ -64,10 +66,11 @@ uint64_t matrix(uint64_t count)
     begin();
     for (uint64_t round = 0; round < count; round++) {
         for (int i = 0; i < N; i++)
-            for (int k = 0; k < N; k++) {
-                double factor = a[i][k] + (double)round * 1e-3;
-                for (int j = 0; j < N; j++)
-                    c[i][j] += factor * b[k][j];
+            for (int j = 0; j < N; j++) {
+                double sum = (double)round * 1e-3;
+                for (int k = 0; k < N; k++)
+                    sum += a[i][k] * b[k][j];
+                c[i][j] += sum;
             }
     }
     end();

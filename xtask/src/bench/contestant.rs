@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::bed::Bed;
+use super::facts;
 use super::workload::KernelForm;
 
 /// Where a workload runs.
@@ -81,18 +82,24 @@ impl Contestant {
             KernelForm::Vmlinux => (bed.path("vmlinux"), "microvm"),
         };
         let initrd = bed.path("boot.cpio");
+        let mut cmdline = QUIET.to_owned();
+        // With nothing but the PIT to measure the TSC by, as on a microvm, kernels fail to do so on
+        // a busy machine, and hang. So they are told.
+        if let (KernelForm::Vmlinux, Some(khz)) = (form, tsc_khz()) {
+            cmdline += &format!(" tsc_early_khz={khz}");
+        }
         match self {
             Contestant::Native => None,
             Contestant::Tcg => {
                 let mut command = qemu(machine);
                 command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
-                command.args(["-append", QUIET]);
+                command.args(["-append", &cmdline]);
                 Some(command)
             }
             Contestant::Lodge => {
                 let mut command = lodge(bed);
                 command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
-                command.args(["--cmdline", QUIET]);
+                command.args(["--cmdline", &cmdline]);
                 Some(command)
             }
         }
@@ -126,6 +133,16 @@ fn lodge(bed: &Bed) -> Command {
     command.args(["run", "--accel", "soft", "--cpus", "1", "--memory", MEMORY_MIB]);
     command.args(["--net", "none"]);
     command
+}
+
+/// The rate of the TSC, where it has a constant one: "bogomips" is twice that in MHz.
+fn tsc_khz() -> Option<u32> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    if !facts::field(&cpuinfo, "flags")?.split(' ').any(|flag| flag == "constant_tsc") {
+        return None;
+    }
+    let bogomips: f64 = facts::field(&cpuinfo, "bogomips")?.parse().ok()?;
+    Some((bogomips * 500.0) as u32).filter(|khz| *khz > 0)
 }
 
 /// A command that ends when this program does, in whichever way.

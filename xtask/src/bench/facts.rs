@@ -72,7 +72,8 @@ pub fn load() -> f64 {
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
-fn field<'a>(cpuinfo: &'a str, name: &str) -> Option<&'a str> {
+/// A field of /proc/cpuinfo, of the first processor, or of /proc/meminfo.
+pub fn field<'a>(cpuinfo: &'a str, name: &str) -> Option<&'a str> {
     cpuinfo.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
         (key.trim() == name).then(|| value.trim())

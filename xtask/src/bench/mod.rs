@@ -5,6 +5,7 @@ mod contestant;
 mod cpio;
 mod facts;
 mod middle;
+mod processor;
 mod report;
 mod samples;
 mod session;
@@ -24,7 +25,7 @@ use bed::Bed;
 use contestant::{ALL, Contestant};
 use facts::Facts;
 use samples::Samples;
-use session::{Measured, Own, Session};
+use session::{Measured, Moment, Own, Session};
 use table::Which;
 use workload::{Kind, Unit, WORKLOADS, Workload};
 
@@ -60,6 +61,10 @@ pub struct Arguments {
     /// Do a fifth of the work
     #[arg(long)]
     quick: bool,
+    /// Count the processor time that was used, not the time that passed: for machines that are busy
+    /// with other things. Means nothing for fio
+    #[arg(long)]
+    processor_time: bool,
     /// Go on with the run that was last begun: measure only what it lacks
     #[arg(long)]
     resume: bool,
@@ -105,7 +110,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         );
     }
 
-    let name = if arguments.quick { "samples-quick.json" } else { "samples.json" };
+    let quick = if arguments.quick { "-quick" } else { "" };
+    let clock = if arguments.processor_time { "-processor" } else { "" };
+    let name = format!("samples{quick}{clock}.json");
     let mut samples = Samples::load(&dir.join(name), &bed.stamp);
     if !arguments.resume {
         samples.begin_run(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
@@ -114,6 +121,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut bench = Bench {
         bed: &bed,
         quick: arguments.quick,
+        processor_time: arguments.processor_time,
         limit: arguments.limit.unwrap_or(if arguments.quick { 60 } else { 300 }),
         samples: &mut samples,
     };
@@ -135,7 +143,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let is_whole = workloads.len() == WORKLOADS.len()
         && arguments.on.contains(&Contestant::Native)
         && arguments.on.contains(&Contestant::Tcg);
-    if is_whole && !arguments.quick {
+    if is_whole && !arguments.quick && !arguments.processor_time {
         let path = root.join("docs/performance.md");
         fs::write(&path, report::page(&rows, &mean, &facts, runs as usize))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -179,6 +187,7 @@ fn lodge(root: &Path) -> anyhow::Result<PathBuf> {
 struct Bench<'a> {
     bed: &'a Bed,
     quick: bool,
+    processor_time: bool,
     limit: u32,
     samples: &'a mut Samples,
 }
@@ -215,7 +224,7 @@ impl Bench<'_> {
                 let session = Session::start(command, &log)?;
                 let result = session
                     .wait_for("@bench up", START_LIMIT)
-                    .map(|when| (when - session.begun).as_secs_f64());
+                    .map(|up| up.passed * self.counted(up.share_since(Moment::default())));
                 drop(session);
                 let is_done = result.is_ok();
                 self.record(workload, contestant, result, "", &say)?;
@@ -233,7 +242,10 @@ impl Bench<'_> {
                 let place = pending.iter().position(|workload| workload.name == outcome.name);
                 let workload = pending.remove(place.context("the driver made a workload up")?);
                 let (value, check) = match outcome.result {
-                    Ok(measured) => (value(workload, &measured), measured.check),
+                    Ok(measured) => {
+                        let share = self.counted(measured.share);
+                        (value(workload, &measured, share), measured.check)
+                    }
                     Err(why) => (Err(why), String::new()),
                 };
                 self.record(workload, contestant, value, &check, &say)
@@ -250,6 +262,11 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Which part of the time that passed counts.
+    fn counted(&self, share: f64) -> f64 {
+        if self.processor_time { share } else { 1.0 }
     }
 
     /// The command that runs these workloads.
@@ -301,12 +318,16 @@ impl Bench<'_> {
     }
 }
 
-/// The number that counts: what the workload measured itself, else how long all of it took.
-fn value(workload: &Workload, measured: &Measured) -> Result<f64, String> {
+/// The number that counts: what the workload measured itself, else how long all of it took. Of the
+/// time only a part may count.
+fn value(workload: &Workload, measured: &Measured, part: f64) -> Result<f64, String> {
+    if part <= 0.0 {
+        return Err("it used too little processor time to be measured".to_owned());
+    }
     match (workload.unit(), measured.own) {
-        (Unit::Seconds, Some((Own::Seconds, seconds))) => Ok(seconds),
-        (Unit::Seconds, None) => Ok(measured.whole),
-        (Unit::PerSecond(_), Some((Own::Rate, rate))) => Ok(rate),
+        (Unit::Seconds, Some((Own::Seconds, seconds))) => Ok(seconds * part),
+        (Unit::Seconds, None) => Ok(measured.whole * part),
+        (Unit::PerSecond(_), Some((Own::Rate, rate))) => Ok(rate / part),
         (unit, own) => Err(format!("it measured {own:?}, not {unit:?}")),
     }
 }
@@ -338,11 +359,16 @@ mod tests {
     #[test]
     fn only_the_number_that_was_asked_for_counts() {
         let named = |name| WORKLOADS.iter().find(|w: &&Workload| w.name == name).unwrap();
-        let measured = |own| Measured { whole: 2.0, own, check: String::new() };
-        assert_eq!(value(named("gcc"), &measured(None)), Ok(2.0));
-        assert_eq!(value(named("copy"), &measured(Some((Own::Seconds, 1.5)))), Ok(1.5));
-        assert_eq!(value(named("fio"), &measured(Some((Own::Rate, 9.0)))), Ok(9.0));
-        assert!(value(named("fio"), &measured(None)).is_err());
-        assert!(value(named("gcc"), &measured(Some((Own::Rate, 9.0)))).is_err());
+        let measured = |own| Measured { whole: 2.0, share: 0.5, own, check: String::new() };
+        let (time, rate) = (Some((Own::Seconds, 1.5)), Some((Own::Rate, 9.0)));
+        assert_eq!(value(named("gcc"), &measured(None), 1.0), Ok(2.0));
+        assert_eq!(value(named("copy"), &measured(time), 1.0), Ok(1.5));
+        assert_eq!(value(named("fio"), &measured(rate), 1.0), Ok(9.0));
+        assert!(value(named("fio"), &measured(None), 1.0).is_err());
+        assert!(value(named("gcc"), &measured(rate), 1.0).is_err());
+        // Half of the time the processor was elsewhere.
+        assert_eq!(value(named("copy"), &measured(time), 0.5), Ok(0.75));
+        assert_eq!(value(named("fio"), &measured(rate), 0.5), Ok(18.0));
+        assert!(value(named("gcc"), &measured(None), 0.0).is_err());
     }
 }

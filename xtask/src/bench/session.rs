@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::processor;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -33,6 +34,8 @@ pub struct Outcome {
 pub struct Measured {
     /// The seconds that all of it took.
     pub whole: f64,
+    /// Which part of that time it had a processor.
+    pub share: f64,
     /// The seconds or rate that it measured itself.
     pub own: Option<(Own, f64)>,
     /// What has to be the same everywhere.
@@ -48,10 +51,27 @@ pub enum Own {
     Rate,
 }
 
+/// A point in the life of a program: seconds since its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moment {
+    /// That passed.
+    pub passed: f64,
+    /// Of processors that it used.
+    pub used: f64,
+}
+
+impl Moment {
+    /// Which part of the time since another moment it had a processor. An emulator may use more
+    /// than one, which makes it no slower.
+    pub fn share_since(self, begun: Moment) -> f64 {
+        let passed = self.passed - begun.passed;
+        if passed > 0.0 { ((self.used - begun.used) / passed).min(1.0) } else { 1.0 }
+    }
+}
+
 /// A running program whose lines are read.
 pub struct Session {
-    /// When it was started.
-    pub begun: Instant,
+    begun: Instant,
     child: Child,
     lines: Receiver<(Instant, String)>,
 }
@@ -92,12 +112,12 @@ impl Session {
     }
 
     /// Waits for a line that contains this; returns when it came. The error is the last line.
-    pub fn wait_for(&self, what: &str, patience: Duration) -> Result<Instant, String> {
+    pub fn wait_for(&self, what: &str, patience: Duration) -> Result<Moment, String> {
         let deadline = Instant::now() + patience;
         let mut last = String::new();
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok((when, line)) if line.contains(what) => return Ok(when),
+                Ok((when, line)) if line.contains(what) => return Ok(self.moment(when)),
                 Ok((_, line)) if line.is_empty() => {}
                 Ok((_, line)) => last = line,
                 Err(RecvTimeoutError::Timeout) => {
@@ -126,7 +146,11 @@ impl Session {
             };
             let why = match self.lines.recv_timeout(patience) {
                 Ok((when, line)) => {
-                    match follower.line(&line, when) {
+                    // Looking costs a little, and only these two lines matter.
+                    let matters =
+                        line.starts_with("@bench begin ") || line.starts_with("@bench end ");
+                    let moment = if matters { self.moment(when) } else { Moment::default() };
+                    match follower.line(&line, moment) {
                         Said::Nothing if line.is_empty() => {}
                         Said::Nothing => last = line,
                         Said::Outcome(outcome) => report(outcome)?,
@@ -150,6 +174,14 @@ impl Session {
 }
 
 impl Session {
+    /// A point in the life of the program.
+    fn moment(&self, when: Instant) -> Moment {
+        Moment {
+            passed: (when - self.begun).as_secs_f64(),
+            used: processor::time_of(self.child.id()),
+        }
+    }
+
     /// Waits until it has ended by itself, as a guest does that switches itself off.
     fn ends_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -188,7 +220,7 @@ fn said(last: &str) -> String {
 struct Follower {
     state: State,
     name: String,
-    begun: Option<Instant>,
+    begun: Moment,
     result: Option<Result<Measured, String>>,
     said: Vec<String>,
 }
@@ -209,7 +241,7 @@ enum Said {
 }
 
 impl Follower {
-    fn line(&mut self, line: &str, when: Instant) -> Said {
+    fn line(&mut self, line: &str, moment: Moment) -> Said {
         let Some(words) = line.strip_prefix("@bench ") else { return Said::Nothing };
         let (word, rest) = words.split_once(' ').unwrap_or((words, ""));
         let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -222,11 +254,11 @@ impl Follower {
                 *self = Follower {
                     state: State::Ready,
                     name: name.to_owned(),
-                    begun: Some(when),
+                    begun: moment,
                     ..Follower::default()
                 };
             }
-            "end" => self.result = Some(self.end(rest, when)),
+            "end" => self.result = Some(self.end(rest, moment)),
             "check" => self.check(rest),
             "said" => self.said.push(rest.trim().to_owned()),
             "over" => return self.over(name),
@@ -238,7 +270,7 @@ impl Follower {
     }
 
     /// `STATUS SECONDS KIND VALUE`.
-    fn end(&self, rest: &str, when: Instant) -> Result<Measured, String> {
+    fn end(&self, rest: &str, moment: Moment) -> Result<Measured, String> {
         let fields: Vec<&str> = rest.split(' ').collect();
         let [status, seconds, kind, value] = fields[..] else {
             return Err(format!("the driver said {rest:?}"));
@@ -251,7 +283,7 @@ impl Follower {
             Some(("signal", number)) => return Err(format!("ended by signal {number}")),
             _ => return Err(format!("its preparation failed: {status}")),
         }
-        let passed = self.begun.map_or(0.0, |begun| (when - begun).as_secs_f64());
+        let passed = moment.passed - self.begun.passed;
         if !clocks_agree(whole, passed) {
             return Err(format!(
                 "the guest's clock is wrong: {whole:.3} s there, {passed:.3} s here"
@@ -263,7 +295,8 @@ impl Follower {
             ("rate", Ok(value)) if value > 0.0 && value.is_finite() => Some((Own::Rate, value)),
             _ => return Err(format!("it measured {kind} {value:?} within {whole} s")),
         };
-        Ok(Measured { whole, own, check: String::new() })
+        let share = moment.share_since(self.begun);
+        Ok(Measured { whole, share, own, check: String::new() })
     }
 
     /// `STATUS TEXT`.
@@ -309,10 +342,9 @@ mod tests {
     /// Follows lines that come 1.5 s after each other; the last words say how it ended.
     fn follow(text: &str) -> (Vec<Outcome>, &'static str) {
         let (mut follower, mut outcomes) = (Follower::default(), Vec::new());
-        let start = Instant::now();
         for (number, line) in text.lines().enumerate() {
-            let when = start + Duration::from_millis(1500) * number as u32;
-            match follower.line(line.trim(), when) {
+            let moment = Moment { passed: 1.5 * number as f64, used: 0.75 * number as f64 };
+            match follower.line(line.trim(), moment) {
                 Said::Nothing => {}
                 Said::Outcome(outcome) => outcomes.push(outcome),
                 Said::Done => return (outcomes, "done"),
@@ -337,7 +369,8 @@ mod tests {
             @bench over aes
             @bench done",
         );
-        let measured = |own, check: &str| Measured { whole: 0.0, own, check: check.into() };
+        let measured =
+            |own, check: &str| Measured { whole: 0.0, share: 0.5, own, check: check.into() };
         let whole = |outcome: &Outcome| outcome.result.as_ref().unwrap().whole;
         assert_eq!(end, "done");
         assert_eq!(outcomes.len(), 2);

@@ -230,7 +230,7 @@ pub const WORKLOADS: &[Workload] = &[
         "gcc compiling a middle-sized file",
         4.0,
         Commands {
-            count: 60,
+            count: 36,
             unit: Unit::Seconds,
             prepare: "gcc -O2 -DPARTS=1 -c /mnt/middle.c -o middle.o",
             work: "gcc -O2 -DPARTS={n} -c /mnt/middle.c -o middle.o",
@@ -265,7 +265,7 @@ pub const WORKLOADS: &[Workload] = &[
     micro("copy", "memory copy, 32 MiB", 4.0, 60, "/mnt/micro copy {n}"),
     micro("random-16", "random access, 16 MiB", 2.0, 12_000_000, "/mnt/micro random-16 {n}"),
     micro("random-64", "random access, 64 MiB", 2.0, 10_000_000, "/mnt/micro random-64 {n}"),
-    micro("chase-64", "pointer chase, 64 MiB", 2.0, 2_000_000, "/mnt/micro chase-64 {n}"),
+    micro("random-256", "random access, 256 MiB", 2.0, 8_000_000, "/mnt/micro random-256 {n}"),
     micro(
         "fork-exec",
         "fork and exec of /bin/true, 2,000 times",
@@ -347,7 +347,7 @@ mod tests {
     fn quick_work_is_a_part_of_the_whole() {
         let gcc = WORKLOADS.iter().find(|workload| workload.name == "gcc").unwrap();
         let commands = gcc.commands().unwrap();
-        assert_eq!(commands.fill("-DPARTS={n}", false), "-DPARTS=60");
-        assert_eq!(commands.fill("-DPARTS={n}", true), "-DPARTS=12");
+        assert_eq!(commands.fill("-DPARTS={n}", false), "-DPARTS=36");
+        assert_eq!(commands.fill("-DPARTS={n}", true), "-DPARTS=7");
     }
 }
