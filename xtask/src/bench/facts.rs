@@ -34,6 +34,15 @@ pub struct Facts {
     pub load_before: f64,
 }
 
+/// How was measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// How often.
+    pub runs: u32,
+    /// By the processor time that was used instead of the time that passed.
+    pub processor_time: bool,
+}
+
 impl Facts {
     /// Looks around.
     pub fn collect(bed: &Bed) -> Facts {

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use bed::Bed;
 use contestant::{ALL, Contestant};
-use facts::Facts;
+use facts::{Conditions, Facts};
 use samples::Samples;
 use session::{Measured, Moment, Own, Session};
 use table::Which;
@@ -62,7 +62,7 @@ pub struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Count the processor time that was used, not the time that passed: for machines that are busy
-    /// with other things. Means nothing for fio
+    /// with other things. Not for fio, which waits for the disk
     #[arg(long)]
     processor_time: bool,
     /// Go on with the run that was last begun: measure only what it lacks
@@ -143,9 +143,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let is_whole = workloads.len() == WORKLOADS.len()
         && arguments.on.contains(&Contestant::Native)
         && arguments.on.contains(&Contestant::Tcg);
-    if is_whole && !arguments.quick && !arguments.processor_time {
+    if is_whole && !arguments.quick {
         let path = root.join("docs/performance.md");
-        fs::write(&path, report::page(&rows, &mean, &facts, runs as usize))
+        let conditions = Conditions { runs, processor_time: arguments.processor_time };
+        fs::write(&path, report::page(&rows, &mean, &facts, &conditions))
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("{} is written", path.display());
     }
@@ -222,9 +223,9 @@ impl Bench<'_> {
             for _ in 0..STARTS {
                 let Some(command) = contestant.start_kernel(self.bed, form) else { break };
                 let session = Session::start(command, &log)?;
-                let result = session
-                    .wait_for("@bench up", START_LIMIT)
-                    .map(|up| up.passed * self.counted(up.share_since(Moment::default())));
+                let result = session.wait_for("@bench up", START_LIMIT).map(|up| {
+                    up.passed * self.counted(workload, up.share_since(Moment::default()))
+                });
                 drop(session);
                 let is_done = result.is_ok();
                 self.record(workload, contestant, result, "", &say)?;
@@ -243,7 +244,7 @@ impl Bench<'_> {
                 let workload = pending.remove(place.context("the driver made a workload up")?);
                 let (value, check) = match outcome.result {
                     Ok(measured) => {
-                        let share = self.counted(measured.share);
+                        let share = self.counted(workload, measured.share);
                         (value(workload, &measured, share), measured.check)
                     }
                     Err(why) => (Err(why), String::new()),
@@ -265,8 +266,8 @@ impl Bench<'_> {
     }
 
     /// Which part of the time that passed counts.
-    fn counted(&self, share: f64) -> f64 {
-        if self.processor_time { share } else { 1.0 }
+    fn counted(&self, workload: &Workload, share: f64) -> f64 {
+        if self.processor_time && !workload.waits() { share } else { 1.0 }
     }
 
     /// The command that runs these workloads.

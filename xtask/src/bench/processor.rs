@@ -3,55 +3,79 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-/// What Linux counts processor time in, for programs, on every architecture with a `/proc`.
+/// What Linux counts processor time in, for programs, on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// One line of `/proc/PID/stat`, as far as it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stat {
+/// A process, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Process {
     parent: u32,
-    /// Of itself and of all children that ended, in the kernel and outside.
-    ticks: u64,
+    /// Seconds of its own threads.
+    own: f64,
+    /// Seconds of children that ended and were waited for.
+    children: f64,
 }
 
 /// The seconds that this process, its living descendants and the dead that were waited for have
 /// used.
 pub fn time_of(root: u32) -> f64 {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let stats: BTreeMap<u32, Stat> = entries
+    let processes: BTreeMap<u32, Process> = entries
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read_to_string(entry.path().join("stat")).ok()?;
-            Some((pid, parse(&line)?))
+            Some((pid, parse(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
         })
         .collect();
-    sum(&stats, root) as f64 / TICKS_PER_SECOND
+    let below = descendants(&processes, root);
+    below.map(|(pid, process)| threads_of(pid).unwrap_or(process.own) + process.children).sum()
 }
 
-/// The fields after the name, which is in brackets and may contain any character (proc(5)).
-fn parse(line: &str) -> Option<Stat> {
+/// The time of all living threads, to the nanosecond (Linux's Documentation/scheduler/
+/// sched-stats.rst); `None` if the kernel does not tell.
+fn threads_of(pid: u32) -> Option<f64> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        nanoseconds += text.split(' ').next()?.parse::<u64>().ok()?;
+    }
+    Some(nanoseconds as f64 * 1e-9)
+}
+
+/// The fields of `/proc/PID/stat` after the name, which is in brackets and may contain any
+/// character (proc(5)).
+fn parse(line: &str) -> Option<Process> {
     let (_, rest) = line.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     // The first of these fields is the third of all: ppid is 4, utime to cstime are 14 to 17.
-    let ticks = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
-    Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks })
+    let seconds = |at: usize| -> Option<f64> {
+        let ticks: u64 = fields.get(at - 3)?.parse().ok()?;
+        Some(ticks as f64 / TICKS_PER_SECOND)
+    };
+    Some(Process {
+        parent: fields.get(1)?.parse().ok()?,
+        own: seconds(14)? + seconds(15)?,
+        children: seconds(16)? + seconds(17)?,
+    })
 }
 
-fn sum(stats: &BTreeMap<u32, Stat>, root: u32) -> u64 {
-    let is_below = |mut pid: u32| {
-        // Parents come before their children, so that a chain is no longer than the table.
-        for _ in 0..stats.len() {
+fn descendants(
+    processes: &BTreeMap<u32, Process>,
+    root: u32,
+) -> impl Iterator<Item = (u32, &Process)> {
+    let is_below = move |mut pid: u32| {
+        // A chain of parents is no longer than the table.
+        for _ in 0..processes.len() {
             if pid == root {
                 return true;
             }
-            match stats.get(&pid) {
-                Some(stat) => pid = stat.parent,
+            match processes.get(&pid) {
+                Some(process) => pid = process.parent,
                 None => return false,
             }
         }
         false
     };
-    stats.iter().filter(|(pid, _)| is_below(**pid)).map(|(_, stat)| stat.ticks).sum()
+    processes.iter().map(|(pid, process)| (*pid, process)).filter(move |(pid, _)| is_below(*pid))
 }
 
 #[cfg(test)]
@@ -60,23 +84,27 @@ mod tests {
 
     #[test]
     fn lines_are_read_whatever_the_name() {
-        let line = "7 (a) R 1 (b)) S 3 7 7 0 -1 4194304 100 200 0 0 11 22 33 44 20 0 1 0 99";
-        assert_eq!(parse(line), Some(Stat { parent: 3, ticks: 110 }));
+        let line = "7 (a) R 1 (b)) S 3 7 7 0 -1 4194304 100 200 0 0 100 50 25 25 20 0 1 0 99";
+        assert_eq!(parse(line), Some(Process { parent: 3, own: 1.5, children: 0.5 }));
         assert_eq!(parse("7 (a) S 3"), None);
     }
 
     #[test]
     fn descendants_count_and_others_do_not() {
-        let stat = |parent, ticks| Stat { parent, ticks };
-        let stats = BTreeMap::from([
-            (1, stat(0, 1000)),
-            (5, stat(1, 1)),
-            (6, stat(5, 2)),
-            (7, stat(6, 4)),
-            (8, stat(1, 8)),
-        ]);
-        assert_eq!(sum(&stats, 5), 7);
-        assert_eq!(sum(&stats, 9), 0);
+        let process = |parent| Process { parent, own: 0.0, children: 0.0 };
+        let processes = BTreeMap::from([1, 5, 6, 7, 8].map(|pid| {
+            (
+                pid,
+                process(match pid {
+                    1 => 0,
+                    5 | 8 => 1,
+                    _ => pid - 1,
+                }),
+            )
+        }));
+        let below = |root| descendants(&processes, root).map(|(pid, _)| pid).collect::<Vec<_>>();
+        assert_eq!(below(5), [5, 6, 7]);
+        assert_eq!(below(9), [0u32; 0]);
     }
 
     #[test]

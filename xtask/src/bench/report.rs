@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::contestant::{ALL, MEMORY_MIB};
-use super::facts::Facts;
+use super::facts::{Conditions, Facts};
 use super::table::{Entry, Mean, Row, noise};
 
 const HEAD: [&str; 9] = [
@@ -53,7 +53,8 @@ pub fn terminal(rows: &[Row], mean: &Mean) -> String {
 }
 
 /// The page in docs/.
-pub fn page(rows: &[Row], mean: &Mean, facts: &Facts, runs: usize) -> String {
+pub fn page(rows: &[Row], mean: &Mean, facts: &Facts, conditions: &Conditions) -> String {
+    let runs = conditions.runs;
     let mut text = String::from(
         "# Performance\n\nWritten by `make bench`; do not edit. [How Lodge is measured](testing.md#benchmarks) \
          says what each row means.\n\n",
@@ -94,7 +95,12 @@ pub fn page(rows: &[Row], mean: &Mean, facts: &Facts, runs: usize) -> String {
             noises.join("; ")
         );
     }
-    if facts.load_before > BUSY {
+    if conditions.processor_time {
+        text.push_str(
+            "- times are processor time (except for fio's), since this machine was busy with other \
+             things: the numbers are provisional\n",
+        );
+    } else if facts.load_before > BUSY {
         let _ = writeln!(
             text,
             "- this machine was busy with other things (load {:.1}): the numbers are provisional",
@@ -273,7 +279,8 @@ mod tests {
             versions: vec!["lodge 0".into()],
             load_before: 3.0,
         };
-        let text = page(&rows, &table::mean(&rows), &facts, 3);
+        let conditions = Conditions { runs: 3, processor_time: false };
+        let text = page(&rows, &table::mean(&rows), &facts, &conditions);
         assert!(text.contains("medians of 3 runs") && text.contains("provisional"), "{text}");
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert_eq!(lines.len(), 2 + 3 + 1);

@@ -269,10 +269,10 @@ impl Follower {
         Said::Nothing
     }
 
-    /// `STATUS SECONDS KIND VALUE`.
+    /// `STATUS SECONDS PROCESSOR KIND VALUE`.
     fn end(&self, rest: &str, moment: Moment) -> Result<Measured, String> {
         let fields: Vec<&str> = rest.split(' ').collect();
-        let [status, seconds, kind, value] = fields[..] else {
+        let [status, seconds, used, kind, value] = fields[..] else {
             return Err(format!("the driver said {rest:?}"));
         };
         let whole: f64 = seconds.parse().map_err(|_| format!("it took {seconds:?} s"))?;
@@ -295,7 +295,11 @@ impl Follower {
             ("rate", Ok(value)) if value > 0.0 && value.is_finite() => Some((Own::Rate, value)),
             _ => return Err(format!("it measured {kind} {value:?} within {whole} s")),
         };
-        let share = moment.share_since(self.begun);
+        // Natively the driver knows better than what /proc says of processes that are gone.
+        let share = match used.parse::<f64>() {
+            Ok(used) => (used / whole).min(1.0),
+            Err(_) => moment.share_since(self.begun),
+        };
         Ok(Measured { whole, share, own, check: String::new() })
     }
 
@@ -361,11 +365,11 @@ mod tests {
             "noise
             @bench ready
             @bench begin fib
-            @bench end fib ok 1.510000 seconds 1.25
+            @bench end fib ok 1.510000 - seconds 1.25
             @bench check fib ok 00ff 1
             @bench over fib
             @bench begin aes
-            @bench end aes ok 1.500000 rate 2299.4
+            @bench end aes ok 1.500000 1.125 rate 2299.4
             @bench over aes
             @bench done",
         );
@@ -381,7 +385,7 @@ mod tests {
         );
         assert_eq!(
             outcomes[1].result,
-            Ok(Measured { whole: 1.5, ..measured(Some((Own::Rate, 2299.4)), "") })
+            Ok(Measured { whole: 1.5, share: 0.75, ..measured(Some((Own::Rate, 2299.4)), "") })
         );
     }
 
@@ -392,21 +396,21 @@ mod tests {
                 format!("@bench ready\n@bench begin x\n@bench end x {end}\n{more}@bench over x\n");
             follow(&text).0.remove(0).result.unwrap_err()
         };
-        assert_eq!(failure("exit:1 1.5 - -", "@bench said x no gcc\n"), "exit status 1: no gcc");
-        assert_eq!(failure("signal:11 1.5 - -", ""), "ended by signal 11");
-        assert_eq!(failure("timeout 1.5 - -", ""), "not done after 2 s");
-        assert!(failure("prepare:exit:2 1.5 - -", "").contains("preparation"));
-        assert!(failure("ok 1.2 - -", "").contains("clock is wrong"));
-        assert!(failure("ok 1.5 seconds 1.6", "").contains("measured"));
-        assert!(failure("ok 1.5 rate inf", "").contains("measured"));
-        assert!(failure("ok 1.5 rate 0", "").contains("measured"));
+        assert_eq!(failure("exit:1 1.5 - - -", "@bench said x no gcc\n"), "exit status 1: no gcc");
+        assert_eq!(failure("signal:11 1.5 - - -", ""), "ended by signal 11");
+        assert_eq!(failure("timeout 1.5 - - -", ""), "not done after 2 s");
+        assert!(failure("prepare:exit:2 1.5 - - -", "").contains("preparation"));
+        assert!(failure("ok 1.2 - - -", "").contains("clock is wrong"));
+        assert!(failure("ok 1.5 - seconds 1.6", "").contains("measured"));
+        assert!(failure("ok 1.5 - rate inf", "").contains("measured"));
+        assert!(failure("ok 1.5 - rate 0", "").contains("measured"));
         assert!(failure("ok", "").contains("driver said"));
-        assert!(failure("ok 1.5 - -", "@bench check x exit:1\n").contains("check failed"));
+        assert!(failure("ok 1.5 - - -", "@bench check x exit:1\n").contains("check failed"));
     }
 
     #[test]
     fn a_guest_that_is_lost_costs_only_the_workload_at_work() {
-        let text = "@bench ready\n@bench begin a\n@bench end a ok 1.5 - -\n@bench over a\n\
+        let text = "@bench ready\n@bench begin a\n@bench end a ok 1.5 - - -\n@bench over a\n\
                     @bench begin b\n";
         let (outcomes, end) = follow(text);
         assert_eq!(end, "lost");

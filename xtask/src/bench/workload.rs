@@ -57,6 +57,11 @@ pub enum KernelForm {
 }
 
 impl Workload {
+    /// Whether it waits more than it works, so that the processor time that it took says nothing.
+    pub fn waits(&self) -> bool {
+        self.name == "fio"
+    }
+
     /// The commands, unless it is the start of a kernel.
     pub fn commands(&self) -> Option<&Commands> {
         match &self.kind {
