@@ -46,7 +46,7 @@ pub enum Execution {
 impl Default for Execution {
     /// Most code of a booting system runs a few times only.
     fn default() -> Self {
-        Self::Transcode { after: 12 }
+        Self::Transcode { after: 32 }
     }
 }
 

@@ -91,13 +91,14 @@ pub(crate) fn options(cpuid: CpuidResult) -> u32 {
     if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
 }
 
-/// Decodes the first instruction of `bytes`, which lies at `ip`.
-pub(crate) fn decode<E: Env>(
+/// Decodes the first instruction of `bytes`, which lies at `ip`, whether there is a handler for
+/// it or not.
+pub(crate) fn decode_instruction(
     bits: u32,
     bytes: &[u8],
     ip: u64,
     options: u32,
-) -> Result<Op<E>, Undecodable> {
+) -> Result<Instruction, Undecodable> {
     let window = &bytes[..bytes.len().min(MAX_LEN)];
     let mut decoder = Decoder::with_ip(bits, window, ip, options);
     let mut insn = decoder.decode();
@@ -107,12 +108,22 @@ pub(crate) fn decode<E: Env>(
         insn = decoder.decode();
     }
     match decoder.last_error() {
-        DecoderError::None => {}
-        DecoderError::NoMoreBytes if window.len() < MAX_LEN => return Err(Undecodable::Incomplete),
+        DecoderError::None => Ok(insn),
+        DecoderError::NoMoreBytes if window.len() < MAX_LEN => Err(Undecodable::Incomplete),
         // The decoder takes what goes on behind 15 bytes for an invalid instruction.
-        _ if decoder.position() == MAX_LEN => return Err(Undecodable::Fault(Exception::GP0)),
-        _ => return Err(Undecodable::Fault(Exception::UD)),
+        _ if decoder.position() == MAX_LEN => Err(Undecodable::Fault(Exception::GP0)),
+        _ => Err(Undecodable::Fault(Exception::UD)),
     }
+}
+
+/// Decodes the first instruction of `bytes`, which lies at `ip`.
+pub(crate) fn decode<E: Env>(
+    bits: u32,
+    bytes: &[u8],
+    ip: u64,
+    options: u32,
+) -> Result<Op<E>, Undecodable> {
+    let insn = decode_instruction(bits, bytes, ip, options)?;
     let Some(run) = insn::select::<E>(&insn) else {
         return Err(Undecodable::Fault(Exception::UD));
     };

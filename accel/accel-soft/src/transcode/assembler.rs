@@ -10,6 +10,7 @@ pub struct Reg(pub u8);
 #[allow(missing_docs)]
 impl Reg {
     pub const RAX: Self = Self(0);
+    pub const RCX: Self = Self(1);
     pub const RDX: Self = Self(2);
     pub const RBX: Self = Self(3);
     pub const RBP: Self = Self(5);
@@ -324,6 +325,12 @@ impl Assembler {
         }
     }
 
+    /// CMP of 64 bits in memory with 0.
+    pub fn cmp_mem_zero(&mut self, mem: Mem) {
+        self.with_mem(W, &[0x83], Alu::Cmp as u8, mem);
+        self.byte(0);
+    }
+
     pub fn shr32(&mut self, reg: Reg, count: u8) {
         self.with_reg(0, &[0xc1], 5, reg);
         self.byte(count);
@@ -337,6 +344,20 @@ impl Assembler {
     pub fn sar(&mut self, reg: Reg, count: u8) {
         self.with_reg(W, &[0xc1], 7, reg);
         self.byte(count);
+    }
+
+    pub fn shl32(&mut self, reg: Reg, count: u8) {
+        self.with_reg(0, &[0xc1], 4, reg);
+        self.byte(count);
+    }
+
+    /// MOVZX of AH or AL into RBX or RBP.
+    pub fn movzx_ah(&mut self, to: Reg) {
+        self.bytes(&[0x0f, 0xb6, 0xc4 | (to.0 & 7) << 3]);
+    }
+
+    pub fn movzx_al(&mut self, to: Reg) {
+        self.bytes(&[0x0f, 0xb6, 0xc0 | (to.0 & 7) << 3]);
     }
 
     /// RORX, which leaves the flags alone (BMI2).

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
-use super::assembler::Assembler;
+use super::assembler::{Assembler, Reg};
 use super::entry;
 use super::translate::{Common, Exit, Link, Setting, Translated};
 use crate::code_memory::CodeMemory;
@@ -29,11 +29,6 @@ impl Key {
     /// The same setting at another offset in the page.
     pub fn at(self, offset: u16) -> Self {
         Self(self.0 & !0xfff | u64::from(offset & 0xfff))
-    }
-
-    /// Whether it is a key of this setting.
-    pub fn has(self, setting: Setting) -> bool {
-        self.0 >> 56 == setting.number()
     }
 
     /// A number to count by.
@@ -84,6 +79,8 @@ struct PageBlocks {
 pub struct Cache {
     code: CodeMemory,
     pub common: Common,
+    /// Where blocks lead that were forgotten.
+    forgotten: u64,
     /// The end of the code that is always there.
     common_end: usize,
     blocks: Map<Key, Block>,
@@ -95,6 +92,8 @@ pub struct Cache {
 
 /// Code of a page that was changed this often is no longer translated.
 const MAX_CHANGES: u32 = 64;
+/// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
+const FORGOTTEN: Exit = Exit::Branch { at: 0, stack: 0 };
 /// More exits than this are never kept: 16 bytes each.
 const MAX_EXITS: usize = 1 << 20;
 
@@ -114,14 +113,21 @@ impl Cache {
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
         let load_vectors = code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
         let common = Common { leave: leave as u32, load_vectors: load_vectors as u32 };
+        // Leaves by exit 0.
+        asm.clear();
+        asm.mov_imm(Reg::RBP, 0);
+        let forgotten = code.fill().0;
+        asm.jmp_by(leave as i32 - (forgotten + asm.code.len() + 5) as i32);
+        code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
         let (common_end, _) = code.fill();
         Ok(Self {
+            forgotten: code.address(forgotten),
             code,
             common,
             common_end,
             blocks: Map::default(),
             pages: Map::default(),
-            exits: Vec::new(),
+            exits: vec![FORGOTTEN],
             changes: Map::default(),
         })
     }
@@ -201,12 +207,16 @@ impl Cache {
         self.code.write(at as usize, &distance.to_le_bytes());
     }
 
-    /// Forgets all code of a page. Its host code is not reused, but nothing leads there any more
-    /// once the jump caches are empty.
+    /// Forgets all code of a page. Its host code is not reused. Jump caches may still lead to it:
+    /// it then leads out.
     pub fn forget_page(&mut self, page: u64) {
         if let Some(page) = self.pages.remove(&page) {
             for key in page.blocks {
-                self.blocks.remove(&key);
+                if let Some(Block::Code { far, .. }) = self.blocks.remove(&key) {
+                    let at = far.wrapping_sub(self.code.address(0)) as usize;
+                    self.code.write(at, &[0xe9]);
+                    self.link(at as u32 + 1, self.forgotten);
+                }
             }
         }
         *self.changes.entry(page).or_default() += 1;
@@ -222,7 +232,7 @@ impl Cache {
         self.code.truncate(self.common_end);
         self.blocks.clear();
         self.pages.clear();
-        self.exits.clear();
+        self.exits.truncate(1);
         self.changes.clear();
     }
 }

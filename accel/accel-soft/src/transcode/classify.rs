@@ -21,6 +21,12 @@ pub enum Kind {
     BitString,
     /// CLI, CLD, STD.
     ClearInterrupt,
+    SetInterrupt,
+    PushFlags,
+    /// A segment register into a general-purpose one.
+    Selector,
+    TimeStamp,
+    Pause,
     Direction {
         down: bool,
     },
@@ -118,7 +124,8 @@ pub fn classify(insn: &Instruction) -> Kind {
         | M::Prefetcht1
         | M::Prefetcht2
         | M::Prefetch => return Kind::Nothing,
-        M::Pause | M::Lfence | M::Mfence | M::Sfence => return Kind::Plain,
+        M::Lfence | M::Mfence | M::Sfence => return Kind::Plain,
+        M::Pause => return Kind::Pause,
         M::Lea => return Kind::Lea,
         M::Push if insn.stack_pointer_increment() == -8 => {
             let is_segment =
@@ -136,6 +143,15 @@ pub fn classify(insn: &Instruction) -> Kind {
             return Kind::BitString;
         }
         M::Cli => return Kind::ClearInterrupt,
+        M::Sti => return Kind::SetInterrupt,
+        M::Pushfq => return Kind::PushFlags,
+        M::Rdtsc | M::Rdtscp => return Kind::TimeStamp,
+        M::Mov
+            if matches!(insn.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg)
+                && insn.op0_kind() == OpKind::Register =>
+        {
+            return Kind::Selector;
+        }
         M::Cld => return Kind::Direction { down: false },
         M::Std => return Kind::Direction { down: true },
         _ => {}
@@ -199,8 +215,6 @@ fn is_system(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
         M::Cpuid
-            | M::Rdtsc
-            | M::Rdtscp
             | M::Rdpmc
             | M::Rdpid
             | M::Rdrand
@@ -215,7 +229,6 @@ fn is_system(mnemonic: Mnemonic) -> bool {
             | M::Verw
             | M::Lar
             | M::Lsl
-            | M::Sti
             | M::Hlt
             | M::Lss
             | M::Lfs

@@ -46,6 +46,9 @@ pub struct Context {
     /// Not zero: the processor has something to do besides executing instructions. Any thread
     /// may set it.
     pub attention: AtomicU32,
+    /// Not zero: an interrupt waits until the guest allows interrupts. STI looks at both as one
+    /// number of 64 bits.
+    pub deferred: u32,
     /// Not zero: the guest's vector registers are in the host's. Else they are in memory.
     pub vectors_live: u32,
     /// Why translated code was left: the number of an exit.
@@ -69,6 +72,12 @@ pub struct Context {
     /// Segment bases.
     pub fs_base: u64,
     pub gs_base: u64,
+    /// Selectors of ES to GS.
+    pub selectors: [u32; 6],
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u32,
+    /// The guest's TSC less the host's.
+    pub tsc_offset: u64,
     /// Where vector registers are kept while they are not live.
     pub vectors: *mut VectorState,
     /// The host's stack pointer, to leave translated code with.
@@ -92,6 +101,13 @@ pub mod offset {
     pub const SPILL: i32 = offset_of!(Context, spill) as i32;
     pub const FS_BASE: i32 = offset_of!(Context, fs_base) as i32;
     pub const GS_BASE: i32 = offset_of!(Context, gs_base) as i32;
+
+    pub const TSC_AUX: i32 = offset_of!(Context, tsc_aux) as i32;
+    pub const TSC_OFFSET: i32 = offset_of!(Context, tsc_offset) as i32;
+
+    pub fn selector(number: usize) -> i32 {
+        (offset_of!(Context, selectors) + number * 4) as i32
+    }
 
     pub fn gpr(number: usize) -> i32 {
         (offset_of!(Context, gpr) + number * 8) as i32
@@ -215,6 +231,12 @@ impl ContextCell {
     pub fn ring(&self) {
         // SAFETY: the field is atomic, and no reference to the whole context is made.
         unsafe { &(*self.0.get()).attention }.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether somebody rang.
+    pub fn is_rung(&self) -> bool {
+        // SAFETY: as in `ring`.
+        unsafe { &(*self.0.get()).attention }.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the ring back; what it was about must be looked at afterwards.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use iced_x86::Instruction;
 use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
-use x86::{Cpu, CpuState, View};
+use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Key};
 use super::context::{Context, ContextCell};
@@ -16,6 +16,16 @@ use crate::ram::Page;
 
 /// Entries of the table that counts how often code was entered.
 const HEAT: usize = 1 << 16;
+/// A block covers at most this many bytes of guest code.
+const MAX_BYTES: usize = 512;
+/// Bits of the filter that says which linear pages jump caches lead to.
+const CODE_PAGES: usize = 4096;
+
+/// Where the filter has the page at `linear`.
+fn code_page_bit(linear: u64) -> (usize, u64) {
+    let page = (linear >> 12 ^ linear >> 24) as usize % CODE_PAGES;
+    (page / 64, 1 << (page % 64))
+}
 
 /// What the transcoder did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +43,7 @@ pub struct Counters {
     pub flushed: u64,
     pub cold: u64,
     pub unsettled: u64,
+    pub jumps_forgotten: u64,
 }
 
 /// One processor's transcoder.
@@ -40,6 +51,8 @@ pub struct Transcoder {
     context: Arc<ContextCell>,
     cache: Cache,
     translator: Translator,
+    /// The instructions of one block; kept for their memory.
+    insns: Vec<Instruction>,
     /// How often code was entered, by hash of its key.
     heat: Box<[u8]>,
     /// Code is translated when it was entered this often.
@@ -48,6 +61,10 @@ pub struct Transcoder {
     width: u32,
     /// The soft TLB or jump cache of a view has translations that are not global.
     is_local: [bool; 3],
+    /// Linear pages that jump caches lead to, hashed: a bit for each.
+    code_pages: [u64; CODE_PAGES / 64],
+    /// What each view's jump cache leads to.
+    settings: [Option<Setting>; 3],
     pub counters: Counters,
 }
 
@@ -82,10 +99,13 @@ impl Transcoder {
             context,
             cache: Cache::new()?,
             translator: Translator::new(),
+            insns: Vec::new(),
             heat: vec![0; HEAT].into_boxed_slice(),
             threshold,
             width: host_width(),
             is_local: [false; 3],
+            code_pages: [0; CODE_PAGES / 64],
+            settings: [None; 3],
             counters: Counters::default(),
         }))
     }
@@ -104,6 +124,7 @@ impl Transcoder {
             if cpu.wants_attention() {
                 return;
             }
+            self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
             let mode = cpu.mode();
             if mode.careful || mode.fast_view == View::Checked || mode.code_bits != 64 {
                 cpu.execute(usize::MAX);
@@ -113,11 +134,17 @@ impl Transcoder {
                 cpu.execute(1);
                 continue;
             };
-            let key = Key::new(gpa, self.setting(&cpu.state, mode_view(cpu)));
+            let setting = self.setting(cpu);
+            if self.settings[setting.view as usize] != Some(setting) {
+                // Jump caches know nothing of settings but the view.
+                self.settings[setting.view as usize] = Some(setting);
+                self.forget_jumps();
+            }
+            let key = Key::new(gpa, setting);
             match self.find_or_translate(cpu, key, page) {
                 Some(Block::Code { near, far }) => {
                     self.remember_jump(cpu, far);
-                    self.execute(cpu, key, near);
+                    self.execute(cpu, setting, near);
                 }
                 Some(Block::Interpret) => {
                     self.counters.interpreted += 1;
@@ -133,25 +160,26 @@ impl Transcoder {
 
     /// Learns of what happened outside: code that changed, translations that are void.
     fn catch_up(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        self.context.answer();
         let index = cpu.env.index;
-        let shared = cpu.env.shared.clone();
-        shared.watch.look(index, || {
+        if self.context.is_rung() {
+            self.context.answer();
+            self.counters.attention += 1;
+        }
+        cpu.env.shared.watch.look(index, || {
             self.context().tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
         });
-        if shared.watch.has_changed(index) {
-            for page in shared.watch.take_changed(index) {
-                if let Some(gpa) = shared.ram.address(page) {
+        if cpu.env.shared.watch.has_changed(index) {
+            for page in cpu.env.shared.watch.take_changed(index) {
+                if let Some(gpa) = cpu.env.shared.ram.address(page) {
                     self.counters.invalidated += 1;
                     self.cache.forget_page(gpa);
                 }
             }
-            self.forget_jumps();
         }
-        let forgotten = cpu.take_forgotten();
-        if forgotten.is_empty() {
+        if cpu.has_forgotten_nothing() {
             return;
         }
+        let forgotten = cpu.take_forgotten();
         if forgotten.all {
             self.is_local = [true; 3];
         }
@@ -167,18 +195,21 @@ impl Transcoder {
             for view in 0..3 {
                 self.context().tlb[view].clear_page(linear);
             }
-        }
-        if !forgotten.pages().is_empty() {
-            // Code may have been mapped there.
-            self.forget_jumps();
+            let (word, bit) = code_page_bit(linear);
+            if self.code_pages[word] & bit != 0 {
+                self.forget_jumps();
+            }
         }
     }
 
     fn forget_jumps(&mut self) {
+        self.counters.jumps_forgotten += 1;
+        self.code_pages = [0; CODE_PAGES / 64];
         self.context().jump.iter_mut().for_each(|jump| jump.clear());
     }
 
-    fn setting(&self, state: &CpuState, view: View) -> Setting {
+    fn setting(&self, cpu: &Cpu<SoftEnv>) -> Setting {
+        let state = &cpu.state;
         const MASKS: u32 = 0x1f80;
         const AVX: u64 = 0x6;
         const AVX512: u64 = 0xe6;
@@ -192,7 +223,9 @@ impl Transcoder {
             1 | 2 if xcr0 & AVX == AVX => 2,
             _ => 1,
         };
-        Setting { view, vectors }
+        let view = mode_view(cpu);
+        let time = view != View::User || !state.cr4.contains(Cr4::TSD);
+        Setting { view, vectors, time }
     }
 
     /// Lets branches of the current view find the block at the instruction pointer.
@@ -200,6 +233,8 @@ impl Transcoder {
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
         self.is_local[view] = true;
+        let (word, bit) = code_page_bit(rip);
+        self.code_pages[word] |= bit;
         self.context().jump[view].fill(rip, far);
     }
 
@@ -234,20 +269,22 @@ impl Transcoder {
             self.counters.unsettled += 1;
             return None;
         }
-        let mut bytes = [0; 0x1000];
-        page.load_bytes(offset, &mut bytes[offset..]);
-        let mut insns: Vec<Instruction> = Vec::with_capacity(MAX_INSTRUCTIONS);
-        let mut at = offset;
+        let mut bytes = [0; MAX_BYTES];
+        let bytes = &mut bytes[..MAX_BYTES.min(0x1000 - offset)];
+        page.load_bytes(offset, bytes);
+        let mut insns = std::mem::take(&mut self.insns);
+        insns.clear();
+        let mut len = 0;
         while insns.len() < MAX_INSTRUCTIONS {
-            let Some(insn) = cpu.decode(&bytes[at..], at as u64) else { break };
-            at += insn.len();
+            let Some(insn) = cpu.decode(&bytes[len..], (offset + len) as u64) else { break };
+            len += insn.len();
             insns.push(insn);
-            if insn.flow_control() != iced_x86::FlowControl::Next || at > 0xfff {
+            if insn.flow_control() != iced_x86::FlowControl::Next || len == bytes.len() {
                 break;
             }
         }
-        page.add_code(offset, at - offset);
-        if !page.matches(offset, &bytes[offset..at.min(0x1000)]) {
+        page.add_code(offset, len);
+        if !page.matches(offset, &bytes[..len]) {
             // It changed between the look and the mark.
             return None;
         }
@@ -261,10 +298,11 @@ impl Transcoder {
                 self.cache.next_place()?
             }
         };
-        let setting = self.setting(&cpu.state, mode_view(cpu));
+        let setting = self.setting(cpu);
         let common = self.cache.common;
         let translated =
             self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
+        self.insns = insns;
         let Some(translated) = translated else {
             self.cache.insert_interpreted(key);
             return Some(Block::Interpret);
@@ -274,9 +312,9 @@ impl Transcoder {
         self.cache.insert(key, &translated, &asm.code, exits, links)
     }
 
-    /// Enters translated code at `near`, the block of `key`, and goes on until the processor's
-    /// state must be looked at.
-    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, near: u64) {
+    /// Enters translated code of this setting at `near` and goes on until the processor's state
+    /// must be looked at.
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         while let Next::Enter { at, vectors } = next {
@@ -293,39 +331,37 @@ impl Transcoder {
                     entry::enter(context);
                 }
             }
-            next = self.after(cpu, key);
+            next = self.after(cpu, setting);
         }
     }
 
     /// Does what translated code was left for.
-    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> Next {
+    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
         let number = self.context().exit;
         let Some(exit) = self.cache.exit(number) else {
             unreachable!("translated code left by exit {number}, which does not exist");
         };
         match exit {
             Exit::Attention { at } => {
-                self.counters.attention += 1;
                 self.store_state(cpu, at.into());
                 Next::Look
             }
             Exit::Chain { at, .. } => {
                 self.counters.chains += 1;
-                self.store_state(cpu, at.into());
-                Next::Look
+                let target = self.context().code_base.wrapping_add(at.into());
+                self.go_on(cpu, setting, target)
             }
             Exit::Branch { at, stack } => {
                 self.counters.branches += 1;
                 let target = self.context().scratch;
-                self.store_state(cpu, at.into());
-                if (target << 16) as i64 >> 16 == target as i64 {
-                    cpu.state.rip = target;
-                    let rsp = &mut cpu.state.gpr[x86::state::gpr::RSP];
-                    *rsp = rsp.wrapping_add_signed(stack.into());
-                } else {
+                if (target << 16) as i64 >> 16 != target as i64 {
+                    self.store_state(cpu, at.into());
                     cpu.execute(1);
+                    return Next::Look;
                 }
-                Next::Look
+                let rsp = &mut self.context().gpr[x86::state::gpr::RSP];
+                *rsp = rsp.wrapping_add_signed(stack.into());
+                self.go_on(cpu, setting, target)
             }
             Exit::Miss { at, retry, size, write } => {
                 self.counters.misses += 1;
@@ -344,7 +380,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, key) {
+                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
                     return Next::Look;
                 }
                 self.counters.resumed += 1;
@@ -354,8 +390,22 @@ impl Transcoder {
         }
     }
 
+    /// Goes on at `target` under the same setting.
+    fn go_on(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, target: u64) -> Next {
+        self.context().code_base = target & !0xfff;
+        cpu.state.rip = target;
+        if let Some((gpa, _)) = cpu.code_place()
+            && let Some(Block::Code { near, far }) = self.cache.find(Key::new(gpa, setting))
+        {
+            self.remember_jump(cpu, far);
+            return Next::Enter { at: near, vectors: false };
+        }
+        self.store_state(cpu, target & 0xfff);
+        Next::Look
+    }
+
     /// Whether translated code may go on behind an instruction that was interpreted.
-    fn may_resume(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> bool {
+    fn may_resume(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> bool {
         let mode = cpu.mode();
         cpu.state.activity == Activity::Active
             && !mode.careful
@@ -364,7 +414,7 @@ impl Transcoder {
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && key.has(self.setting(&cpu.state, mode_view(cpu)))
+            && self.setting(cpu) == setting
     }
 
     /// Fills the soft TLB for an access of `size` bytes at `linear`. `false` if the interpreter
@@ -397,6 +447,9 @@ impl Transcoder {
         context.rflags = state.rflags;
         context.fs_base = state.segment(SegReg::Fs).base;
         context.gs_base = state.segment(SegReg::Gs).base;
+        context.selectors = state.seg.map(|segment| segment.selector.into());
+        context.tsc_aux = state.msrs.tsc_aux as u32;
+        context.tsc_offset = state.msrs.tsc_offset;
         context.vectors = vectors;
     }
 

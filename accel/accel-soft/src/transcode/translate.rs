@@ -35,12 +35,14 @@ pub struct Setting {
     pub view: View,
     /// Which vector instructions may be emitted: 0 is none, 1 SSE, 2 AVX, 3 AVX-512.
     pub vectors: u8,
+    /// The time stamp counter may be read.
+    pub time: bool,
 }
 
 impl Setting {
     /// A number for each setting, below 64.
     pub fn number(self) -> u64 {
-        (self.view as u64) << 2 | u64::from(self.vectors)
+        (self.view as u64) << 2 | u64::from(self.vectors) | u64::from(self.time) << 4
     }
 }
 
@@ -148,7 +150,7 @@ impl Translator {
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            setting: Setting { view: View::User, vectors: 0 },
+            setting: Setting { view: View::User, vectors: 0, time: false },
             status: Status::Kept,
             first_exit: 0,
             base: 0,
@@ -197,7 +199,11 @@ impl Translator {
         self.make_vectors_live(common);
 
         let mut ends = false;
-        for (insn, &(kind, _)) in insns.iter().zip(&kinds) {
+        for (i, (insn, &(kind, _))) in insns.iter().zip(&kinds).enumerate() {
+            // The instruction behind STI is executed before an interrupt is taken, so it must
+            // not begin a block.
+            let is_last = i + 1 == insns.len();
+            let kind = if is_last && kind == Kind::SetInterrupt { Kind::Interpret } else { kind };
             ends = self.instruction(insn, kind, common);
         }
         let last = insns.last()?;
@@ -253,6 +259,26 @@ impl Translator {
                 self.asm.alu32_mem_imm(Alu::And, Mem::Context(offset::RFLAGS), mask);
                 Ok(())
             }
+            Kind::SetInterrupt if self.setting.view != View::User => {
+                self.set_interrupt(insn);
+                Ok(())
+            }
+            Kind::PushFlags => {
+                self.push_flags(insn);
+                Ok(())
+            }
+            Kind::Selector => {
+                self.selector(insn);
+                Ok(())
+            }
+            Kind::TimeStamp if self.setting.time => {
+                self.time_stamp(insn.mnemonic() == Mnemonic::Rdtscp);
+                Ok(())
+            }
+            Kind::Pause => {
+                self.asm.bytes(&[0xf3, 0x90]);
+                Ok(())
+            }
             Kind::Direction { down } => {
                 self.destroy_flags();
                 let df = Rflags::DF.bits() as i32;
@@ -273,7 +299,11 @@ impl Translator {
             Kind::JumpIndirect => self.jump_indirect(insn),
             Kind::CallIndirect => self.call_indirect(insn),
             Kind::Return => self.ret(insn),
-            Kind::ClearInterrupt | Kind::Interpret | Kind::InterpretLast => Err(Refused),
+            Kind::ClearInterrupt
+            | Kind::SetInterrupt
+            | Kind::TimeStamp
+            | Kind::Interpret
+            | Kind::InterpretLast => Err(Refused),
         };
         let is_branch =
             matches!(kind, Kind::Call | Kind::JumpIndirect | Kind::CallIndirect | Kind::Return);
@@ -728,6 +758,68 @@ impl Translator {
         self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RBP, 8));
         self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, 0));
         Ok(())
+    }
+
+    /// PUSHFQ.
+    fn push_flags(&mut self, insn: &Instruction) {
+        self.destroy_flags();
+        self.asm.movzx_ah(INDEX);
+        self.asm.alu32_imm(Alu::And, INDEX, 0xd5);
+        self.asm.movzx_al(ADDRESS);
+        self.asm.shl32(ADDRESS, 11);
+        self.asm.alu32(Alu::Or, INDEX, ADDRESS);
+        self.asm.load(ADDRESS, Mem::Context(offset::RFLAGS));
+        self.asm.alu_imm(Alu::And, ADDRESS, !(Rflags::STATUS.bits() as i32));
+        self.asm.alu(Alu::Or, ADDRESS, INDEX);
+        self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
+        self.stack_slot(insn, GUEST_RSP, -8, true);
+        self.asm.load(INDEX, Mem::Context(offset::SPILL));
+        self.asm.store(Mem::Base(ADDRESS, 0), INDEX);
+        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+    }
+
+    // --- Light system instructions ----------------------------------------------------------------
+
+    /// STI. An interrupt that waits already is for the interpreter, which knows of the shadow.
+    fn set_interrupt(&mut self, insn: &Instruction) {
+        self.destroy_flags();
+        let at = insn.ip() as u16;
+        let deferred = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+        // `attention` and, behind it, `deferred`.
+        self.asm.cmp_mem_zero(Mem::Context(offset::ATTENTION));
+        self.asm.jump_if(Cond::NotEqual, deferred);
+        self.asm.alu32_mem_imm(Alu::Or, Mem::Context(offset::RFLAGS), Rflags::IF.bits() as i32);
+    }
+
+    /// MOV from a segment register, which clears what lies above 16 bits.
+    fn selector(&mut self, insn: &Instruction) {
+        let number_of_segment = insn.op1_register() as usize - Register::ES as usize;
+        let from = Mem::Context(offset::selector(number_of_segment));
+        match home(number(insn.op0_register())) {
+            Home::Host(host) => self.asm.load32(host, from),
+            Home::Memory(n) => {
+                self.asm.load32(ADDRESS, from);
+                self.asm.store(Mem::Context(offset::gpr(n)), ADDRESS);
+            }
+        }
+    }
+
+    /// RDTSC and RDTSCP, with nothing that changes flags.
+    fn time_stamp(&mut self, has_processor: bool) {
+        self.free_status();
+        if has_processor {
+            // LFENCE: all that comes before is done.
+            self.asm.bytes(&[0x0f, 0xae, 0xe8]);
+            self.asm.load32(Reg::RCX, Mem::Context(offset::TSC_AUX));
+        }
+        self.asm.bytes(&[0x0f, 0x31]);
+        self.asm.rorx(Reg::RDX, Reg::RDX, 32);
+        self.asm.load(ADDRESS, Mem::Context(offset::TSC_OFFSET));
+        self.asm.lea(STATUS, Mem::Sum { base: Some(STATUS), index: Some((Reg::RDX, 0)), disp: 0 });
+        self.asm.lea(STATUS, Mem::Sum { base: Some(STATUS), index: Some((ADDRESS, 0)), disp: 0 });
+        self.asm.mov32(GUEST_RAX, STATUS);
+        self.asm.rorx(Reg::RDX, STATUS, 32);
+        self.asm.mov32(Reg::RDX, Reg::RDX);
     }
 
     // --- Arithmetic that may fault, and other special cases --------------------------------------
