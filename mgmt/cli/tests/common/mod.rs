@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Each test program uses a part of it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -28,6 +28,21 @@ impl Home {
         path
     }
 
+    /// A program with this text. Another process writes it: a child that another test's thread
+    /// forks while this one has it open for writing would keep it from being executed (ETXTBSY).
+    pub fn program(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        let mut writer = Command::new("sh")
+            .args(["-c", r#"cat > "$0" && chmod 755 "$0""#])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
+        path
+    }
+
     /// `lodge` with this home and nothing of the test's own environment that it looks at.
     pub fn lodge(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lodge"));
@@ -39,8 +54,7 @@ impl Home {
     /// `lodge` whose VMM is a bash script that finds the configuration in `$config`, the console
     /// at `$console` and the status at `$status` (descriptors).
     pub fn lodge_with_vmm(&self, script: &str, arguments: &[&str]) -> Command {
-        let path = self.file("fake-vmm", format!("{FAKE_VMM}\n{script}\n"));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = self.program("fake-vmm", &format!("{FAKE_VMM}\n{script}\n"));
         let mut command = self.lodge(arguments);
         command.env("LODGE_VMM", path);
         command
