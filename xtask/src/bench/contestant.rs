@@ -45,30 +45,27 @@ impl Contestant {
     }
 
     /// The command that runs a plan; it prints what the driver says.
-    pub fn run_plan(self, bed: &Bed, plan: &Path, initrd: &Path) -> Command {
+    pub fn run_plan(self, bed: &Bed, plan: &Path, initrd: &Path, processors: u32) -> Command {
         let cmdline = format!("{QUIET} rdinit=/bench/driver");
         let files = bed.path("files.raw");
         match self {
             Contestant::Native => native(bed, plan),
             Contestant::Tcg => {
-                let mut command = qemu("pc");
+                let mut command = qemu("pc", processors);
                 command.arg("-kernel").arg(&bed.kernel).arg("-initrd").arg(initrd);
                 command.args(["-append", &cmdline]);
                 for disk in [&bed.disk, &files] {
-                    // A comma within a path is written twice.
-                    let path = disk.display().to_string().replace(',', ",,");
                     command.arg("-drive");
-                    command.arg(format!("file={path},format=raw,if=virtio,readonly=on"));
+                    command.arg(format!("file={},format=raw,if=virtio,readonly=on", escape(disk)));
                 }
                 command
             }
             Contestant::Lodge => {
-                let mut command = lodge(bed);
+                let mut command = lodge(bed, processors);
                 command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(initrd);
                 command.args(["--cmdline", &cmdline]);
                 for disk in [&bed.disk, &files] {
-                    let path = disk.display().to_string().replace(',', ",,");
-                    command.arg("--disk").arg(format!("{path},format=raw,readonly"));
+                    command.arg("--disk").arg(format!("{},format=raw,readonly", escape(disk)));
                 }
                 command
             }
@@ -91,19 +88,50 @@ impl Contestant {
         match self {
             Contestant::Native => None,
             Contestant::Tcg => {
-                let mut command = qemu(machine);
+                let mut command = qemu(machine, 1);
                 command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
                 command.args(["-append", &cmdline]);
                 Some(command)
             }
             Contestant::Lodge => {
-                let mut command = lodge(bed);
+                let mut command = lodge(bed, 1);
                 command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
                 command.args(["--cmdline", &cmdline]);
                 Some(command)
             }
         }
     }
+}
+
+/// The command that starts all of Debian; `None` natively. Writes go nowhere that matters.
+pub fn start_debian(contestant: Contestant, bed: &Bed) -> Option<Command> {
+    const CMDLINE: &str = "root=/dev/vda rw console=ttyS0";
+    let disk = escape(&bed.disk);
+    match contestant {
+        Contestant::Native => None,
+        Contestant::Tcg => {
+            let mut command = qemu("pc", 1);
+            command.arg("-kernel").arg(&bed.kernel).arg("-initrd").arg(&bed.initrd);
+            command.args(["-append", CMDLINE, "-drive"]);
+            command.arg(format!("file={disk},format=raw,if=virtio,snapshot=on"));
+            Some(command)
+        }
+        Contestant::Lodge => {
+            let overlay = bed.path("overlay.qcow2");
+            // Of a run that was interrupted; a new one is made.
+            let _ = std::fs::remove_file(&overlay);
+            let mut command = lodge(bed, 1);
+            command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(&bed.initrd);
+            command.args(["--cmdline", CMDLINE, "--disk"]);
+            command.arg(format!("{disk},format=raw,overlay={}", escape(&overlay)));
+            Some(command)
+        }
+    }
+}
+
+/// A comma within a path is written twice, by QEMU and by Lodge.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// The image's own programs on this machine: in a directory with the image's files, and in
@@ -119,18 +147,27 @@ pub fn native(bed: &Bed, plan: &Path) -> Command {
     command
 }
 
-fn qemu(machine: &str) -> Command {
+fn qemu(machine: &str, processors: u32) -> Command {
     let mut command = dies_with_us("KILL", QEMU);
-    command.args(["-machine", machine, "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
+    command.args(["-machine", machine, "-accel", "tcg", "-cpu", "max"]);
+    command.args(["-smp", &processors.to_string()]);
     command.args(["-m", MEMORY_MIB, "-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-no-reboot", "-serial", "stdio"]);
     command
 }
 
-fn lodge(bed: &Bed) -> Command {
+fn lodge(bed: &Bed, processors: u32) -> Command {
     let mut command = dies_with_us("TERM", &bed.lodge.display().to_string());
     command.env("LODGE_HOME", &bed.dir);
-    command.args(["run", "--accel", "soft", "--cpus", "1", "--memory", MEMORY_MIB]);
+    command.args([
+        "run",
+        "--accel",
+        "soft",
+        "--cpus",
+        &processors.to_string(),
+        "--memory",
+        MEMORY_MIB,
+    ]);
     command.args(["--net", "none"]);
     command
 }

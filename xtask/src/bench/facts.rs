@@ -48,7 +48,7 @@ impl Facts {
     pub fn collect(bed: &Bed) -> Facts {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let field = |name: &str| field(&cpuinfo, name).unwrap_or("unknown").to_owned();
-        let commit = first_line(Command::new("git").args(["rev-parse", "--short", "HEAD"]));
+        let commit = first_line(&mut git(&["rev-parse", "--short", "HEAD"]));
         let lodge = first_line(Command::new(&bed.lodge).arg("--version"));
         Facts {
             date: first_line(Command::new("date").args(["-u", "+%Y-%m-%d"])),
@@ -106,8 +106,14 @@ fn guest_kernel(boot: &Path) -> String {
 
 /// Whether the tree that Lodge is built from differs from the commit.
 fn is_changed() -> bool {
-    let status = Command::new("git").args(["diff", "--quiet", "HEAD", "--"]).status();
+    let status = git(&["diff", "--quiet", "HEAD", "--"]).status();
     status.is_ok_and(|status| status.code() == Some(1))
+}
+
+fn git(arguments: &[&str]) -> Command {
+    let mut command = Command::new("git");
+    command.args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments);
+    command
 }
 
 fn read_line(path: &str) -> String {

@@ -5,11 +5,11 @@ mod contestant;
 mod cpio;
 mod facts;
 mod middle;
-mod processor;
 mod report;
 mod samples;
 mod session;
 mod table;
+mod usage;
 mod vmlinux;
 mod workload;
 
@@ -27,7 +27,7 @@ use facts::{Conditions, Facts};
 use samples::Samples;
 use session::{Measured, Moment, Own, Session};
 use table::Which;
-use workload::{Kind, Unit, WORKLOADS, Workload};
+use workload::{KernelForm, Kind, Unit, WORKLOADS, Workload};
 
 /// Measure Lodge side by side with QEMU's TCG and with this machine itself
 ///
@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         }
         return Ok(true);
     }
-    let workloads = select(&arguments.workloads)?;
+    let workloads = select(&arguments.workloads, arguments.quick)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies nowhere")?;
     let dir = std::env::var_os("LODGE_BENCH_DIR")
         .map_or_else(|| root.join("target/bench"), PathBuf::from);
@@ -153,15 +153,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     Ok(rows.iter().flat_map(|row| &row.entries).all(|entry| entry.failures.is_empty()))
 }
 
-/// The workloads of these names, in the order of the table.
-fn select(names: &[String]) -> anyhow::Result<Vec<Workload>> {
+/// The workloads of these names, in the order of the table; without names, all that there is time
+/// for.
+fn select(names: &[String], quick: bool) -> anyhow::Result<Vec<Workload>> {
     for name in names {
         if !WORKLOADS.iter().any(|workload| workload.name == name) {
             bail!("there is no workload {name:?}: `cargo xtask bench --list` lists them");
         }
     }
-    let picked =
-        |workload: &&Workload| names.is_empty() || names.iter().any(|name| workload.name == name);
+    let picked = |workload: &&Workload| {
+        let all = names.is_empty() && !(quick && workload.is_slow());
+        all || names.iter().any(|name| workload.name == name)
+    };
     Ok(WORKLOADS.iter().filter(picked).copied().collect())
 }
 
@@ -202,13 +205,15 @@ impl Bench<'_> {
         round: u32,
         rounds: u32,
     ) -> anyhow::Result<()> {
-        let mut pending: Vec<&Workload> = workloads
+        let pending: Vec<&Workload> = workloads
             .iter()
             .filter(|workload| {
                 let cell = self.samples.begin(workload.name, contestant);
                 match workload.kind {
-                    Kind::Commands(_) => cell.runs() < round as usize,
+                    // It takes a while and is always the same.
+                    Kind::Memory => cell.runs() == 0,
                     Kind::Start(_) => cell.values.len() < round as usize,
+                    Kind::Commands(_) | Kind::OnTwo(_) => cell.runs() < round as usize,
                 }
             })
             .collect();
@@ -217,28 +222,35 @@ impl Bench<'_> {
         };
         let log = self.bed.path(&format!("{}.log", contestant.name()));
         for workload in &pending {
-            let Kind::Start(form) = workload.kind else { continue };
-            // QEMU's microvm hangs now and then, while its kernel looks for a clock: that is told
-            // as a failure, and the next one may do better.
-            for _ in 0..STARTS {
-                let Some(command) = contestant.start_kernel(self.bed, form) else { break };
-                let session = Session::start(command, &log)?;
-                let result = session.wait_for("@bench up", START_LIMIT).map(|up| {
-                    up.passed * self.counted(workload, up.share_since(Moment::default()))
-                });
-                drop(session);
-                let is_done = result.is_ok();
-                self.record(workload, contestant, result, "", &say)?;
-                if is_done {
-                    break;
-                }
+            match workload.kind {
+                Kind::Start(form) => self.start_kernel(workload, contestant, form, &log, &say)?,
+                Kind::Memory => self.measure_memory(workload, contestant, &log, &say)?,
+                Kind::Commands(_) | Kind::OnTwo(_) => {}
             }
         }
-        pending.retain(|workload| workload.commands().is_some());
+        for processors in [1, 2] {
+            let mut plan = pending.clone();
+            plan.retain(|workload| {
+                workload.commands().is_some() && workload.processors() == processors
+            });
+            self.run_plan(plan, contestant, processors, &log, &say)?;
+        }
+        Ok(())
+    }
 
+    /// Runs workloads in one guest, or in another where one breaks down.
+    fn run_plan(
+        &mut self,
+        mut pending: Vec<&Workload>,
+        contestant: Contestant,
+        processors: u32,
+        log: &Path,
+        say: &impl Fn(&str, &str),
+    ) -> anyhow::Result<()> {
         while !pending.is_empty() {
             let before = pending.len();
-            let session = Session::start(self.prepare(&pending, contestant)?, &log)?;
+            let command = self.prepare(&pending, contestant, processors)?;
+            let session = Session::start(command, log)?;
             let end = session.follow(Duration::from_secs(self.limit.into()), |outcome| {
                 let place = pending.iter().position(|workload| workload.name == outcome.name);
                 let workload = pending.remove(place.context("the driver made a workload up")?);
@@ -249,25 +261,69 @@ impl Bench<'_> {
                     }
                     Err(why) => (Err(why), String::new()),
                 };
-                self.record(workload, contestant, value, &check, &say)
+                self.record(workload, contestant, value, &check, say)
             })?;
             drop(session);
             // A guest that breaks down between two workloads is started once more, but one that
             // does not even come to the first would not either the next time.
-            if let Err(why) = end
-                && pending.len() == before
-            {
+            if pending.len() == before {
+                let why = end.err().unwrap_or_else(|| "the driver left it out".to_owned());
                 for workload in std::mem::take(&mut pending) {
-                    self.record(workload, contestant, Err(why.clone()), "", &say)?;
+                    self.record(workload, contestant, Err(why.clone()), "", say)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// Times the start of a kernel.
+    fn start_kernel(
+        &mut self,
+        workload: &Workload,
+        contestant: Contestant,
+        form: KernelForm,
+        log: &Path,
+        say: &impl Fn(&str, &str),
+    ) -> anyhow::Result<()> {
+        // QEMU's microvm hangs now and then, while its kernel looks for a clock: that is told as a
+        // failure, and the next one may do better.
+        for _ in 0..STARTS {
+            let Some(command) = contestant.start_kernel(self.bed, form) else { break };
+            let session = Session::start(command, log)?;
+            let result = session
+                .wait_for("@bench up", START_LIMIT)
+                .map(|up| up.passed * self.counted(workload, up.share_since(Moment::default())));
+            drop(session);
+            let is_done = result.is_ok();
+            self.record(workload, contestant, result, "", say)?;
+            if is_done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts all of Debian and looks how much memory that takes.
+    fn measure_memory(
+        &mut self,
+        workload: &Workload,
+        contestant: Contestant,
+        log: &Path,
+        say: &impl Fn(&str, &str),
+    ) -> anyhow::Result<()> {
+        let Some(command) = contestant::start_debian(contestant, self.bed) else { return Ok(()) };
+        let session = Session::start(command, log)?;
+        // The image has this line above the prompt, which itself is no whole line.
+        let result = session
+            .wait_for("Log in as root", Duration::from_secs(self.limit.into()))
+            .map(|_| session.memory_mib());
+        session.kill();
+        self.record(workload, contestant, result, "", say)
+    }
+
     /// Which part of the time that passed counts.
     fn counted(&self, workload: &Workload, share: f64) -> f64 {
-        if self.processor_time && !workload.waits() { share } else { 1.0 }
+        if self.processor_time && !workload.needs_real_time() { share } else { 1.0 }
     }
 
     /// The command that runs these workloads.
@@ -275,6 +331,7 @@ impl Bench<'_> {
         &self,
         workloads: &[&Workload],
         contestant: Contestant,
+        processors: u32,
     ) -> anyhow::Result<std::process::Command> {
         let mut plan = String::new();
         for workload in workloads {
@@ -287,7 +344,7 @@ impl Bench<'_> {
         let initrd = self.bed.path("plan.cpio");
         fs::write(&path, &plan).with_context(|| format!("cannot write {}", path.display()))?;
         self.bed.plan_archive(&plan, &initrd)?;
-        Ok(contestant.run_plan(self.bed, &path, &initrd))
+        Ok(contestant.run_plan(self.bed, &path, &initrd, processors))
     }
 
     fn record(
@@ -308,6 +365,8 @@ impl Bench<'_> {
                 match workload.unit() {
                     Unit::Seconds => say(workload.name, &format!("{value:.3} s")),
                     Unit::PerSecond(unit) => say(workload.name, &format!("{value:.1} {unit}/s")),
+                    Unit::Times => say(workload.name, &format!("{value:.2} times")),
+                    Unit::Mib => say(workload.name, &format!("{value:.0} MiB")),
                 }
             }
             Err(why) => {
@@ -328,7 +387,7 @@ fn value(workload: &Workload, measured: &Measured, part: f64) -> Result<f64, Str
     match (workload.unit(), measured.own) {
         (Unit::Seconds, Some((Own::Seconds, seconds))) => Ok(seconds * part),
         (Unit::Seconds, None) => Ok(measured.whole * part),
-        (Unit::PerSecond(_), Some((Own::Rate, rate))) => Ok(rate / part),
+        (Unit::PerSecond(_) | Unit::Times, Some((Own::Rate, rate))) => Ok(rate / part),
         (unit, own) => Err(format!("it measured {own:?}, not {unit:?}")),
     }
 }
@@ -350,10 +409,11 @@ mod tests {
     fn workloads_are_selected_by_name() {
         let names = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            select(&names).map(|found| found.iter().map(|w| w.name).collect::<Vec<_>>())
+            select(&names, false).map(|found| found.iter().map(|w| w.name).collect::<Vec<_>>())
         };
         assert_eq!(names(&["gcc", "sha256"]).unwrap(), ["sha256", "gcc"]);
         assert_eq!(names(&[]).unwrap().len(), WORKLOADS.len());
+        assert!(select(&[], true).unwrap().iter().all(|workload| workload.name != "memory"));
         assert!(names(&["gc"]).unwrap_err().to_string().contains("--list"));
     }
 

@@ -134,6 +134,7 @@ pub const BUSY: f64 = 0.5;
 fn cells(row: &Row) -> [String; 9] {
     let [native, tcg, lodge] = &row.entries;
     let ratios = &row.ratios;
+    let better = if lodge.unit == "MiB" { "less" } else { "faster" };
     [
         row.title.to_owned(),
         value(native),
@@ -141,7 +142,7 @@ fn cells(row: &Row) -> [String; 9] {
         value(lodge),
         ratio(ratios.tcg_slower_than_native, "slower"),
         ratio(ratios.lodge_slower_than_native, "slower"),
-        ratio(ratios.lodge_faster_than_tcg, "faster"),
+        ratio(ratios.lodge_faster_than_tcg, better),
         format!("{}×", row.target),
         met(row.met),
     ]
@@ -177,7 +178,11 @@ fn met(met: Option<bool>) -> String {
 /// "3.5× slower"; for a ratio below one the other word, so that nobody has to think.
 fn ratio(ratio: Option<f64>, word: &str) -> String {
     let Some(ratio) = ratio else { return String::new() };
-    let other = if word == "slower" { "faster" } else { "slower" };
+    let other = match word {
+        "slower" => "faster",
+        "less" => "more",
+        _ => "slower",
+    };
     // What prints as 1.0 is neither.
     if (0.95..1.05).contains(&ratio) {
         "1.0×".to_owned()
@@ -192,6 +197,8 @@ fn value(entry: &Entry) -> String {
     let mark = if entry.earlier { "*" } else { "" };
     let text = match entry.median {
         Some(median) if entry.unit == "s" => format!("{median:.3} s"),
+        Some(median) if entry.unit == "×" => format!("{median:.2}×"),
+        Some(median) if entry.unit == "MiB" => format!("{median:.0} MiB"),
         Some(median) => format!("{} {}/s", significant(median), entry.unit),
         None if entry.failures.is_empty() => return "–".to_owned(),
         None => return format!("failed{mark}"),

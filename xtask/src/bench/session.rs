@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::processor;
+use super::usage;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -73,6 +73,7 @@ impl Moment {
 pub struct Session {
     begun: Instant,
     child: Child,
+    end_patience: Duration,
     lines: Receiver<(Instant, String)>,
 }
 
@@ -108,7 +109,7 @@ impl Session {
         if let Some(stream) = child.stderr.take() {
             follow(Box::new(stream))?;
         }
-        Ok(Session { begun, child, lines })
+        Ok(Session { begun, child, end_patience: END_PATIENCE, lines })
     }
 
     /// Waits for a line that contains this; returns when it came. The error is the last line.
@@ -174,12 +175,19 @@ impl Session {
 }
 
 impl Session {
+    /// The memory that it and all that it started hold now, in MiB.
+    pub fn memory_mib(&self) -> f64 {
+        usage::memory_of(self.child.id()) / f64::from(1 << 20)
+    }
+
     /// A point in the life of the program.
     fn moment(&self, when: Instant) -> Moment {
-        Moment {
-            passed: (when - self.begun).as_secs_f64(),
-            used: processor::time_of(self.child.id()),
-        }
+        Moment { passed: (when - self.begun).as_secs_f64(), used: usage::time_of(self.child.id()) }
+    }
+
+    /// Ends it at once: there is nothing in it to be waited for.
+    pub fn kill(mut self) {
+        self.end_patience = Duration::ZERO;
     }
 
     /// Waits until it has ended by itself, as a guest does that switches itself off.
@@ -200,7 +208,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let pid = Pid::from_child(&self.child);
         // Lodge asks its guest to switch off at the first signal, and ends it at the second.
-        for patience in [END_PATIENCE, Duration::from_millis(200), END_PATIENCE] {
+        for patience in [self.end_patience, Duration::from_millis(200), END_PATIENCE] {
             if self.ends_within(patience) {
                 return;
             }

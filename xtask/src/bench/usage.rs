@@ -1,7 +1,9 @@
-//! How much processor time a program and all that it started have used.
+//! How much processor time and memory a program and all that it started use.
 
 use std::collections::BTreeMap;
 use std::fs;
+
+use super::facts;
 
 /// What Linux counts processor time in, for programs, on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -19,15 +21,30 @@ struct Process {
 /// The seconds that this process, its living descendants and the dead that were waited for have
 /// used.
 pub fn time_of(root: u32) -> f64 {
+    let processes = all();
+    let below = descendants(&processes, root);
+    below.map(|(pid, process)| threads_of(pid).unwrap_or(process.own) + process.children).sum()
+}
+
+/// The bytes of memory that this process and its living descendants hold (VmRSS in proc(5)).
+pub fn memory_of(root: u32) -> f64 {
+    let processes = all();
+    let kib = descendants(&processes, root).map(|(pid, _)| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let value = facts::field(&status, "VmRSS").and_then(|value| value.split(' ').next());
+        value.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)
+    });
+    kib.sum::<f64>() * 1024.0
+}
+
+fn all() -> BTreeMap<u32, Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes: BTreeMap<u32, Process> = entries
+    entries
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             Some((pid, parse(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
         })
-        .collect();
-    let below = descendants(&processes, root);
-    below.map(|(pid, process)| threads_of(pid).unwrap_or(process.own) + process.children).sum()
+        .collect()
 }
 
 /// The time of all living threads, to the nanosecond (Linux's Documentation/scheduler/
@@ -105,6 +122,12 @@ mod tests {
         let below = |root| descendants(&processes, root).map(|(pid, _)| pid).collect::<Vec<_>>();
         assert_eq!(below(5), [5, 6, 7]);
         assert_eq!(below(9), [0u32; 0]);
+    }
+
+    #[test]
+    fn this_process_holds_memory() {
+        assert!(memory_of(std::process::id()) > 100_000.0);
+        assert_eq!(memory_of(u32::MAX), 0.0);
     }
 
     #[test]
