@@ -313,11 +313,11 @@ pub const WORKLOADS: &[Workload] = &[
         "fio 4k random read",
         1.5,
         Commands {
-            count: 0,
+            count: 20_000,
             unit: Unit::PerSecond("reads"),
             prepare: "cat /mnt/random > /dev/null",
             work: "fio --name=read --filename=/mnt/random --readonly --rw=randread --bs=4k --direct=1 \
-                   --ioengine=psync --randseed=1 --time_based --runtime=1 --output-format=terse \
+                   --ioengine=psync --randseed=1 --norandommap --number_ios={n} --output-format=terse \
                    --terse-version=3 | awk -F';' '{ print \"rate\", $8 }'",
             check: "head -c 10000000 /mnt/random | sha256sum",
         },
