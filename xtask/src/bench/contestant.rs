@@ -101,30 +101,30 @@ impl Contestant {
             }
         }
     }
-}
 
-/// The command that starts all of Debian; `None` natively. Writes go nowhere that matters.
-pub fn start_debian(contestant: Contestant, bed: &Bed) -> Option<Command> {
-    const CMDLINE: &str = "root=/dev/vda rw console=ttyS0";
-    let disk = escape(&bed.disk);
-    match contestant {
-        Contestant::Native => None,
-        Contestant::Tcg => {
-            let mut command = qemu("pc", 1);
-            command.arg("-kernel").arg(&bed.kernel).arg("-initrd").arg(&bed.initrd);
-            command.args(["-append", CMDLINE, "-drive"]);
-            command.arg(format!("file={disk},format=raw,if=virtio,snapshot=on"));
-            Some(command)
-        }
-        Contestant::Lodge => {
-            let overlay = bed.path("overlay.qcow2");
-            // Of a run that was interrupted; a new one is made.
-            let _ = std::fs::remove_file(&overlay);
-            let mut command = lodge(bed, 1);
-            command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(&bed.initrd);
-            command.args(["--cmdline", CMDLINE, "--disk"]);
-            command.arg(format!("{disk},format=raw,overlay={}", escape(&overlay)));
-            Some(command)
+    /// The command that starts all of Debian; `None` natively. Writes go nowhere that matters.
+    pub fn start_debian(self, bed: &Bed) -> Option<Command> {
+        const CMDLINE: &str = "root=/dev/vda rw console=ttyS0";
+        let disk = escape(&bed.disk);
+        match self {
+            Contestant::Native => None,
+            Contestant::Tcg => {
+                let mut command = qemu("pc", 1);
+                command.arg("-kernel").arg(&bed.kernel).arg("-initrd").arg(&bed.initrd);
+                command.args(["-append", CMDLINE, "-drive"]);
+                command.arg(format!("file={disk},format=raw,if=virtio,snapshot=on"));
+                Some(command)
+            }
+            Contestant::Lodge => {
+                let overlay = bed.path("overlay.qcow2");
+                // Of a run that was interrupted; a new one is made.
+                let _ = std::fs::remove_file(&overlay);
+                let mut command = lodge(bed, 1);
+                command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(&bed.initrd);
+                command.args(["--cmdline", CMDLINE, "--disk"]);
+                command.arg(format!("{disk},format=raw,overlay={}", escape(&overlay)));
+                Some(command)
+            }
         }
     }
 }
@@ -159,16 +159,8 @@ fn qemu(machine: &str, processors: u32) -> Command {
 fn lodge(bed: &Bed, processors: u32) -> Command {
     let mut command = dies_with_us("TERM", &bed.lodge.display().to_string());
     command.env("LODGE_HOME", &bed.dir);
-    command.args([
-        "run",
-        "--accel",
-        "soft",
-        "--cpus",
-        &processors.to_string(),
-        "--memory",
-        MEMORY_MIB,
-    ]);
-    command.args(["--net", "none"]);
+    command.args(["run", "--accel", "soft", "--cpus", &processors.to_string()]);
+    command.args(["--memory", MEMORY_MIB, "--net", "none"]);
     command
 }
 

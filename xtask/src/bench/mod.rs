@@ -311,7 +311,7 @@ impl Bench<'_> {
         log: &Path,
         say: &impl Fn(&str, &str),
     ) -> anyhow::Result<()> {
-        let Some(command) = contestant::start_debian(contestant, self.bed) else { return Ok(()) };
+        let Some(command) = contestant.start_debian(self.bed) else { return Ok(()) };
         let session = Session::start(command, log)?;
         // The image has this line above the prompt, which itself is no whole line.
         let result = session

@@ -62,10 +62,11 @@ pub fn page(rows: &[Row], mean: &Mean, facts: &Facts, conditions: &Conditions) -
     let guest = if facts.is_guest { " (itself a virtual machine)" } else { "" };
     let _ = write!(
         text,
-        "- {}: medians of {runs} runs, each workload in turn natively, under TCG and under Lodge\n\
+        "- {}: medians of {runs} runs, each of all workloads {}\n\
          - {} × {}, {} GiB of memory{guest}, Linux {}\n\
          - guests: 1 processor, {MEMORY_MIB} MiB, {}, Linux {}\n",
         facts.date,
+        whereabouts(rows),
         facts.processors,
         facts.processor,
         facts.memory_gib,
@@ -124,6 +125,21 @@ pub fn page(rows: &[Row], mean: &Mean, facts: &Facts, conditions: &Conditions) -
         for failure in failures {
             let _ = writeln!(text, "- {}", failure.replace(['|', '<', '`'], " "));
         }
+    }
+    text
+}
+
+/// Where was measured: "natively, then under TCG, then under Lodge".
+fn whereabouts(rows: &[Row]) -> String {
+    let is_measured = |index: usize| {
+        let entries = rows.iter().map(|row| &row.entries[index]);
+        entries.into_iter().any(|entry| entry.median.is_some() || !entry.failures.is_empty())
+    };
+    let names = ["natively", "under TCG", "under Lodge"];
+    let (measured, left_out): (Vec<usize>, Vec<usize>) = (0..3).partition(|i| is_measured(*i));
+    let mut text = measured.iter().map(|i| names[*i]).collect::<Vec<_>>().join(", then ");
+    for index in left_out {
+        let _ = write!(text, "; not measured {}", names[index]);
     }
     text
 }
@@ -288,6 +304,10 @@ mod tests {
         };
         let conditions = Conditions { runs: 3, processor_time: false };
         let text = page(&rows, &table::mean(&rows), &facts, &conditions);
+        assert!(
+            text.contains("all workloads natively, then under TCG, then under Lodge\n"),
+            "{text}"
+        );
         assert!(text.contains("medians of 3 runs") && text.contains("provisional"), "{text}");
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert_eq!(lines.len(), 2 + 3 + 1);
