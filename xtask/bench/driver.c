@@ -17,6 +17,7 @@
  *
  * What this program says goes to the console, a line each:
  *     @bench ready
+ *     @bench prepare NAME
  *     @bench begin NAME
  *     @bench end NAME ok|STATUS SECONDS PROCESSOR seconds|rate|- VALUE
  *     @bench check NAME ok|STATUS TEXT
@@ -276,6 +277,7 @@ static void work(char *fields[FIELDS])
     if (chdir("/tmp") != 0)
         fail("/tmp");
     double taken = 0;
+    say("@bench prepare %s", name);
     if (*fields[2])
         taken = run(fields[2], limit, status, sizeof status);
     if (*fields[2] && strcmp(status, "ok") != 0) {

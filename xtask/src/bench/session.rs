@@ -258,7 +258,8 @@ impl Follower {
                 return Said::Broken("the guest started anew".to_owned());
             }
             "ready" => self.state = State::Ready,
-            "begin" => {
+            // One that dies of its preparation is to be known, too.
+            "prepare" | "begin" => {
                 *self = Follower {
                     state: State::Ready,
                     name: name.to_owned(),
@@ -418,8 +419,8 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_lost_costs_only_the_workload_at_work() {
-        let text = "@bench ready\n@bench begin a\n@bench end a ok 1.5 - - -\n@bench over a\n\
-                    @bench begin b\n";
+        let text = "@bench ready\n@bench prepare a\n@bench begin a\n@bench end a ok 1.5 - - -\n@bench over a\n\
+                    @bench prepare b\n";
         let (outcomes, end) = follow(text);
         assert_eq!(end, "lost");
         assert!(outcomes[0].result.is_ok());
