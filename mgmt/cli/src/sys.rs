@@ -65,8 +65,8 @@ fn ending_set() -> libc::sigset_t {
     }
 }
 
-/// Makes a command start with no blocked signals, as a program expects, and end by SIGTERM if this
-/// program ends without having ended it.
+/// Makes a command start with no ending signal blocked or ignored, as a program expects, and end by
+/// SIGTERM if this program ends without having ended it.
 pub fn tie_to_this_process(command: &mut Command) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs in the child between fork and exec, where only calls that are safe
@@ -77,6 +77,10 @@ pub fn tie_to_this_process(command: &mut Command) {
             let mut none: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+            // A shell has what it starts in the background ignore some of them.
+            for signal in ENDING {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
                 return Err(io::Error::last_os_error());
             }
