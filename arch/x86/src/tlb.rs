@@ -166,6 +166,11 @@ impl<P: Copy> Tlb<P> {
         };
     }
 
+    /// The number of the current address space.
+    pub fn address_space(&self) -> u16 {
+        self.asid
+    }
+
     /// Whether the translation that the last hit or fill at `linear` used is a global one.
     pub fn is_global(&self, view: View, linear: u64) -> bool {
         self.entries[Self::index(view, linear)].global

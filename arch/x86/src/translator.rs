@@ -55,6 +55,12 @@ impl<E: Env> Cpu<E> {
         Some(Target { page, writable, global: self.tlb.is_global(view, linear) })
     }
 
+    /// The number of the address space, below 4096, by which the TLB tells it from others. A number
+    /// is given to another address space only after the TLB forgot everything.
+    pub fn address_space(&self) -> u16 {
+        self.tlb.address_space()
+    }
+
     /// What the TLB forgot since the last call.
     pub fn take_forgotten(&mut self) -> Forgotten {
         core::mem::take(&mut self.tlb.forgotten)

@@ -251,6 +251,14 @@ impl Assembler {
         self.with_mem(W, &[0x89], from.0, to);
     }
 
+    pub fn store32(&mut self, to: Mem, from: Reg) {
+        self.with_mem(0, &[0x89], from.0, to);
+    }
+
+    pub fn neg(&mut self, reg: Reg) {
+        self.with_reg(W, &[0xf7], 3, reg);
+    }
+
     /// MOV of a sign-extended immediate.
     pub fn mov_imm(&mut self, to: Reg, value: i32) {
         if value >= 0 {

@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
+use x86::View;
+
 use super::assembler::{Assembler, Reg};
-use super::entry;
+use super::context::VIEWS;
+use super::{entry, second_level};
 use super::translate::{Common, Exit, Link, Setting, Translated};
 use crate::code_memory::CodeMemory;
 
 /// Bytes of code that one processor may have.
-pub const CODE_SIZE: usize = 16 << 20;
+pub const CODE_SIZE: usize = 32 << 20;
 
 /// What a block is found by: the guest physical address of its first byte and its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,8 +97,8 @@ pub struct Cache {
 const MAX_CHANGES: u32 = 64;
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Exit = Exit::Branch { at: 0, stack: 0 };
-/// More exits than this are never kept: 16 bytes each.
-const MAX_EXITS: usize = 1 << 20;
+/// More exits than this are never kept: 12 bytes each.
+const MAX_EXITS: usize = 3 << 19;
 
 impl Cache {
     pub fn new() -> io::Result<Self> {
@@ -107,18 +110,25 @@ impl Cache {
             asm.bytes(&[0xff, 0x25, 0, 0, 0, 0]);
             asm.bytes(&address.to_le_bytes());
         };
+        let leave_label = asm.here();
         jump_to(&mut asm, entry::leave as *const () as u64);
-        let leave = code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
-        asm.clear();
+        let load_vectors = asm.code.len() as u32;
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
-        let load_vectors = code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
-        let common = Common { leave: leave as u32, load_vectors: load_vectors as u32 };
+        let mut second_level = [[0; 2]; VIEWS];
+        for view in [View::User, View::Supervisor, View::SupervisorAc] {
+            for write in [false, true] {
+                second_level[view as usize][usize::from(write)] = asm.code.len() as u32;
+                second_level::emit(&mut asm, view, write, leave_label);
+            }
+        }
+        let common = Common { leave: 0, load_vectors, second_level };
         // Leaves by exit 0.
-        asm.clear();
+        let forgotten = asm.code.len();
         asm.mov_imm(Reg::RBP, 0);
-        let forgotten = code.fill().0;
-        asm.jmp_by(leave as i32 - (forgotten + asm.code.len() + 5) as i32);
-        code.append(&asm.code).ok_or_else(|| io::Error::other("no room"))?;
+        asm.jmp(leave_label);
+        if !asm.resolve() || code.append(&asm.code) != Some(0) {
+            return Err(io::Error::other("the common code does not lie where it should"));
+        }
         let (common_end, _) = code.fill();
         Ok(Self {
             forgotten: code.address(forgotten),

@@ -24,10 +24,35 @@ pub struct TlbView {
     /// Added to a linear address, gives the offset in the page if loads from it hit, else a
     /// number above 4095.
     pub read: [u64; TLB_ENTRIES],
-    /// The same for stores.
+    /// The host's address of the page.
+    pub read_host: [u64; TLB_ENTRIES],
+    /// The same for stores: a copy from one array to another must not make two entries fight
+    /// for one place.
     pub write: [u64; TLB_ENTRIES],
     /// The host's address of the page.
-    pub host: [u64; TLB_ENTRIES],
+    pub write_host: [u64; TLB_ENTRIES],
+}
+
+/// Entries of the second level of one view's soft TLB, a power of two.
+pub const SECOND_ENTRIES: usize = 1 << 13;
+
+/// An entry of the second level. Its tags are linear page addresses with the number of the
+/// address space ([`Context::spaces`]) in the low bits.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct SecondEntry {
+    /// Loads hit.
+    pub read: u64,
+    /// Stores hit, if `epoch` is [`Context::write_epoch`].
+    pub write: u64,
+    /// The host's address of the page.
+    pub host: u64,
+    pub epoch: u64,
+}
+
+impl SecondEntry {
+    /// No linear page has this tag: it is not canonical.
+    pub const EMPTY: Self = Self { read: 1 << 63, write: 1 << 63, host: 0, epoch: 0 };
 }
 
 /// Where indirect and far branches of one view find translated code.
@@ -84,6 +109,12 @@ pub struct Context {
     pub host_sp: u64,
     /// Where to enter translated code.
     pub target: u64,
+    /// The second level of each view's soft TLB: [`SECOND_ENTRIES`] entries.
+    pub second: [*mut SecondEntry; VIEWS],
+    /// The number of the address space by which each view's second level is tagged.
+    pub spaces: [u64; VIEWS],
+    /// Entries of another epoch allow no stores.
+    pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
     pub host_mxcsr: u32,
     pub tlb: [TlbView; VIEWS],
@@ -113,16 +144,30 @@ pub mod offset {
         (offset_of!(Context, gpr) + number * 8) as i32
     }
 
-    pub fn tlb_read(view: View) -> i32 {
-        tlb(view) + offset_of!(TlbView, read) as i32
+    pub const SCRATCH: i32 = offset_of!(Context, scratch) as i32;
+    pub const EXIT: i32 = offset_of!(Context, exit) as i32;
+    pub const STATUS: i32 = offset_of!(Context, status) as i32;
+    pub const WRITE_EPOCH: i32 = offset_of!(Context, write_epoch) as i32;
+
+    pub fn second(view: View) -> i32 {
+        (offset_of!(Context, second) + view as usize * 8) as i32
     }
 
-    pub fn tlb_write(view: View) -> i32 {
-        tlb(view) + offset_of!(TlbView, write) as i32
+    pub fn space(view: View) -> i32 {
+        (offset_of!(Context, spaces) + view as usize * 8) as i32
     }
 
-    pub fn tlb_host(view: View) -> i32 {
-        tlb(view) + offset_of!(TlbView, host) as i32
+    /// The tags that loads or stores look at.
+    pub fn tlb_tag(view: View, write: bool) -> i32 {
+        let field = if write { offset_of!(TlbView, write) } else { offset_of!(TlbView, read) };
+        tlb(view) + field as i32
+    }
+
+    /// The pages that belong to these tags.
+    pub fn tlb_host(view: View, write: bool) -> i32 {
+        let field =
+            if write { offset_of!(TlbView, write_host) } else { offset_of!(TlbView, read_host) };
+        tlb(view) + field as i32
     }
 
     fn tlb(view: View) -> i32 {
@@ -174,13 +219,16 @@ impl TlbView {
         self.write[index] = never(index);
     }
 
-    /// Remembers that the page at `linear` lies at `host`.
-    pub fn fill(&mut self, linear: u64, host: u64, writable: bool) {
+    /// Remembers that the page at `linear` lies at `host`, for loads or for stores.
+    pub fn fill(&mut self, linear: u64, host: u64, write: bool) {
         let index = Self::index(linear);
         let tag = (linear & !0xfff).wrapping_neg();
-        self.read[index] = tag;
-        self.write[index] = if writable { tag } else { never(index) };
-        self.host[index] = host;
+        let (tags, hosts) = match write {
+            true => (&mut self.write, &mut self.write_host),
+            false => (&mut self.read, &mut self.read_host),
+        };
+        tags[index] = tag;
+        hosts[index] = host;
     }
 
     fn index(linear: u64) -> usize {

@@ -8,7 +8,7 @@ use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Key};
-use super::context::{Context, ContextCell};
+use super::context::{Context, ContextCell, SECOND_ENTRIES, SecondEntry, VIEWS};
 use super::entry;
 use super::translate::{Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
 use crate::env::SoftEnv;
@@ -61,11 +61,18 @@ pub struct Transcoder {
     width: u32,
     /// The soft TLB or jump cache of a view has translations that are not global.
     is_local: [bool; 3],
+    /// The second level of the soft TLB, by view; the context points at it.
+    second: [Box<[SecondEntry]>; VIEWS],
     /// Linear pages that jump caches lead to, hashed: a bit for each.
     code_pages: [u64; CODE_PAGES / 64],
     /// What each view's jump cache leads to.
     settings: [Option<Setting>; 3],
     pub counters: Counters,
+}
+
+/// Where the second level of the soft TLB has the page at `linear`.
+fn second_index(linear: u64) -> usize {
+    (linear >> 12) as usize % SECOND_ENTRIES
 }
 
 /// Vector registers as wide as the host has them, as [`Context::width`] counts.
@@ -95,7 +102,15 @@ impl Transcoder {
         if !entry::is_possible() {
             return Ok(None);
         }
+        let mut second =
+            [(); VIEWS].map(|()| vec![SecondEntry::EMPTY; SECOND_ENTRIES].into_boxed_slice());
+        // SAFETY: nobody else has the context yet.
+        let tables = unsafe { &mut (*context.get()).second };
+        for (table, second) in tables.iter_mut().zip(&mut second) {
+            *table = second.as_mut_ptr();
+        }
         Ok(Some(Self {
+            second,
             context,
             cache: Cache::new()?,
             translator: Translator::new(),
@@ -165,9 +180,7 @@ impl Transcoder {
             self.context.answer();
             self.counters.attention += 1;
         }
-        cpu.env.shared.watch.look(index, || {
-            self.context().tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
-        });
+        cpu.env.shared.watch.look(index, || self.forget_writes());
         if cpu.env.shared.watch.has_changed(index) {
             for page in cpu.env.shared.watch.take_changed(index) {
                 if let Some(gpa) = cpu.env.shared.ram.address(page) {
@@ -182,6 +195,14 @@ impl Transcoder {
         let forgotten = cpu.take_forgotten();
         if forgotten.all {
             self.is_local = [true; 3];
+            for view in &mut self.second {
+                view.fill(SecondEntry::EMPTY);
+            }
+        }
+        if forgotten.all || forgotten.space {
+            // The supervisor's second level has global pages only.
+            let space = u64::from(cpu.address_space());
+            self.context().spaces = [space, 0, space];
         }
         if forgotten.all || forgotten.space {
             for view in 0..3 {
@@ -194,12 +215,20 @@ impl Transcoder {
         for &linear in forgotten.pages() {
             for view in 0..3 {
                 self.context().tlb[view].clear_page(linear);
+                self.second[view][second_index(linear)] = SecondEntry::EMPTY;
             }
             let (word, bit) = code_page_bit(linear);
             if self.code_pages[word] & bit != 0 {
                 self.forget_jumps();
             }
         }
+    }
+
+    /// Forgets what the soft TLBs allow to store to.
+    fn forget_writes(&mut self) {
+        let context = self.context();
+        context.tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
+        context.write_epoch += 1;
     }
 
     fn forget_jumps(&mut self) {
@@ -261,9 +290,7 @@ impl Transcoder {
         // processor, then, when all have seen it, those of the others.
         if page.add_code(offset, 1) {
             shared.watch.page_became_code(index);
-            shared.watch.look(index, || {
-                self.context().tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
-            });
+            shared.watch.look(index, || self.forget_writes());
         }
         if !shared.watch.settled(index) {
             self.counters.unsettled += 1;
@@ -294,7 +321,6 @@ impl Transcoder {
                 self.counters.flushed += 1;
                 self.cache.clear();
                 self.forget_jumps();
-                self.heat.fill(0);
                 self.cache.next_place()?
             }
         };
@@ -432,7 +458,16 @@ impl Transcoder {
         if !target.global {
             self.is_local[view as usize] = true;
         }
-        self.context().tlb[view as usize].fill(linear, target.page.host(), writable);
+        let host = target.page.host();
+        let context = self.context();
+        context.tlb[view as usize].fill(linear, host, write);
+        if target.global || view != View::Supervisor {
+            let tag = linear & !0xfff | context.spaces[view as usize];
+            let epoch = context.write_epoch;
+            let entry = &mut self.second[view as usize][second_index(linear)];
+            let write = if writable { tag } else { SecondEntry::EMPTY.write };
+            *entry = SecondEntry { read: tag, write, host, epoch };
+        }
         true
     }
 

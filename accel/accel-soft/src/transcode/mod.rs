@@ -11,5 +11,6 @@ pub(crate) mod context;
 pub(crate) mod engine;
 mod entry;
 mod registers;
+mod second_level;
 mod translate;
 pub(crate) mod watch;

@@ -13,7 +13,7 @@ use x86::state::Rflags;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
-use super::context::{JUMP_ENTRIES, TLB_ENTRIES, offset};
+use super::context::{JUMP_ENTRIES, TLB_ENTRIES, VIEWS, offset};
 use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
@@ -95,7 +95,7 @@ enum Cold {
     /// Leaves by an exit.
     Exit { from: Label, exit: usize },
     /// The same, with the linear address of an access computed again.
-    Miss { from: Label, exit: usize, tag: i32 },
+    Miss { from: Label, exit: usize, write: bool, start: Label },
 }
 
 /// Answers about instructions that depend on the processors.
@@ -123,11 +123,13 @@ pub struct Translator {
     resumes: Vec<(usize, Label)>,
 }
 
-/// Offsets in code memory of the jumps that leave and the call that loads vector registers.
+/// Offsets in code memory of the code that all blocks use.
 #[derive(Clone, Copy, Debug)]
 pub struct Common {
     pub leave: u32,
     pub load_vectors: u32,
+    /// By view, for loads and stores: see [`second_level`](super::second_level).
+    pub second_level: [[u32; 2]; VIEWS],
 }
 
 /// All status flags.
@@ -366,10 +368,16 @@ impl Translator {
                     self.asm.bind(from);
                     self.leave_by(exit, common);
                 }
-                Cold::Miss { from, exit, tag } => {
+                Cold::Miss { from, exit, write, start } => {
+                    let view = self.setting.view;
                     self.asm.bind(from);
+                    let tag = offset::tlb_tag(view, write);
                     self.asm.alu_mem(Alu::Sub, ADDRESS, Mem::ContextIndexed(INDEX, tag));
-                    self.leave_by(exit, common);
+                    self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);
+                    let from = self.base as i32 + self.asm.code.len() as i32 + 5;
+                    let second = common.second_level[view as usize][usize::from(write)];
+                    self.asm.call_by(second as i32 - from);
+                    self.asm.jmp(start);
                 }
             }
         }
@@ -474,7 +482,7 @@ impl Translator {
     fn check(&mut self, insn: &Instruction, start: Label, size: usize, write: bool, align: bool) {
         debug_assert!(self.status == Status::Kept);
         let view = self.setting.view;
-        let tag = if write { offset::tlb_write(view) } else { offset::tlb_read(view) };
+        let tag = offset::tlb_tag(view, write);
         self.asm.rorx(INDEX, ADDRESS, 12);
         self.asm.alu32_imm(Alu::And, INDEX, TLB_ENTRIES as i32 - 1);
         self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
@@ -483,7 +491,7 @@ impl Translator {
         let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write });
         self.resumes.push((exit, start));
         let miss = self.asm.label();
-        self.cold.push(Cold::Miss { from: miss, exit, tag });
+        self.cold.push(Cold::Miss { from: miss, exit, write, start });
         self.asm.jump_if(Cond::Above, miss);
         if align {
             // The interpreter raises what there is to raise.
@@ -491,7 +499,8 @@ impl Translator {
             self.asm.test_bl(size as u8 - 1);
             self.asm.jump_if(Cond::NotEqual, odd);
         }
-        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, offset::tlb_host(view)));
+        let host = offset::tlb_host(view, write);
+        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, host));
     }
 
     /// The host's address of the memory operand, into RBX.
