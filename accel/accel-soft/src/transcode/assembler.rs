@@ -13,6 +13,7 @@ impl Reg {
     pub const RCX: Self = Self(1);
     pub const RDX: Self = Self(2);
     pub const RBX: Self = Self(3);
+    pub const RSP: Self = Self(4);
     pub const RBP: Self = Self(5);
     pub const R8: Self = Self(8);
     pub const R9: Self = Self(9);
@@ -253,6 +254,12 @@ impl Assembler {
 
     pub fn store32(&mut self, to: Mem, from: Reg) {
         self.with_mem(0, &[0x89], from.0, to);
+    }
+
+    /// PUSH on the host's stack.
+    pub fn push_imm(&mut self, value: i32) {
+        self.byte(0x68);
+        self.imm32(value);
     }
 
     pub fn neg(&mut self, reg: Reg) {

@@ -8,12 +8,13 @@ use x86::View;
 
 use super::assembler::{Assembler, Reg};
 use super::context::VIEWS;
+use super::packed_exit::PackedExit;
 use super::{entry, second_level};
 use super::translate::{Common, Exit, Link, Setting, Translated};
 use crate::code_memory::CodeMemory;
 
 /// Bytes of code that one processor may have.
-pub const CODE_SIZE: usize = 32 << 20;
+pub const CODE_SIZE: usize = 36 << 20;
 
 /// What a block is found by: the guest physical address of its first byte and its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,7 +89,7 @@ pub struct Cache {
     common_end: usize,
     blocks: Map<Key, Block>,
     pages: Map<u64, PageBlocks>,
-    exits: Vec<Exit>,
+    exits: Vec<PackedExit>,
     /// How often code of a page was changed since the last flush.
     changes: Map<u64, u32>,
 }
@@ -97,8 +98,8 @@ pub struct Cache {
 const MAX_CHANGES: u32 = 64;
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Exit = Exit::Branch { at: 0, stack: 0 };
-/// More exits than this are never kept: 12 bytes each.
-const MAX_EXITS: usize = 3 << 19;
+/// More exits than this are never kept: 8 bytes each.
+const MAX_EXITS: usize = 5 << 18;
 
 impl Cache {
     pub fn new() -> io::Result<Self> {
@@ -137,7 +138,7 @@ impl Cache {
             common_end,
             blocks: Map::default(),
             pages: Map::default(),
-            exits: vec![FORGOTTEN],
+            exits: vec![PackedExit::pack(FORGOTTEN)],
             changes: Map::default(),
         })
     }
@@ -147,7 +148,7 @@ impl Cache {
     }
 
     pub fn exit(&self, number: u32) -> Option<Exit> {
-        self.exits.get(number as usize).copied()
+        self.exits.get(number as usize).map(|exit| exit.unpack())
     }
 
     /// The offset that the next block will have, and the number of its first exit; `None` if
@@ -177,7 +178,7 @@ impl Cache {
             near: self.code.address(base + translated.near as usize),
             far: self.code.address(base),
         };
-        self.exits.extend_from_slice(exits);
+        self.exits.extend(exits.iter().map(|&exit| PackedExit::pack(exit)));
         self.blocks.insert(key, block);
         for link in links {
             let to = key.at(link.target);

@@ -145,7 +145,6 @@ pub mod offset {
     }
 
     pub const SCRATCH: i32 = offset_of!(Context, scratch) as i32;
-    pub const EXIT: i32 = offset_of!(Context, exit) as i32;
     pub const STATUS: i32 = offset_of!(Context, status) as i32;
     pub const WRITE_EPOCH: i32 = offset_of!(Context, write_epoch) as i32;
 

@@ -372,7 +372,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 Next::Look
             }
-            Exit::Chain { at, .. } => {
+            Exit::Chain { at } => {
                 self.counters.chains += 1;
                 let target = self.context().code_base.wrapping_add(at.into());
                 self.go_on(cpu, setting, target)

@@ -10,6 +10,7 @@ mod classify;
 pub(crate) mod context;
 pub(crate) mod engine;
 mod entry;
+mod packed_exit;
 mod registers;
 mod second_level;
 mod translate;

@@ -52,8 +52,8 @@ impl Setting {
 pub enum Exit {
     /// The owner of the processor asked for it, before the block.
     Attention { at: u16 },
-    /// To the block at `at`. Once it is there, the jump at `link` can lead to it.
-    Chain { at: u16, link: u32 },
+    /// To the block at `at`, which was not there.
+    Chain { at: u16 },
     /// To the address in `scratch`, with RSP moved by `stack`.
     Branch { at: u16, stack: i32 },
     /// The load or store at the linear address in `scratch` missed the soft TLB. With that
@@ -94,7 +94,7 @@ enum Status {
 enum Cold {
     /// Leaves by an exit.
     Exit { from: Label, exit: usize },
-    /// The same, with the linear address of an access computed again.
+    /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
     Miss { from: Label, exit: usize, write: bool, start: Label },
 }
 
@@ -371,9 +371,7 @@ impl Translator {
                 Cold::Miss { from, exit, write, start } => {
                     let view = self.setting.view;
                     self.asm.bind(from);
-                    let tag = offset::tlb_tag(view, write);
-                    self.asm.alu_mem(Alu::Sub, ADDRESS, Mem::ContextIndexed(INDEX, tag));
-                    self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);
+                    self.asm.push_imm((self.first_exit + exit as u32) as i32);
                     let from = self.base as i32 + self.asm.code.len() as i32 + 5;
                     let second = common.second_level[view as usize][usize::from(write)];
                     self.asm.call_by(second as i32 - from);
@@ -983,7 +981,7 @@ impl Translator {
         if let Ok(target) = u16::try_from(target)
             && target < 4096
         {
-            let exit = self.exit(Exit::Chain { at: target, link: 0 });
+            let exit = self.exit(Exit::Chain { at: target });
             let from = self.asm.label();
             let link = self.asm.jmp(from) as u32;
             self.add_link(exit, from, link, target);
@@ -1003,9 +1001,6 @@ impl Translator {
     }
 
     fn add_link(&mut self, exit: usize, from: Label, link: u32, target: u16) {
-        if let Exit::Chain { link: place, .. } = &mut self.exits[exit] {
-            *place = self.base + link;
-        }
         self.cold.push(Cold::Exit { from, exit });
         self.links.push(Link { at: link, target });
     }
@@ -1034,7 +1029,7 @@ impl Translator {
         let target = insn.near_branch_target() as i64;
         let at = insn.ip() as u16;
         if (0..4096).contains(&target) {
-            let exit = self.exit(Exit::Chain { at: target as u16, link: 0 });
+            let exit = self.exit(Exit::Chain { at: target as u16 });
             let from = self.asm.label();
             let link = self.asm.jcc(condition, from) as u32;
             self.add_link(exit, from, link, target as u16);
