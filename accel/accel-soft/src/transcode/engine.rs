@@ -254,7 +254,7 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
-        Setting { view, vectors, time }
+        Setting { view, vectors, time, narrow: false }
     }
 
     /// Lets branches of the current view find the block at the instruction pointer.
@@ -276,10 +276,17 @@ impl Transcoder {
             *heat += 1;
             return None;
         }
-        self.translate(cpu, key, page)
+        let setting = self.setting(cpu);
+        self.translate(cpu, key, page, setting)
     }
 
-    fn translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu<SoftEnv>,
+        key: Key,
+        page: Page,
+        setting: Setting,
+    ) -> Option<Block> {
         if self.cache.is_restless(key.page()) {
             return None;
         }
@@ -324,7 +331,6 @@ impl Transcoder {
                 self.cache.next_place()?
             }
         };
-        let setting = self.setting(cpu);
         let common = self.cache.common;
         let translated =
             self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
@@ -340,7 +346,7 @@ impl Transcoder {
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
-    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, mut setting: Setting, near: u64) {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         while let Next::Enter { at, vectors } = next {
@@ -357,12 +363,12 @@ impl Transcoder {
                     entry::enter(context);
                 }
             }
-            next = self.after(cpu, setting);
+            next = self.after(cpu, &mut setting);
         }
     }
 
     /// Does what translated code was left for.
-    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
+    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: &mut Setting) -> Next {
         let number = self.context().exit;
         let Some(exit) = self.cache.exit(number) else {
             unreachable!("translated code left by exit {number}, which does not exist");
@@ -375,7 +381,7 @@ impl Transcoder {
             Exit::Chain { at } => {
                 self.counters.chains += 1;
                 let target = self.context().code_base.wrapping_add(at.into());
-                self.go_on(cpu, setting, target)
+                self.go_on(cpu, *setting, target)
             }
             Exit::Branch { at, stack } => {
                 self.counters.branches += 1;
@@ -387,12 +393,29 @@ impl Transcoder {
                 }
                 let rsp = &mut self.context().gpr[x86::state::gpr::RSP];
                 *rsp = rsp.wrapping_add_signed(stack.into());
-                self.go_on(cpu, setting, target)
+                setting.narrow = false;
+                self.go_on(cpu, *setting, target)
             }
             Exit::Miss { at, retry, size, write } => {
                 self.counters.misses += 1;
                 let linear = self.context().scratch;
-                if self.fill(cpu, linear, size, write) {
+                let crosses = (linear & 0xfff) + u64::from(size) > 0x1000;
+                if crosses && !setting.narrow {
+                    // A check for several accesses, perhaps.
+                    setting.narrow = true;
+                    self.store_state(cpu, at.into());
+                    let vectors = self.context().vectors_left != 0;
+                    if let Some((gpa, page)) = cpu.code_place() {
+                        let key = Key::new(gpa, *setting);
+                        let block = match self.cache.find(key) {
+                            None => self.translate(cpu, key, page, *setting),
+                            found => found,
+                        };
+                        if let Some(Block::Code { near, .. }) = block {
+                            return Next::Enter { at: near, vectors };
+                        }
+                    }
+                } else if !crosses && self.fill(cpu, linear, write) {
                     self.counters.filled += 1;
                     let vectors = self.context().vectors_left != 0;
                     return Next::Enter { at: self.cache.address(retry), vectors };
@@ -406,7 +429,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
+                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, *setting) {
                     return Next::Look;
                 }
                 self.counters.resumed += 1;
@@ -423,7 +446,9 @@ impl Transcoder {
         if let Some((gpa, _)) = cpu.code_place()
             && let Some(Block::Code { near, far }) = self.cache.find(Key::new(gpa, setting))
         {
-            self.remember_jump(cpu, far);
+            if !setting.narrow {
+                self.remember_jump(cpu, far);
+            }
             return Next::Enter { at: near, vectors: false };
         }
         self.store_state(cpu, target & 0xfff);
@@ -440,15 +465,12 @@ impl Transcoder {
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && self.setting(cpu) == setting
+            && self.setting(cpu) == Setting { narrow: false, ..setting }
     }
 
-    /// Fills the soft TLB for an access of `size` bytes at `linear`. `false` if the interpreter
+    /// Fills the soft TLB for an access at `linear`. `false` if the interpreter
     /// must carry out the access.
-    fn fill(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, size: u8, write: bool) -> bool {
-        if (linear & 0xfff) + u64::from(size) > 0x1000 {
-            return false;
-        }
+    fn fill(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, write: bool) -> bool {
         let view = mode_view(cpu);
         let Some(target) = cpu.translate(linear, write) else { return false };
         let writable = target.writable && !target.page.has_code();

@@ -5,6 +5,8 @@
 //! the page. Between blocks, the status flags are in AX. Within one, they move to the host's
 //! flags when an instruction produces or needs them, and back before a check destroys them.
 
+use std::ops::Range;
+
 use iced_x86::{
     Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
@@ -37,12 +39,14 @@ pub struct Setting {
     pub vectors: u8,
     /// The time stamp counter may be read.
     pub time: bool,
+    /// Every access has a check of its own: for where several together cross a page.
+    pub narrow: bool,
 }
 
 impl Setting {
     /// A number for each setting, below 64.
     pub fn number(self) -> u64 {
-        (self.view as u64) << 2 | u64::from(self.vectors) | u64::from(self.time) << 4
+        (self.view as u64) << 2 | u64::from(self.vectors) | u64::from(self.time) << 4 | u64::from(self.narrow) << 5
     }
 }
 
@@ -78,6 +82,50 @@ pub struct Translated {
     /// Where the block is entered with `code_base` set. The far entry is at 0.
     pub near: u32,
 }
+
+/// How an instruction uses its memory operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Load,
+    Store,
+}
+
+/// What there is to know of an instruction.
+struct Fact {
+    kind: Kind,
+    is_vector: bool,
+    /// The use of the memory operand, if there is one.
+    access: Option<Access>,
+    /// Of plain instructions, by number of the general-purpose register: read, written.
+    uses: [(bool, bool); 16],
+}
+
+/// RBX holds the host's address of `base + low`, checked for `span` bytes.
+#[derive(Clone, Copy, Debug)]
+struct Checked {
+    base: Reg,
+    low: i32,
+    span: i32,
+    write: bool,
+}
+
+impl Checked {
+    /// How far from RBX `size` bytes at `base + disp` lie, if they were checked.
+    fn distance(&self, base: Reg, disp: i32, size: i32, write: bool) -> Option<i32> {
+        let distance = disp.checked_sub(self.low)?;
+        let fits = distance >= 0 && distance <= self.span - size;
+        (self.base == base && fits && (self.write || !write)).then_some(distance)
+    }
+
+    /// The same after `delta` was added to the base.
+    fn moved(self, delta: i32) -> Option<Self> {
+        Some(Self { low: self.low.checked_sub(delta)?, ..self })
+    }
+}
+
+/// One check covers at most this many bytes: the more, the likelier they cross a page, and then
+/// the interpreter has to help.
+const MAX_SPAN: i32 = 128;
 
 /// Where the status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +167,11 @@ pub struct Translator {
     /// Where the code will lie, relative to the common code at the start of the cache.
     base: u32,
     has_vectors: bool,
+    facts: Vec<Fact>,
+    /// The current instruction and those behind it, by number.
+    rest: Range<usize>,
+    /// What the last check was good for, if RBX is still as it left it.
+    cached: Option<Checked>,
     /// Exits whose place to go on is a label that is resolved at the end.
     resumes: Vec<(usize, Label)>,
 }
@@ -152,11 +205,14 @@ impl Translator {
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            setting: Setting { view: View::User, vectors: 0, time: false },
+            setting: Setting { view: View::User, vectors: 0, time: false, narrow: false },
             status: Status::Kept,
             first_exit: 0,
             base: 0,
             has_vectors: false,
+            facts: Vec::new(),
+            rest: 0..0,
+            cached: None,
             resumes: Vec::new(),
         }
     }
@@ -185,11 +241,26 @@ impl Translator {
         let first = insns.first()?;
         let start = first.ip() as u16;
 
-        let kinds: Vec<(Kind, bool)> = insns.iter().map(|i| self.kind(i, offer)).collect();
-        if matches!(kinds.first(), Some((Kind::Interpret | Kind::InterpretLast, _))) {
+        let mut facts = std::mem::take(&mut self.facts);
+        facts.clear();
+        facts.extend(insns.iter().map(|insn| self.fact(insn, offer)));
+        let result = self.block(insns, &facts, start, common);
+        self.facts = facts;
+        result
+    }
+
+    fn block(
+        &mut self,
+        insns: &[Instruction],
+        facts: &[Fact],
+        start: u16,
+        common: Common,
+    ) -> Option<Translated> {
+        if matches!(facts.first()?.kind, Kind::Interpret | Kind::InterpretLast) {
             return None;
         }
-        self.has_vectors = kinds.iter().any(|&(kind, is_vector)| is_vector && kind == Kind::Plain);
+        self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
+        self.cached = None;
 
         // The far entry: RBX holds the instruction pointer.
         self.asm.lea(ADDRESS, Mem::Base(ADDRESS, -i32::from(start)));
@@ -201,12 +272,16 @@ impl Translator {
         self.make_vectors_live(common);
 
         let mut ends = false;
-        for (i, (insn, &(kind, _))) in insns.iter().zip(&kinds).enumerate() {
+        for (i, (insn, fact)) in insns.iter().zip(facts).enumerate() {
             // The instruction behind STI is executed before an interrupt is taken, so it must
             // not begin a block.
             let is_last = i + 1 == insns.len();
-            let kind = if is_last && kind == Kind::SetInterrupt { Kind::Interpret } else { kind };
-            ends = self.instruction(insn, kind, common);
+            let kind = match fact.kind {
+                Kind::SetInterrupt if is_last => Kind::Interpret,
+                kind => kind,
+            };
+            self.rest = i..facts.len();
+            ends = self.instruction(insn, kind, (insns, facts), common);
         }
         let last = insns.last()?;
         if !ends {
@@ -216,17 +291,50 @@ impl Translator {
         Some(Translated { near })
     }
 
-    /// What becomes of an instruction under the current setting, and whether it uses vectors.
-    fn kind(&mut self, insn: &Instruction, offer: &mut dyn Offer) -> (Kind, bool) {
+    /// What there is to know of an instruction under the current setting.
+    fn fact(&mut self, insn: &Instruction, offer: &mut dyn Offer) -> Fact {
         let kind = classify(insn);
-        if kind != Kind::Plain {
-            return (kind, false);
+        let is_vector = kind == Kind::Plain && uses_vectors(insn);
+        let mut fact = Fact { kind, is_vector, access: None, uses: [(false, false); 16] };
+        if !matches!(kind, Kind::Plain | Kind::Lea) {
+            return fact;
         }
-        let is_vector = uses_vectors(insn);
         if is_vector && self.setting.vectors < vector_level(insn) || !offer.has(insn, is_vector) {
-            return (Kind::Interpret, is_vector);
+            fact.kind = Kind::Interpret;
+            return fact;
         }
-        (kind, is_vector)
+        let info = self.info.info(insn);
+        for i in 0..insn.op_count() {
+            if insn.op_kind(i) == OpKind::Memory {
+                fact.access = match info.op_access(i) {
+                    OpAccess::Read | OpAccess::CondRead => Some(Access::Load),
+                    OpAccess::NoMemAccess if kind == Kind::Lea => None,
+                    OpAccess::Write
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadWrite
+                    | OpAccess::ReadCondWrite => Some(Access::Store),
+                    _ => {
+                        fact.kind = Kind::Interpret;
+                        None
+                    }
+                };
+            }
+        }
+        for used in info.used_registers() {
+            let reg = used.register();
+            if !reg.is_gpr() {
+                continue;
+            }
+            let (read, written) = match used.access() {
+                OpAccess::None | OpAccess::NoMemAccess => continue,
+                OpAccess::Read | OpAccess::CondRead => (true, false),
+                OpAccess::Write => (reg.size() < 4, true),
+                OpAccess::ReadWrite | OpAccess::ReadCondWrite | OpAccess::CondWrite => (true, true),
+            };
+            let slot = &mut fact.uses[number(reg)];
+            *slot = (slot.0 || read, slot.1 || written);
+        }
+        fact
     }
 
     fn make_vectors_live(&mut self, common: Common) {
@@ -241,17 +349,29 @@ impl Translator {
     }
 
     /// Emits one instruction; `true` if nothing follows it.
-    fn instruction(&mut self, insn: &Instruction, kind: Kind, common: Common) -> bool {
+    fn instruction(
+        &mut self,
+        insn: &Instruction,
+        kind: Kind,
+        block: (&[Instruction], &[Fact]),
+        common: Common,
+    ) -> bool {
+        // Who leaves RBX alone, or knows what becomes of it, gives this back.
+        let cached = self.cached.take();
+        let fact = &block.1[self.rest.start];
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
         let status = self.status;
         let emitted = match kind {
-            Kind::Nothing => Ok(()),
-            Kind::Plain => self.plain(insn),
-            Kind::Lea => self.lea(insn),
-            Kind::Push => self.push(insn),
-            Kind::Pop => self.pop(insn),
-            Kind::Leave => self.leave(insn),
+            Kind::Nothing => {
+                self.cached = cached;
+                Ok(())
+            }
+            Kind::Plain => self.plain(insn, fact, cached, block),
+            Kind::Lea => self.lea(insn, fact, cached),
+            Kind::Push => self.push(insn, cached, block),
+            Kind::Pop => self.pop(insn, cached, block),
+            Kind::Leave => self.leave(insn, cached, block),
             Kind::Div | Kind::Idiv => self.divide(insn, kind == Kind::Idiv),
             Kind::CompareExchange16 => self.compare_exchange_16(insn),
             Kind::BitString => self.bit_string(insn),
@@ -266,7 +386,7 @@ impl Translator {
                 Ok(())
             }
             Kind::PushFlags => {
-                self.push_flags(insn);
+                self.push_flags(insn, block);
                 Ok(())
             }
             Kind::Selector => {
@@ -297,10 +417,10 @@ impl Translator {
                 self.jump_if(insn);
                 return true;
             }
-            Kind::Call => self.call(insn),
+            Kind::Call => self.call(insn, cached, block),
             Kind::JumpIndirect => self.jump_indirect(insn),
-            Kind::CallIndirect => self.call_indirect(insn),
-            Kind::Return => self.ret(insn),
+            Kind::CallIndirect => self.call_indirect(insn, block),
+            Kind::Return => self.ret(insn, cached, block),
             Kind::ClearInterrupt
             | Kind::SetInterrupt
             | Kind::TimeStamp
@@ -319,6 +439,7 @@ impl Translator {
         self.links.truncate(marks.2);
         self.resumes.truncate(marks.3);
         self.status = status;
+        self.cached = None;
         self.interpret(insn, kind == Kind::InterpretLast || is_branch, common)
     }
 
@@ -510,59 +631,121 @@ impl Translator {
         Ok(())
     }
 
-    /// The host's address of 8 bytes at `disp` from register `base`, into RBX.
-    fn stack_slot(&mut self, insn: &Instruction, base: Reg, disp: i32, write: bool) {
+    /// Brings the host's address of `size` bytes at `base + disp` near RBX, together with what the
+    /// next instructions access there; returns how far from RBX it is.
+    fn near(
+        &mut self,
+        insn: &Instruction,
+        (base, disp): (Reg, i32),
+        (size, write): (i32, bool),
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> i32 {
+        if let Some(cached) = cached
+            && let Some(distance) = cached.distance(base, disp, size, write)
+        {
+            self.cached = Some(cached);
+            return distance;
+        }
+        let checked = self.look_ahead(base, disp, size, write, block);
         self.destroy_flags();
         let start = self.asm.here();
-        self.asm.lea(ADDRESS, Mem::Base(base, disp));
-        self.check(insn, start, 8, write, false);
+        match checked.low {
+            0 => self.asm.mov(ADDRESS, base),
+            low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
+        }
+        self.check(insn, start, checked.span as usize, checked.write, false);
+        self.cached = Some(checked);
+        disp - checked.low
+    }
+
+    /// The range that one check for the current access and those behind it should cover.
+    fn look_ahead(
+        &self,
+        base: Reg,
+        disp: i32,
+        size: i32,
+        write: bool,
+        (insns, facts): (&[Instruction], &[Fact]),
+    ) -> Checked {
+        if self.setting.narrow {
+            return Checked { base, low: disp, span: size, write };
+        }
+        let (mut low, mut high, mut any_write) = (disp, disp + size, write);
+        // What was added to the base since.
+        let mut delta = 0i32;
+        for (i, (insn, fact)) in insns.iter().zip(facts).enumerate().skip(self.rest.start) {
+            let is_stack = base == GUEST_RSP;
+            let mut touches = |from: i32, size: i32, write: bool| {
+                let Some(from) = from.checked_add(delta) else { return false };
+                let to = from.saturating_add(size);
+                if from.min(low).saturating_add(MAX_SPAN) < to.max(high) {
+                    return false;
+                }
+                low = low.min(from);
+                high = high.max(to);
+                any_write |= write;
+                true
+            };
+            let goes_on = match fact.kind {
+                Kind::Nothing => true,
+                Kind::Push if is_stack && insn.op0_kind() != OpKind::Memory => {
+                    let fits = touches(-8, 8, true);
+                    delta -= 8;
+                    fits
+                }
+                Kind::Pop if is_stack => {
+                    let fits = touches(0, 8, false);
+                    delta += 8;
+                    fits && number(insn.op0_register()) != 4
+                }
+                Kind::Call if is_stack => touches(-8, 8, true) && false,
+                Kind::Return if is_stack => touches(0, 8, false) && false,
+                Kind::Plain => {
+                    let fits = match fact.access {
+                        None => true,
+                        Some(access) => match based(insn) {
+                            Some((b, disp)) if b == base => {
+                                let size = insn.memory_size().size() as i32;
+                                touches(disp, size, access == Access::Store)
+                            }
+                            _ => i == self.rest.start,
+                        },
+                    };
+                    match constant_step(insn, fact, base) {
+                        Some(step) => delta = delta.saturating_add(step),
+                        None => return Checked { base, low, span: high - low, write: any_write },
+                    }
+                    fits
+                }
+                Kind::Lea => constant_step(insn, fact, base) == Some(0),
+                _ => i == self.rest.start,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        Checked { base, low, span: high - low, write: any_write }
     }
 
     // --- Instructions that are emitted as themselves ----------------------------------------------
 
-    fn plain(&mut self, insn: &Instruction) -> Emit {
-        let info = self.info.info(insn);
+    fn plain(
+        &mut self,
+        insn: &Instruction,
+        fact: &Fact,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
         let mut host = *insn;
         host.set_code(renamable(insn.code()));
         // Repeat prefixes mean nothing here.
         host.set_has_rep_prefix(false);
         host.set_has_repne_prefix(false);
 
-        // The memory operand.
-        let mut access = None;
-        for i in 0..insn.op_count() {
-            if insn.op_kind(i) == OpKind::Memory {
-                access = Some(info.op_access(i));
-            }
-        }
-        let has_memory = access.is_some();
-        let write = match access {
-            None | Some(OpAccess::Read | OpAccess::CondRead) => false,
-            Some(
-                OpAccess::Write
-                | OpAccess::CondWrite
-                | OpAccess::ReadWrite
-                | OpAccess::ReadCondWrite,
-            ) => true,
-            Some(_) => return Err(Refused),
-        };
-
-        // Registers that the instruction uses, by number: read, written.
-        let mut uses = [(false, false); 16];
-        for used in info.used_registers() {
-            let reg = used.register();
-            if !reg.is_gpr() {
-                continue;
-            }
-            let (read, written) = match used.access() {
-                OpAccess::None | OpAccess::NoMemAccess => continue,
-                OpAccess::Read | OpAccess::CondRead => (true, false),
-                OpAccess::Write => (reg.size() < 4, true),
-                OpAccess::ReadWrite | OpAccess::ReadCondWrite | OpAccess::CondWrite => (true, true),
-            };
-            let slot = &mut uses[number(reg)];
-            *slot = (slot.0 || read, slot.1 || written);
-        }
+        let has_memory = fact.access.is_some();
+        let write = fact.access == Some(Access::Store);
+        let uses = fact.uses;
         let mut is_explicit = [false; 16];
         for i in 0..insn.op_count() {
             if insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr() {
@@ -598,13 +781,22 @@ impl Translator {
         let (reads, modifies) = flags(insn, is_shift_by_register);
         if has_memory {
             let size = insn.memory_size().size();
-            self.operand(insn, size, write, x86::wants_alignment(insn))?;
-            host.set_segment_prefix(Register::None);
-            host.set_memory_base(Register::RBX);
-            host.set_memory_index(Register::None);
-            host.set_memory_index_scale(1);
-            host.set_memory_displ_size(0);
-            host.set_memory_displacement64(0);
+            let align = x86::wants_alignment(insn);
+            let distance = match based(insn) {
+                Some(place) if !align => {
+                    self.near(insn, place, (size as i32, write), cached, block)
+                }
+                _ => {
+                    self.operand(insn, size, write, align)?;
+                    0
+                }
+            };
+            point_at_address(&mut host, distance);
+        } else {
+            self.cached = cached;
+        }
+        if let Some(cached) = self.cached {
+            self.cached = constant_step(insn, fact, cached.base).and_then(|by| cached.moved(by));
         }
         if reads != 0 || modifies != 0 && modifies != ALL {
             self.need_flags();
@@ -618,10 +810,7 @@ impl Translator {
         }
 
         // Temporaries for registers that live in memory, and for high bytes.
-        let mut free = vec![INDEX];
-        if !has_memory {
-            free.push(ADDRESS);
-        }
+        let mut free = [Some(INDEX), (!has_memory).then_some(ADDRESS)].into_iter().flatten();
         let mut renamed: Vec<(usize, Reg, bool)> = Vec::new();
         for i in 0..insn.op_count() {
             if insn.op_kind(i) != OpKind::Register {
@@ -638,7 +827,10 @@ impl Translator {
                 place => match renamed.iter().find(|r| r.0 == n && r.2 == is_high) {
                     Some(r) => r.1,
                     None => {
-                        let temporary = free.pop().ok_or(Refused)?;
+                        let temporary = free.next().ok_or(Refused)?;
+                        if temporary == ADDRESS {
+                            self.cached = None;
+                        }
                         match place {
                             Home::Host(host) => self.asm.rorx(temporary, host, 8),
                             Home::Memory(m) if uses[n].0 => {
@@ -691,7 +883,7 @@ impl Translator {
         result.map(|_| ()).map_err(|_| Refused)
     }
 
-    fn lea(&mut self, insn: &Instruction) -> Emit {
+    fn lea(&mut self, insn: &Instruction, fact: &Fact, cached: Option<Checked>) -> Emit {
         let reg = insn.op0_register();
         let is_wide = reg.is_gpr64();
         if !is_wide && !reg.is_gpr32() {
@@ -701,8 +893,16 @@ impl Translator {
         let n = number(reg);
         let to = match home(n) {
             Home::Host(host) => host,
-            Home::Memory(_) => ADDRESS,
+            Home::Memory(_) => INDEX,
         };
+        let uses_address = match sum {
+            Mem::Base(base, _) => base == ADDRESS,
+            Mem::Sum { base, .. } => base == Some(ADDRESS),
+            _ => true,
+        };
+        if !uses_address && let Some(cached) = cached {
+            self.cached = constant_step(insn, fact, cached.base).and_then(|by| cached.moved(by));
+        }
         if is_wide {
             self.asm.lea(to, sum);
         } else {
@@ -716,59 +916,90 @@ impl Translator {
 
     // --- The stack ------------------------------------------------------------------------------
 
-    fn push(&mut self, insn: &Instruction) -> Emit {
+    fn push(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
         match insn.op0_kind() {
             OpKind::Register => {
-                let reg = insn.op0_register();
-                self.stack_slot(insn, GUEST_RSP, -8, true);
-                let value = self.whole(reg, INDEX);
-                self.asm.store(Mem::Base(ADDRESS, 0), value);
+                let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+                let value = self.whole(insn.op0_register(), INDEX);
+                self.asm.store(Mem::Base(ADDRESS, at), value);
             }
             OpKind::Memory => {
                 self.operand(insn, 8, false, false)?;
                 self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
                 self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-                self.stack_slot(insn, GUEST_RSP, -8, true);
+                let at = self.near(insn, (GUEST_RSP, -8), (8, true), None, block);
                 self.asm.load(INDEX, Mem::Context(offset::SPILL));
-                self.asm.store(Mem::Base(ADDRESS, 0), INDEX);
+                self.asm.store(Mem::Base(ADDRESS, at), INDEX);
             }
             _ => {
                 let value = insn.try_immediate(0).map_err(|_| Refused)?;
                 let value = i32::try_from(value as i64).map_err(|_| Refused)?;
-                self.stack_slot(insn, GUEST_RSP, -8, true);
-                self.asm.store_imm(Mem::Base(ADDRESS, 0), value);
+                let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+                self.asm.store_imm(Mem::Base(ADDRESS, at), value);
             }
         }
-        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.move_stack(-8);
         Ok(())
     }
 
-    fn pop(&mut self, insn: &Instruction) -> Emit {
-        self.stack_slot(insn, GUEST_RSP, 0, false);
+    /// Adds to the guest's RSP, and nothing to what is known of memory.
+    fn move_stack(&mut self, by: i32) {
+        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, by));
+        if let Some(cached) = self.cached
+            && cached.base == GUEST_RSP
+        {
+            self.cached = cached.moved(by);
+        }
+    }
+
+    fn pop(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
+        let at = Mem::Base(ADDRESS, self.near(insn, (GUEST_RSP, 0), (8, false), cached, block));
         match home(number(insn.op0_register())) {
             Home::Host(GUEST_RSP) => {
-                self.asm.load(GUEST_RSP, Mem::Base(ADDRESS, 0));
+                self.asm.load(GUEST_RSP, at);
+                self.cached = None;
                 return Ok(());
             }
-            Home::Host(host) => self.asm.load(host, Mem::Base(ADDRESS, 0)),
+            Home::Host(host) => {
+                self.asm.load(host, at);
+                if self.cached.is_some_and(|cached| cached.base == host) {
+                    self.cached = None;
+                }
+            }
             Home::Memory(n) => {
-                self.asm.load(INDEX, Mem::Base(ADDRESS, 0));
+                self.asm.load(INDEX, at);
                 self.asm.store(Mem::Context(offset::gpr(n)), INDEX);
             }
         }
-        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, 8));
+        self.move_stack(8);
         Ok(())
     }
 
-    fn leave(&mut self, insn: &Instruction) -> Emit {
-        self.stack_slot(insn, GUEST_RBP, 0, false);
+    fn leave(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
+        let at = self.near(insn, (GUEST_RBP, 0), (8, false), cached, block);
         self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RBP, 8));
-        self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, 0));
+        self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, at));
+        self.cached = None;
         Ok(())
     }
 
     /// PUSHFQ.
-    fn push_flags(&mut self, insn: &Instruction) {
+    fn push_flags(&mut self, insn: &Instruction, block: (&[Instruction], &[Fact])) {
         self.destroy_flags();
         self.asm.movzx_ah(INDEX);
         self.asm.alu32_imm(Alu::And, INDEX, 0xd5);
@@ -779,10 +1010,10 @@ impl Translator {
         self.asm.alu_imm(Alu::And, ADDRESS, !(Rflags::STATUS.bits() as i32));
         self.asm.alu(Alu::Or, ADDRESS, INDEX);
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-        self.stack_slot(insn, GUEST_RSP, -8, true);
+        let at = self.near(insn, (GUEST_RSP, -8), (8, true), None, block);
         self.asm.load(INDEX, Mem::Context(offset::SPILL));
-        self.asm.store(Mem::Base(ADDRESS, 0), INDEX);
-        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.move_stack(-8);
     }
 
     // --- Light system instructions ----------------------------------------------------------------
@@ -961,12 +1192,7 @@ impl Translator {
         self.need_flags();
         let mut host = *insn;
         host.set_op1_register(sized(INDEX, reg));
-        host.set_segment_prefix(Register::None);
-        host.set_memory_base(Register::RBX);
-        host.set_memory_index(Register::None);
-        host.set_memory_index_scale(1);
-        host.set_memory_displ_size(0);
-        host.set_memory_displacement64(0);
+        point_at_address(&mut host, 0);
         self.encode(&host)?;
         self.status = Status::Host;
         Ok(())
@@ -1044,22 +1270,34 @@ impl Translator {
     }
 
     /// Stores the return address at the new top of the stack.
-    fn store_return_address(&mut self, insn: &Instruction) {
-        self.stack_slot(insn, GUEST_RSP, -8, true);
+    fn store_return_address(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) {
+        let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
         self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
-        self.asm.store(Mem::Base(ADDRESS, 0), INDEX);
+        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.cached = None;
     }
 
-    fn call(&mut self, insn: &Instruction) -> Emit {
+    fn call(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
         let target = insn.near_branch_target() as i64;
         let is_near = (0..4096).contains(&target);
         let far = i32::try_from(target).map_err(|_| Refused)?;
-        self.store_return_address(insn);
+        self.store_return_address(insn, cached, block);
         if is_near {
             self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
             self.jump_to(target, insn.ip() as u16);
         } else {
+            self.destroy_flags();
             self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
             self.asm.lea(ADDRESS, Mem::Base(ADDRESS, far));
             self.look_up(insn.ip() as u16, -8);
@@ -1086,25 +1324,97 @@ impl Translator {
         Ok(())
     }
 
-    fn call_indirect(&mut self, insn: &Instruction) -> Emit {
+    fn call_indirect(
+        &mut self,
+        insn: &Instruction,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
         self.branch_target(insn)?;
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-        self.store_return_address(insn);
+        self.store_return_address(insn, None, block);
+        self.destroy_flags();
         self.asm.load(ADDRESS, Mem::Context(offset::SPILL));
         self.look_up(insn.ip() as u16, -8);
         Ok(())
     }
 
-    fn ret(&mut self, insn: &Instruction) -> Emit {
+    fn ret(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: (&[Instruction], &[Fact]),
+    ) -> Emit {
         let released = match insn.op_count() {
             0 => 0,
             _ => i32::from(insn.immediate16()),
         };
-        self.stack_slot(insn, GUEST_RSP, 0, false);
-        self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
+        let at = self.near(insn, (GUEST_RSP, 0), (8, false), cached, block);
+        self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
+        self.cached = None;
+        self.destroy_flags();
         self.look_up(insn.ip() as u16, 8 + released);
         Ok(())
     }
+}
+
+/// Makes `[rbx + distance]` the memory operand.
+fn point_at_address(host: &mut Instruction, distance: i32) {
+    host.set_segment_prefix(Register::None);
+    host.set_memory_base(Register::RBX);
+    host.set_memory_index(Register::None);
+    host.set_memory_index_scale(1);
+    let is_compressed = host.code().encoding() == iced_x86::EncodingKind::EVEX;
+    host.set_memory_displ_size(match i8::try_from(distance) {
+        Ok(0) => 0,
+        Ok(_) if !is_compressed => 1,
+        _ => 8,
+    });
+    host.set_memory_displacement64(i64::from(distance) as u64);
+}
+
+/// The memory operand, if it is a displacement from a register that lives in one of the host's,
+/// without a segment.
+fn based(insn: &Instruction) -> Option<(Reg, i32)> {
+    let base = insn.memory_base();
+    if !base.is_gpr64()
+        || insn.memory_index() != Register::None
+        || matches!(insn.memory_segment(), Register::FS | Register::GS)
+    {
+        return None;
+    }
+    let disp = i32::try_from(insn.memory_displacement64() as i64).ok()?;
+    // Room to add and subtract small numbers.
+    if disp.unsigned_abs() > 1 << 30 {
+        return None;
+    }
+    match home(number(base)) {
+        Home::Host(host) => Some((host, disp)),
+        Home::Memory(_) => None,
+    }
+}
+
+/// What the instruction adds to the register whose home is `base`, if that is known.
+fn constant_step(insn: &Instruction, fact: &Fact, base: Reg) -> Option<i32> {
+    let n = (0..16).find(|&n| home(n) == Home::Host(base))?;
+    if !fact.uses[n].1 {
+        return Some(0);
+    }
+    let is_whole = insn.op0_kind() == OpKind::Register
+        && insn.op0_register().is_gpr64()
+        && number(insn.op0_register()) == n;
+    if !is_whole || insn.op_count() != 2 {
+        return None;
+    }
+    let by = match insn.mnemonic() {
+        Mnemonic::Add => insn.try_immediate(1).ok()? as i64,
+        Mnemonic::Sub => (insn.try_immediate(1).ok()? as i64).checked_neg()?,
+        Mnemonic::Lea => match based(insn) {
+            Some((b, disp)) if b == base => disp.into(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    i32::try_from(by).ok().filter(|by| by.unsigned_abs() < 1 << 30)
 }
 
 fn is_shift(mnemonic: Mnemonic) -> bool {
