@@ -9,12 +9,12 @@ use x86::View;
 use super::assembler::{Assembler, Reg};
 use super::context::VIEWS;
 use super::packed_exit::PackedExit;
-use super::{entry, second_level};
 use super::translate::{Common, Exit, Link, Setting, Translated};
+use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
 
 /// Bytes of code that one processor may have.
-pub const CODE_SIZE: usize = 36 << 20;
+pub const CODE_SIZE: usize = 44 << 20;
 
 /// What a block is found by: the guest physical address of its first byte and its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +99,7 @@ const MAX_CHANGES: u32 = 64;
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Exit = Exit::Branch { at: 0, stack: 0 };
 /// More exits than this are never kept: 8 bytes each.
-const MAX_EXITS: usize = 5 << 18;
+const MAX_EXITS: usize = 1 << 20;
 
 impl Cache {
     pub fn new() -> io::Result<Self> {
@@ -157,6 +157,11 @@ impl Cache {
         let (used, size) = self.code.fill();
         let has_room = used + (64 << 10) < size && self.exits.len() + 1024 < MAX_EXITS;
         has_room.then_some((used as u32, self.exits.len() as u32))
+    }
+
+    /// How much there is: bytes of code, exits, blocks.
+    pub fn fill(&self) -> (usize, usize, usize) {
+        (self.code.fill().0, self.exits.len(), self.blocks.len())
     }
 
     /// The host's address of an offset in code memory.

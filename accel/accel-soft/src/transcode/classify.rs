@@ -134,8 +134,10 @@ pub fn classify(insn: &Instruction) -> Kind {
         }
         M::Pop if insn.code() == Code::Pop_r64 => return Kind::Pop,
         M::Leave if insn.code() == Code::Leaveq => return Kind::Leave,
-        M::Div if insn.code() != Code::Div_rm8 => return Kind::Div,
+        M::Div if matches!(insn.code(), Code::Div_rm32 | Code::Div_rm64) => return Kind::Div,
         M::Idiv if matches!(insn.code(), Code::Idiv_rm32 | Code::Idiv_rm64) => return Kind::Idiv,
+        // They might fault.
+        M::Div | M::Idiv => return Kind::Interpret,
         M::Cmpxchg16b | M::Cmpxchg8b => return Kind::CompareExchange16,
         M::Bt | M::Bts | M::Btr | M::Btc
             if insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register =>

@@ -310,6 +310,10 @@ impl Transcoder {
         insns.clear();
         let mut len = 0;
         while insns.len() < MAX_INSTRUCTIONS {
+            let next = key.at((offset + len) as u16);
+            if len > 0 && matches!(self.cache.find(next), Some(Block::Code { .. })) {
+                break;
+            }
             let Some(insn) = cpu.decode(&bytes[len..], (offset + len) as u64) else { break };
             len += insn.len();
             insns.push(insn);
@@ -325,6 +329,7 @@ impl Transcoder {
         let (base, first_exit) = match self.cache.next_place() {
             Some(place) => place,
             None => {
+                tracing::debug!(fill = ?self.cache.fill(), "the cache of translated code is full");
                 self.counters.flushed += 1;
                 self.cache.clear();
                 self.forget_jumps();

@@ -46,7 +46,10 @@ pub struct Setting {
 impl Setting {
     /// A number for each setting, below 64.
     pub fn number(self) -> u64 {
-        (self.view as u64) << 2 | u64::from(self.vectors) | u64::from(self.time) << 4 | u64::from(self.narrow) << 5
+        (self.view as u64) << 2
+            | u64::from(self.vectors)
+            | u64::from(self.time) << 4
+            | u64::from(self.narrow) << 5
     }
 }
 
@@ -98,6 +101,8 @@ struct Fact {
     access: Option<Access>,
     /// Of plain instructions, by number of the general-purpose register: read, written.
     uses: [(bool, bool); 16],
+    /// It writes AH, CH, DH or BH.
+    writes_high_byte: bool,
 }
 
 /// RBX holds the host's address of `base + low`, checked for `span` bytes.
@@ -295,7 +300,13 @@ impl Translator {
     fn fact(&mut self, insn: &Instruction, offer: &mut dyn Offer) -> Fact {
         let kind = classify(insn);
         let is_vector = kind == Kind::Plain && uses_vectors(insn);
-        let mut fact = Fact { kind, is_vector, access: None, uses: [(false, false); 16] };
+        let mut fact = Fact {
+            kind,
+            is_vector,
+            access: None,
+            uses: [(false, false); 16],
+            writes_high_byte: false,
+        };
         if !matches!(kind, Kind::Plain | Kind::Lea) {
             return fact;
         }
@@ -305,6 +316,12 @@ impl Translator {
         }
         let info = self.info.info(insn);
         for i in 0..insn.op_count() {
+            if insn.op_kind(i) == OpKind::Register && is_high_byte(insn.op_register(i)) {
+                fact.writes_high_byte |= !matches!(
+                    info.op_access(i),
+                    OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+                );
+            }
             if insn.op_kind(i) == OpKind::Memory {
                 fact.access = match info.op_access(i) {
                     OpAccess::Read | OpAccess::CondRead => Some(Access::Load),
@@ -847,7 +864,7 @@ impl Translator {
             let like = if is_high { Register::AL } else { reg };
             host.set_op_register(i, sized(to, like));
         }
-        if renamed.iter().any(|r| r.2 && insn.op_count() > 1 && both_halves(insn, r.0, uses)) {
+        if fact.writes_high_byte && renamed.iter().any(|r| r.2 && writes_both_halves(insn, r.0)) {
             return Err(Refused);
         }
         if implies_rax {
@@ -861,7 +878,7 @@ impl Translator {
             if uses[n].1 {
                 match home(n) {
                     Home::Host(host) if is_high => {
-                        if writes_high_byte(insn) {
+                        if fact.writes_high_byte {
                             self.asm.rorx(host, temporary, 56);
                         }
                     }
@@ -1068,9 +1085,6 @@ impl Translator {
             OpKind::Memory => insn.memory_size().size(),
             _ => insn.op0_register().size(),
         };
-        if size == 2 {
-            return Err(Refused);
-        }
         self.destroy_flags();
         // The divisor, into RBX.
         if insn.op0_kind() == OpKind::Memory {
@@ -1324,11 +1338,7 @@ impl Translator {
         Ok(())
     }
 
-    fn call_indirect(
-        &mut self,
-        insn: &Instruction,
-        block: (&[Instruction], &[Fact]),
-    ) -> Emit {
+    fn call_indirect(&mut self, insn: &Instruction, block: (&[Instruction], &[Fact])) -> Emit {
         self.branch_target(insn)?;
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
         self.store_return_address(insn, None, block);
@@ -1468,39 +1478,39 @@ fn implicit_registers(insn: &Instruction) -> &'static [usize] {
     }
 }
 
-/// Whether the instruction uses register `n` in more ways than by its high byte.
-fn both_halves(insn: &Instruction, n: usize, uses: [(bool, bool); 16]) -> bool {
-    let mut low = false;
-    for i in 0..insn.op_count() {
-        if insn.op_kind(i) == OpKind::Register {
-            let reg = insn.op_register(i);
-            low |= reg.is_gpr() && number(reg) == n && !is_high_byte(reg);
-        }
-    }
-    // MOVZX EAX, AH: the high byte is only read, whatever becomes of the rest.
-    low && uses[n].1 && writes_high_byte(insn) && insn.op_count() > 1 && {
-        // Two written operands (XCHG, XADD) would need an order.
-        matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg)
-    }
+/// Whether the instruction exchanges something with the low byte of register `n`, which cannot be
+/// written beside the high one.
+fn writes_both_halves(insn: &Instruction, n: usize) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg)
+        && (0..insn.op_count()).any(|i| {
+            insn.op_kind(i) == OpKind::Register && {
+                let reg = insn.op_register(i);
+                reg.is_gpr() && number(reg) == n && !is_high_byte(reg)
+            }
+        })
 }
 
-/// Whether the instruction writes a high byte: its first operand, or either of an exchange.
-fn writes_high_byte(insn: &Instruction) -> bool {
-    let is_high = |i: u32| {
-        insn.op_count() > i
-            && insn.op_kind(i) == OpKind::Register
-            && is_high_byte(insn.op_register(i))
-    };
-    match insn.mnemonic() {
-        Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg => is_high(0) || is_high(1),
-        Mnemonic::Cmp | Mnemonic::Test => false,
-        _ => is_high(0),
-    }
-}
-
-/// Whether an instruction uses vector or mask registers.
+/// Whether an instruction uses vector or mask registers or MXCSR.
 fn uses_vectors(insn: &Instruction) -> bool {
-    if matches!(insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+    use Mnemonic as M;
+    // Conversions of a number in memory to an integer name none, but need MXCSR.
+    if matches!(
+        insn.mnemonic(),
+        M::Vzeroupper
+            | M::Vzeroall
+            | M::Cvtss2si
+            | M::Cvtsd2si
+            | M::Cvttss2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvtsd2si
+            | M::Vcvttss2si
+            | M::Vcvttsd2si
+            | M::Vcvtss2usi
+            | M::Vcvtsd2usi
+            | M::Vcvttss2usi
+            | M::Vcvttsd2usi
+    ) {
         return true;
     }
     (0..insn.op_count()).any(|i| {
