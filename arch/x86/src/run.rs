@@ -218,7 +218,7 @@ impl<E: Env> Cpu<E> {
             Ok(t) => {
                 let page = self.env.ram_page(t.gpa);
                 if let Some(page) = page {
-                    self.tlb.fill_code(user, linear, t.gpa & !0xfff, page, t.page_size);
+                    self.tlb.fill_code(user, linear, page, &t);
                 }
                 Ok((t.gpa, page))
             }

@@ -81,6 +81,7 @@ struct CodeEntry<P> {
     tag: u64,
     gpa: u64,
     page: Option<P>,
+    global: bool,
 }
 
 const CODE_ENTRIES: usize = 256;
@@ -105,7 +106,7 @@ const FILTER_BITS: u64 = 4096;
 impl<P: Copy> Tlb<P> {
     pub fn new() -> Self {
         let empty = Entry { read: NO_TAG, write: NO_TAG, page: None, global: false };
-        let empty_code = CodeEntry { tag: NO_TAG, gpa: 0, page: None };
+        let empty_code = CodeEntry { tag: NO_TAG, gpa: 0, page: None, global: false };
         let filter = || vec![0; (FILTER_BITS / 64) as usize].into_boxed_slice();
         Self {
             entries: vec![empty; ENTRIES * VIEWS].into_boxed_slice(),
@@ -176,11 +177,25 @@ impl<P: Copy> Tlb<P> {
         self.entries[Self::index(view, linear)].global
     }
 
-    /// Remembers a translation for instruction fetches; `gpa` is that of the 4 KiB page.
-    pub fn fill_code(&mut self, user: bool, linear: u64, gpa: u64, page: P, page_size: u64) {
-        self.note_large(linear, page_size);
-        let at = usize::from(user) * CODE_ENTRIES + (linear >> 12) as usize % CODE_ENTRIES;
-        self.code[at] = CodeEntry { tag: self.tag(linear), gpa, page: Some(page) };
+    /// Remembers a translation for instruction fetches.
+    pub fn fill_code(&mut self, user: bool, linear: u64, page: P, translation: &Translation) {
+        self.note_large(linear, translation.page_size);
+        let at = Self::code_index(user, linear);
+        self.code[at] = CodeEntry {
+            tag: self.tag(linear),
+            gpa: translation.gpa & PAGE_MASK,
+            page: Some(page),
+            global: translation.global,
+        };
+    }
+
+    fn code_index(user: bool, linear: u64) -> usize {
+        usize::from(user) * CODE_ENTRIES + (linear >> 12) as usize % CODE_ENTRIES
+    }
+
+    /// Whether the translation that the last hit or fill of code at `linear` used is global.
+    pub fn is_code_global(&self, user: bool, linear: u64) -> bool {
+        self.code[Self::code_index(user, linear)].global
     }
 
     fn filter_bit(linear: u64, level: usize) -> (usize, u64) {

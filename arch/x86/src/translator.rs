@@ -41,6 +41,12 @@ impl<E: Env> Cpu<E> {
         }
     }
 
+    /// Whether the place that [`code_place`](Self::code_place) just gave holds in every address
+    /// space.
+    pub fn is_code_global(&self) -> bool {
+        self.tlb.is_code_global(self.mode.cpl == 3, self.code_linear())
+    }
+
     /// Where data at `linear` lies, as the code that runs now sees it. `None` if an access would
     /// fault, is not to RAM, or must be looked at one by one. For a store, the page becomes
     /// dirty.

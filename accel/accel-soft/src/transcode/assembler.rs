@@ -357,6 +357,11 @@ impl Assembler {
         self.byte(count);
     }
 
+    pub fn shl(&mut self, reg: Reg, count: u8) {
+        self.with_reg(W, &[0xc1], 4, reg);
+        self.byte(count);
+    }
+
     pub fn shl32(&mut self, reg: Reg, count: u8) {
         self.with_reg(0, &[0xc1], 4, reg);
         self.byte(count);

@@ -14,7 +14,7 @@ use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
 
 /// Bytes of code that one processor may have.
-pub const CODE_SIZE: usize = 44 << 20;
+pub const CODE_SIZE: usize = 40 << 20;
 
 /// What a block is found by: the guest physical address of its first byte and its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

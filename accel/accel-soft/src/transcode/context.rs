@@ -33,8 +33,9 @@ pub struct TlbView {
     pub write_host: [u64; TLB_ENTRIES],
 }
 
-/// Entries of the second level of one view's soft TLB, a power of two.
-pub const SECOND_ENTRIES: usize = 1 << 13;
+/// Entries of the second level of each view's soft TLB, powers of two. Programs use more memory
+/// than kernels.
+pub const SECOND_ENTRIES: [usize; VIEWS] = [1 << 16, 1 << 13, 1 << 13];
 
 /// An entry of the second level. Its tags are linear page addresses with the number of the
 /// address space ([`Context::spaces`]) in the low bits.
@@ -186,8 +187,11 @@ pub mod offset {
     }
 }
 
-/// No guest's instruction pointer looks like this: it is not canonical.
-const NOWHERE: u64 = 1 << 63;
+/// What no branch finds in entry `index` of a jump cache, not even one to an address that is not
+/// canonical: an address of another entry.
+fn nowhere(index: usize) -> u64 {
+    1 << 63 | (index ^ 1) as u64
+}
 
 /// A number that, added to any address of entry `index`, gives more than 4095: the negated
 /// address of a page of another entry.
@@ -238,14 +242,20 @@ impl TlbView {
 impl JumpView {
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.guest.fill(NOWHERE);
+        for (index, guest) in self.guest.iter_mut().enumerate() {
+            *guest = nowhere(index);
+        }
     }
 
     /// Remembers that the code at `guest` is entered at `host`.
     pub fn fill(&mut self, guest: u64, host: u64) {
-        let index = (guest >> 12 ^ guest) as usize % JUMP_ENTRIES;
+        let index = Self::index(guest);
         self.guest[index] = guest;
         self.host[index] = host;
+    }
+
+    fn index(guest: u64) -> usize {
+        (guest >> 12 ^ guest) as usize % JUMP_ENTRIES
     }
 }
 
@@ -295,5 +305,21 @@ impl ContextCell {
     /// The context, for its processor's thread.
     pub fn get(&self) -> *mut Context {
         self.0.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_entries_are_never_hit() {
+        for index in 0..JUMP_ENTRIES {
+            assert_ne!(JumpView::index(nowhere(index)), index);
+        }
+        for index in 0..TLB_ENTRIES {
+            let page = never(index).wrapping_neg();
+            assert_ne!(TlbView::index(page), index);
+        }
     }
 }

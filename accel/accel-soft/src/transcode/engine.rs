@@ -70,9 +70,9 @@ pub struct Transcoder {
     pub counters: Counters,
 }
 
-/// Where the second level of the soft TLB has the page at `linear`.
-fn second_index(linear: u64) -> usize {
-    (linear >> 12) as usize % SECOND_ENTRIES
+/// Where the second level of a view's soft TLB has the page at `linear`.
+fn second_index(view: usize, linear: u64) -> usize {
+    (linear >> 12) as usize % SECOND_ENTRIES[view]
 }
 
 /// Vector registers as wide as the host has them, as [`Context::width`] counts.
@@ -103,7 +103,7 @@ impl Transcoder {
             return Ok(None);
         }
         let mut second =
-            [(); VIEWS].map(|()| vec![SecondEntry::EMPTY; SECOND_ENTRIES].into_boxed_slice());
+            SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut (*context.get()).second };
         for (table, second) in tables.iter_mut().zip(&mut second) {
@@ -215,7 +215,7 @@ impl Transcoder {
         for &linear in forgotten.pages() {
             for view in 0..3 {
                 self.context().tlb[view].clear_page(linear);
-                self.second[view][second_index(linear)] = SecondEntry::EMPTY;
+                self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
             let (word, bit) = code_page_bit(linear);
             if self.code_pages[word] & bit != 0 {
@@ -261,7 +261,7 @@ impl Transcoder {
     fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
-        self.is_local[view] = true;
+        self.is_local[view] |= !cpu.is_code_global();
         let (word, bit) = code_page_bit(rip);
         self.code_pages[word] |= bit;
         self.context().jump[view].fill(rip, far);
@@ -491,7 +491,7 @@ impl Transcoder {
         if target.global || view != View::Supervisor {
             let tag = linear & !0xfff | context.spaces[view as usize];
             let epoch = context.write_epoch;
-            let entry = &mut self.second[view as usize][second_index(linear)];
+            let entry = &mut self.second[view as usize][second_index(view as usize, linear)];
             let write = if writable { tag } else { SecondEntry::EMPTY.write };
             *entry = SecondEntry { read: tag, write, host, epoch };
         }

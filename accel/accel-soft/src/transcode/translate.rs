@@ -1340,6 +1340,14 @@ impl Translator {
 
     fn call_indirect(&mut self, insn: &Instruction, block: (&[Instruction], &[Fact])) -> Emit {
         self.branch_target(insn)?;
+        // What is not canonical faults before anything is stored.
+        let at = insn.ip() as u16;
+        let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+        self.asm.mov(INDEX, ADDRESS);
+        self.asm.shl(INDEX, 16);
+        self.asm.sar(INDEX, 16);
+        self.asm.alu(Alu::Cmp, INDEX, ADDRESS);
+        self.asm.jump_if(Cond::NotEqual, odd);
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
         self.store_return_address(insn, None, block);
         self.destroy_flags();
