@@ -23,6 +23,7 @@ pub enum Kind {
     ClearInterrupt,
     SetInterrupt,
     PushFlags,
+    SwapGs,
     /// A segment register into a general-purpose one.
     Selector,
     TimeStamp,
@@ -146,6 +147,7 @@ pub fn classify(insn: &Instruction) -> Kind {
         }
         M::Cli => return Kind::ClearInterrupt,
         M::Sti => return Kind::SetInterrupt,
+        M::Swapgs => return Kind::SwapGs,
         M::Pushfq => return Kind::PushFlags,
         M::Rdtsc | M::Rdtscp => return Kind::TimeStamp,
         M::Mov

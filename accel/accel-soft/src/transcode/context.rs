@@ -98,6 +98,8 @@ pub struct Context {
     /// Segment bases.
     pub fs_base: u64,
     pub gs_base: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
     /// Selectors of ES to GS.
     pub selectors: [u32; 6],
     /// IA32_TSC_AUX.
@@ -134,6 +136,7 @@ pub mod offset {
     pub const FS_BASE: i32 = offset_of!(Context, fs_base) as i32;
     pub const GS_BASE: i32 = offset_of!(Context, gs_base) as i32;
 
+    pub const KERNEL_GS_BASE: i32 = offset_of!(Context, kernel_gs_base) as i32;
     pub const TSC_AUX: i32 = offset_of!(Context, tsc_aux) as i32;
     pub const TSC_OFFSET: i32 = offset_of!(Context, tsc_offset) as i32;
 

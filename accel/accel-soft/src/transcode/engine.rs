@@ -509,6 +509,7 @@ impl Transcoder {
         context.rflags = state.rflags;
         context.fs_base = state.segment(SegReg::Fs).base;
         context.gs_base = state.segment(SegReg::Gs).base;
+        context.kernel_gs_base = state.msrs.kernel_gs_base;
         context.selectors = state.seg.map(|segment| segment.selector.into());
         context.tsc_aux = state.msrs.tsc_aux as u32;
         context.tsc_offset = state.msrs.tsc_offset;
@@ -521,6 +522,8 @@ impl Transcoder {
         let state = &mut cpu.state;
         state.gpr = context.gpr;
         state.rip = context.code_base.wrapping_add(at);
+        state.seg[SegReg::Gs as usize].base = context.gs_base;
+        state.msrs.kernel_gs_base = context.kernel_gs_base;
         state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
     }
 }

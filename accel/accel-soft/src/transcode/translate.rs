@@ -402,6 +402,13 @@ impl Translator {
                 self.set_interrupt(insn);
                 Ok(())
             }
+            Kind::SwapGs if self.setting.view != View::User => {
+                self.asm.load(ADDRESS, Mem::Context(offset::GS_BASE));
+                self.asm.load(INDEX, Mem::Context(offset::KERNEL_GS_BASE));
+                self.asm.store(Mem::Context(offset::GS_BASE), INDEX);
+                self.asm.store(Mem::Context(offset::KERNEL_GS_BASE), ADDRESS);
+                Ok(())
+            }
             Kind::PushFlags => {
                 self.push_flags(insn, block);
                 Ok(())
@@ -440,6 +447,7 @@ impl Translator {
             Kind::Return => self.ret(insn, cached, block),
             Kind::ClearInterrupt
             | Kind::SetInterrupt
+            | Kind::SwapGs
             | Kind::TimeStamp
             | Kind::Interpret
             | Kind::InterpretLast => Err(Refused),
