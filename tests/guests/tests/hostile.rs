@@ -21,7 +21,7 @@ fn a_hostile_guest_harms_only_itself() {
     let readonly = lab.file("readonly", vec![7; 1 << 20]);
     let outside = lab.file("outside", b"not the guest's");
     let mut all_rounds = 0;
-    for seed in 1.. {
+    for seed in 1_u32.. {
         let kernel = lab.file("kernel", hostile::kernel(seed.wrapping_mul(0x9e37_79b9)));
         let (errors_path, output_path) = (lab.path("stderr"), lab.path("stdout"));
         let mut lodge = lab
