@@ -6,7 +6,7 @@ use x86::state::VectorState;
 use crate::layout::{DATA_SIZE, FILL};
 
 /// The longest code of a case.
-pub const MAX_CODE: usize = 64;
+pub const MAX_CODE: usize = 192;
 /// How many places in memory a case changes beforehand.
 pub const PATCHES: usize = 3;
 

@@ -12,7 +12,7 @@ use crate::case::{Case, Outcome};
 use crate::layout::{ALIAS, CODE, CODE_SIZE, DATA, DATA_SIZE, FILL, PAGE, selector};
 
 /// Where things lie in guest physical memory.
-mod frame {
+pub(crate) mod frame {
     use super::PAGE;
     pub const PML4: usize = 0;
     pub const PDPT_LOW: usize = PAGE;
@@ -35,9 +35,11 @@ const GDT: usize = frame::TABLES;
 const IDT: usize = frame::TABLES + 0x400;
 const TSS: usize = frame::TABLES + 0x800;
 /// Linear address of guest physical address 0, for the supervisor.
-const KERNEL: u64 = 0xffff_8000_0000_0000;
+pub(crate) const KERNEL: u64 = 0xffff_8000_0000_0000;
 const VECTORS: usize = 32;
-const HANDLER_SIZE: u64 = 16;
+pub(crate) const HANDLER_SIZE: u64 = 16;
+/// How a handler here ends a case: HLT, JMP $-1.
+const HALT: [u8; 4] = [0xf4, 0xeb, 0xfd, 0x90];
 const KERNEL_CODE: u16 = 0x10;
 
 /// A case never needs more blocks than this.
@@ -186,7 +188,7 @@ impl Engine {
     /// Makes the guest. Its processor is the one that guests get on this host.
     pub fn new() -> std::io::Result<Self> {
         let mut ram = vec![0; frame::END].into_boxed_slice();
-        build_tables(&mut ram);
+        build_tables(&mut ram, HALT);
         let cpuid = x86::cpuid::build(Model::Host, host_cpuid, 1_000_000_000)
             .map_err(|_| std::io::Error::other("this host lacks what every guest gets"))?
             .for_processor(0, 1);
@@ -209,17 +211,7 @@ impl Engine {
     pub fn run(&mut self, case: &Case, image: &[u8; DATA_SIZE], outcome: &mut Outcome) {
         self.load_memory(case, image);
         let mut state = self.base.clone();
-        state.gpr = case.gpr;
-        state.rip = case.start;
-        state.rflags = case.rflags | 1 << 9;
-        state.seg[SegReg::Fs as usize].base = case.fs_base;
-        state.seg[SegReg::Gs as usize].base = case.gs_base;
-        if case.is_32bit != 0 {
-            state.seg[SegReg::Cs as usize] = segment(selector::USER_CODE32, 0xc0fb);
-        }
-        let mask = state.vector.x87.mxcsr_mask;
-        state.vector = case.vector.clone();
-        state.vector.x87.mxcsr_mask = mask;
+        load_case(&mut state, case);
         self.cpu.state = state;
         self.cpu.env.blocks.set(0);
         self.cpu.state_changed();
@@ -242,47 +234,65 @@ impl Engine {
     }
 
     fn collect(&mut self, stop: Stop, outcome: &mut Outcome) {
-        let state = &self.cpu.state;
-        outcome.gpr = state.gpr;
-        outcome.fs_base = state.segment(SegReg::Fs).base;
-        outcome.gs_base = state.segment(SegReg::Gs).base;
-        outcome.vector = state.vector.clone();
-        outcome.error = 0;
-        outcome.cr2 = 0;
-        outcome.rip = state.rip;
-        outcome.rflags = state.rflags;
         let data = &self.ram[frame::DATA..];
         outcome.data.copy_from_slice(&data[..DATA_SIZE]);
+        let state = &self.cpu.state;
+        let has_ended = state.activity == Activity::Halted && state.cpl() == 0;
+        collect(state, has_ended, &self.ram[frame::STACK..frame::STACK + PAGE], outcome);
         if stop == Stop::Attention {
             outcome.trap = Outcome::ENDLESS;
-            return;
         }
-        if state.activity != Activity::Halted || state.cpl() != 0 {
-            outcome.trap = Outcome::SHUTDOWN;
-            return;
-        }
-        let handlers = KERNEL + frame::HANDLERS as u64;
-        outcome.trap = (state.rip.wrapping_sub(handlers) / HANDLER_SIZE) as u32;
-        // The frame: error code if any, RIP, CS, RFLAGS, RSP, SS.
-        let mut at = state.gpr[gpr::RSP].wrapping_sub(KERNEL) as usize;
-        let mut pop = || {
-            let value = self
-                .ram
-                .get(at..at + 8)
-                .map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
-            at += 8;
-            value
-        };
-        if matches!(outcome.trap, 8 | 10..=14 | 17) {
-            outcome.error = pop() as u32;
-        }
-        outcome.rip = pop();
-        pop();
-        outcome.rflags = pop();
-        outcome.gpr[gpr::RSP] = pop();
-        if outcome.trap == 14 {
-            outcome.cr2 = state.cr2;
-        }
+    }
+}
+
+/// Puts the registers of `case` into `state`, which is the base state.
+pub(crate) fn load_case(state: &mut CpuState, case: &Case) {
+    state.gpr = case.gpr;
+    state.rip = case.start;
+    state.rflags = case.rflags | 1 << 9;
+    state.seg[SegReg::Fs as usize].base = case.fs_base;
+    state.seg[SegReg::Gs as usize].base = case.gs_base;
+    if case.is_32bit != 0 {
+        state.seg[SegReg::Cs as usize] = segment(selector::USER_CODE32, 0xc0fb);
+    }
+    let mask = state.vector.x87.mxcsr_mask;
+    state.vector = case.vector.clone();
+    state.vector.x87.mxcsr_mask = mask;
+}
+
+/// Fills in all of an outcome but for the data, from the state in an exception's handler and the
+/// page of its stack. If the processor does not stand there, it has shut down.
+pub(crate) fn collect(state: &CpuState, has_ended: bool, stack: &[u8], outcome: &mut Outcome) {
+    outcome.gpr = state.gpr;
+    outcome.fs_base = state.segment(SegReg::Fs).base;
+    outcome.gs_base = state.segment(SegReg::Gs).base;
+    outcome.vector = state.vector.clone();
+    outcome.error = 0;
+    outcome.cr2 = 0;
+    outcome.rip = state.rip;
+    outcome.rflags = state.rflags;
+    if !has_ended {
+        outcome.trap = Outcome::SHUTDOWN;
+        return;
+    }
+    let handlers = KERNEL + frame::HANDLERS as u64;
+    outcome.trap = (state.rip.wrapping_sub(handlers) / HANDLER_SIZE) as u32;
+    // The frame: error code if any, RIP, CS, RFLAGS, RSP, SS.
+    let mut at = state.gpr[gpr::RSP].wrapping_sub(KERNEL + frame::STACK as u64) as usize;
+    let mut pop = || {
+        let bytes = at.checked_add(8).and_then(|end| stack.get(at..end));
+        at = at.wrapping_add(8);
+        bytes.map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()))
+    };
+    if matches!(outcome.trap, 8 | 10..=14 | 17) {
+        outcome.error = pop() as u32;
+    }
+    outcome.rip = pop();
+    pop();
+    outcome.rflags = pop();
+    outcome.gpr[gpr::RSP] = pop();
+    if outcome.trap == 14 {
+        outcome.cr2 = state.cr2;
     }
 }
 
@@ -300,7 +310,8 @@ fn segment(selector: u16, attributes: u32) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes: SegmentAttributes(attributes) }
 }
 
-fn base_state(cpuid: &CpuidTable) -> CpuState {
+/// The state that a case is put into: user mode, as under Linux.
+pub(crate) fn base_state(cpuid: &CpuidTable) -> CpuState {
     let mut state = CpuState::reset(0);
     // MXCSR.MM, which no guest is offered, would differ in every FXSAVE area.
     state.vector.x87.mxcsr_mask = mxcsr_mask();
@@ -334,7 +345,8 @@ fn base_state(cpuid: &CpuidTable) -> CpuState {
     state
 }
 
-fn build_tables(ram: &mut [u8]) {
+/// Fills in page tables and descriptor tables; each exception's handler is `handler`.
+pub(crate) fn build_tables(ram: &mut [u8], handler: [u8; 4]) {
     let mut put = |at: usize, value: u64| ram[at..at + 8].copy_from_slice(&value.to_le_bytes());
     const P: u64 = 1;
     const RW: u64 = 2;
@@ -388,7 +400,7 @@ fn build_tables(ram: &mut [u8]) {
     }
     let stack = KERNEL + (frame::STACK + PAGE) as u64;
     put(TSS + 4, stack);
-    for handler in ram[frame::HANDLERS..frame::STACK].chunks_exact_mut(HANDLER_SIZE as usize) {
-        handler[..3].copy_from_slice(&[0xf4, 0xeb, 0xfd]); // hlt; jmp $-1
+    for code in ram[frame::HANDLERS..frame::STACK].chunks_exact_mut(HANDLER_SIZE as usize) {
+        code[..4].copy_from_slice(&handler);
     }
 }

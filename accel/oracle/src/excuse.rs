@@ -23,7 +23,6 @@ fn is_canonical(address: u64) -> bool {
 /// Flags that the instruction leaves undefined in a way of its own on each processor. Others whose
 /// flags are undefined are executed by the host's ALU, and agree.
 pub fn undefined_flags(insn: &Instruction) -> u64 {
-    use iced_x86::RflagsBits as Bits;
     match insn.mnemonic() {
         // SDM Vol. 2, DIV, IDIV, AAA and so on, "Flags Affected".
         Mnemonic::Div
@@ -36,10 +35,28 @@ pub fn undefined_flags(insn: &Instruction) -> u64 {
         | Mnemonic::Das => {}
         _ => return 0,
     }
-    let undefined = insn.rflags_undefined();
+    architectural(insn.rflags_undefined())
+}
+
+/// Flags that the instruction leaves as they were, on some processors, where the manuals have
+/// them undefined. Code that is executed in blocks does not know what they were.
+pub fn unknown_flags(insn: &Instruction) -> u64 {
+    match insn.mnemonic() {
+        Mnemonic::Mul | Mnemonic::Imul | Mnemonic::Tzcnt | Mnemonic::Lzcnt => {
+            architectural(insn.rflags_undefined())
+        }
+        // Rotated by 9, bytes stay as they are; what OF is then depends on more than the operands.
+        Mnemonic::Rcl | Mnemonic::Rcr => 1 << 11,
+        _ => undefined_flags(insn),
+    }
+}
+
+/// Flags as iced numbers them, where RFLAGS has them.
+pub fn architectural(flags: u32) -> u64 {
+    use iced_x86::RflagsBits as Bits;
     [(Bits::CF, 0), (Bits::PF, 2), (Bits::AF, 4), (Bits::ZF, 6), (Bits::SF, 7), (Bits::OF, 11)]
         .into_iter()
-        .filter(|(bit, _)| undefined & bit != 0)
+        .filter(|(bit, _)| flags & bit != 0)
         .fold(0, |mask, (_, at)| mask | 1 << at)
 }
 

@@ -107,19 +107,19 @@ pub fn sample(rng: &mut Rng, code: Code, bits: u32, others: Option<&[Code]>) -> 
     Some(builder.finish(is_branch))
 }
 
-struct Builder<'a> {
-    rng: &'a mut Rng,
-    bits: u32,
-    case: Case,
-    insns: Vec<Instruction>,
-    code_len: usize,
+pub(crate) struct Builder<'a> {
+    pub rng: &'a mut Rng,
+    pub bits: u32,
+    pub case: Case,
+    pub insns: Vec<Instruction>,
+    pub code_len: usize,
     /// General-purpose registers that hold something meant.
-    assigned: u16,
-    patches: usize,
+    pub assigned: u16,
+    pub patches: usize,
 }
 
 impl<'a> Builder<'a> {
-    fn new(rng: &'a mut Rng, bits: u32) -> Self {
+    pub fn new(rng: &'a mut Rng, bits: u32) -> Self {
         let mut case = Case::empty();
         case.is_32bit = u32::from(bits == 32);
         case.start = match rng.below(32) {
@@ -214,7 +214,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Sets a register unless an instruction before relies on it.
-    fn set(&mut self, reg: usize, value: u64) {
+    pub fn set(&mut self, reg: usize, value: u64) {
         if self.assigned >> reg & 1 == 0 {
             self.case.gpr[reg] = value;
             self.assigned |= 1 << reg;
@@ -222,7 +222,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Puts `bytes` at `linear`, if that is data.
-    fn patch(&mut self, linear: u64, bytes: &[u8]) {
+    pub fn patch(&mut self, linear: u64, bytes: &[u8]) {
         if let Some(offset) = data_offset(linear)
             && self.patches < PATCHES
         {
@@ -234,7 +234,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn segment_base(&self, insn: &Instruction) -> u64 {
+    pub fn segment_base(&self, insn: &Instruction) -> u64 {
         match insn.memory_segment() {
             Register::FS => self.case.fs_base,
             Register::GS => self.case.gs_base,
@@ -243,7 +243,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Makes the memory operand fall on data, most of the time.
-    fn place(&mut self, encoded: &mut Encoded) {
+    pub fn place(&mut self, encoded: &mut Encoded) {
         let insn = encoded.insn;
         if self.rng.one_in(40) {
             return;
@@ -319,7 +319,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Rewrites the displacement, where it is wide enough.
-    fn move_displacement(&mut self, encoded: &mut Encoded, to: u64) {
+    pub fn move_displacement(&mut self, encoded: &mut Encoded, to: u64) {
         let ip = encoded.insn.ip();
         let mut decoder = decoder(self.bits, &encoded.bytes, ip);
         let insn = decoder.decode();
@@ -346,7 +346,7 @@ impl<'a> Builder<'a> {
 
     /// Gives operands values that the instruction can do something with.
     #[allow(clippy::too_many_lines)]
-    fn shape(&mut self, insn: &Instruction) {
+    pub fn shape(&mut self, insn: &Instruction) {
         let operand = self.operand_address(insn);
         if insn.is_stack_instruction() && self.rng.percent(90) {
             let at = target(self.rng, self.bits, 8);
@@ -464,7 +464,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Where the memory operand falls now.
-    fn operand_address(&self, insn: &Instruction) -> u64 {
+    pub fn operand_address(&self, insn: &Instruction) -> u64 {
         let reg = |reg: Register| match reg {
             Register::None | Register::RIP | Register::EIP => 0,
             reg if reg.is_gpr() => self.case.gpr[reg.full_register().number()],
@@ -483,7 +483,7 @@ impl<'a> Builder<'a> {
 const NO_REGISTERS: (Register, Register) = (Register::None, Register::None);
 
 /// An address for `size` bytes: mostly good, often at a page's end, now and then bad.
-fn target(rng: &mut Rng, bits: u32, size: u64) -> u64 {
+pub(crate) fn target(rng: &mut Rng, bits: u32, size: u64) -> u64 {
     let page = PAGE as u64;
     let align = |at: u64, rng: &mut Rng| {
         if rng.percent(70) { at & !(size.next_power_of_two().min(64) - 1) } else { at }

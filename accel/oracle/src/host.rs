@@ -288,8 +288,10 @@ mod child {
             for (i, page) in DATA.iter().enumerate() {
                 let protection = if page.is_writable { RW } else { libc::PROT_READ };
                 let offset = CODE_SIZE + i * PAGE;
-                map(page.linear, PAGE, protection, memory, offset);
-                map(page.linear + ALIAS, PAGE, protection, memory, offset);
+                for at in [page.linear, page.linear + ALIAS] {
+                    // Faults shall be about rights, not about a page that Linux has yet to map.
+                    map(at, PAGE, protection, memory, offset).read_volatile();
+                }
             }
             std::slice::from_raw_parts_mut(writable, CODE_SIZE).fill(FILL);
             let mut child = Child {

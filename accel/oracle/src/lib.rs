@@ -6,6 +6,7 @@
 //! A case follows from a seed and its number alone ([`generate`]), so that each can be repeated
 //! on its own.
 
+pub mod blocks;
 pub mod case;
 pub mod compare;
 pub mod encode;
@@ -16,4 +17,6 @@ pub mod host;
 pub mod layout;
 pub mod random;
 pub mod run;
+pub mod sequence;
 pub mod skip;
+pub mod transcoder;

@@ -20,6 +20,8 @@ use crate::random::Rng;
 const PROBES: u64 = 12;
 /// Kinds of mismatches beyond these are only named.
 const MOST_SHOWN: usize = 40;
+/// The test that runs plans.
+const TEST: &str = "oracle";
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +76,7 @@ impl Pair {
     }
 
     /// Which codes of a mode the host has: those that end in something else than #UD.
-    fn probe(&mut self, bits: u32) -> io::Result<HashSet<u32>> {
+    pub(crate) fn probe(&mut self, bits: u32) -> io::Result<HashSet<u32>> {
         let mut found = HashSet::new();
         let mut batch: Vec<(Code, Case)> = Vec::new();
         let codes = candidates(bits).collect::<Vec<_>>();
@@ -171,7 +173,7 @@ impl Pair {
                 report.add(
                     &samples[at],
                     "wreck",
-                    &describe(plan.seed, next + at as u64, &samples[at], &[wreck.what]),
+                    &describe(plan.seed, next + at as u64, &samples[at], &[wreck.what], TEST),
                 );
                 from = at + 1;
                 if from >= cases.len() {
@@ -205,7 +207,7 @@ impl Report {
         } else {
             format!("{} for {}", trap_name(engine.trap), trap_name(host.trap))
         };
-        let mut text = describe(seed, number, sample, &found);
+        let mut text = describe(seed, number, sample, &found, TEST);
         let _ = writeln!(
             text,
             "  ended: host {} at {:#x}, engine {} at {:#x}",
@@ -279,14 +281,20 @@ fn disassemble(insn: &Instruction) -> String {
 }
 
 /// A case in words, with how to run it again.
-fn describe(seed: u64, number: u64, sample: &Sample, found: &[String]) -> String {
+pub(crate) fn describe(
+    seed: u64,
+    number: u64,
+    sample: &Sample,
+    found: &[String],
+    test: &str,
+) -> String {
     let case = &sample.case;
     let mut text = String::new();
     let bits = if case.is_32bit != 0 { 32 } else { 64 };
     let _ =
         writeln!(text, "  seed {seed:#x}, case {number}, {bits}-bit, rflags {:#x}", case.rflags);
-    let mut at = 0;
     for insn in &sample.insns {
+        let at = (insn.ip() - case.start) as usize;
         let bytes = &case.code[at..at + insn.len()];
         let _ = writeln!(
             text,
@@ -295,7 +303,6 @@ fn describe(seed: u64, number: u64, sample: &Sample, found: &[String]) -> String
             disassemble(insn),
             insn.code()
         );
-        at += insn.len();
     }
     let gpr = |from: usize| {
         (from..from + 4)
@@ -321,7 +328,7 @@ fn describe(seed: u64, number: u64, sample: &Sample, found: &[String]) -> String
     let _ = writeln!(
         text,
         "  again: LODGE_ORACLE_SEED={seed:#x} LODGE_ORACLE_FIRST={number} LODGE_ORACLE_CASES=1 \
-         cargo test -p oracle --test oracle agree -- --nocapture"
+         cargo test -p oracle --test {test} agree -- --nocapture"
     );
     text
 }
