@@ -724,8 +724,14 @@ impl Translator {
                     delta += 8;
                     fits && number(insn.op0_register()) != 4
                 }
-                Kind::Call if is_stack => touches(-8, 8, true) && false,
-                Kind::Return if is_stack => touches(0, 8, false) && false,
+                Kind::Call if is_stack => {
+                    touches(-8, 8, true);
+                    false
+                }
+                Kind::Return if is_stack => {
+                    touches(0, 8, false);
+                    false
+                }
                 Kind::Plain => {
                     let fits = match fact.access {
                         None => true,
