@@ -841,7 +841,11 @@ impl Translator {
         }
 
         // Temporaries for registers that live in memory, and for high bytes.
-        let mut free = [Some(INDEX), (!has_memory).then_some(ADDRESS)].into_iter().flatten();
+        let mut free =
+            [Some(INDEX), (!has_memory).then_some(ADDRESS), (!implies_rax).then_some(STATUS)]
+                .into_iter()
+                .flatten();
+        let mut is_status_spilled = false;
         let mut renamed: Vec<(usize, Reg, bool)> = Vec::new();
         for i in 0..insn.op_count() {
             if insn.op_kind(i) != OpKind::Register {
@@ -861,6 +865,9 @@ impl Translator {
                         let temporary = free.next().ok_or(Refused)?;
                         if temporary == ADDRESS {
                             self.cached = None;
+                        } else if temporary == STATUS && self.status != Status::Host {
+                            self.asm.store(Mem::Context(offset::STATUS), STATUS);
+                            is_status_spilled = true;
                         }
                         match place {
                             Home::Host(host) => self.asm.rorx(temporary, host, 8),
@@ -903,6 +910,8 @@ impl Translator {
         }
         if modifies != 0 {
             self.status = Status::Host;
+        } else if is_status_spilled {
+            self.asm.load(STATUS, Mem::Context(offset::STATUS));
         }
         Ok(())
     }
