@@ -2,6 +2,7 @@
 
 use crate::alu::Flags;
 use crate::block::BlockCache;
+use crate::crossing::CrossingCache;
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec, Raised};
 use crate::insn::native::Native;
@@ -20,6 +21,7 @@ pub struct Cpu<E: Env> {
     pub env: E,
     pub(crate) tlb: Tlb<E::Page>,
     pub(crate) blocks: BlockCache<E>,
+    pub(crate) crossing: CrossingCache<E>,
     pub(crate) mode: Mode,
     /// The exception that the last [`Raised`] stands for.
     pub(crate) raised: Exception,
@@ -90,6 +92,7 @@ impl<E: Env> Cpu<E> {
             env,
             tlb: Tlb::new(),
             blocks: BlockCache::new(),
+            crossing: CrossingCache::new(),
             raised: Exception::UD,
             insn_ip: 0,
             code_page: None,

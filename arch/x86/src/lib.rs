@@ -14,6 +14,7 @@ pub mod alu;
 mod block;
 mod cpu;
 pub mod cpuid;
+mod crossing;
 mod debug;
 mod decode;
 mod env;

@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use crate::block::{Block, BlockCache, Key, MAX_BYTES, MAX_OPS};
 use crate::cpu::{Cpu, is_canonical};
+use crate::crossing::Crossing;
 use crate::debug;
 use crate::decode::{self, MAX_LEN, Op, Undecodable};
 use crate::env::Env;
@@ -79,7 +80,15 @@ impl<E: Env> Cpu<E> {
             }
         }
         self.code_page = None;
-        let op = self.fetch_one()?;
+        let (op, crossing) = self.fetch_one()?;
+        let result = self.execute_one(&op, stack_loaded);
+        if let Some(crossing) = crossing {
+            self.crossing.keep(&crossing, op);
+        }
+        result
+    }
+
+    fn execute_one(&mut self, op: &Op<E>, stack_loaded: bool) -> Exec {
         self.single_step = self.flag(Rflags::TF);
         self.set_flag(Rflags::RF, false);
         self.state.interrupt_shadow = false;
@@ -88,8 +97,8 @@ impl<E: Env> Cpu<E> {
         }
         self.stats.instructions += 1;
         self.state.rip = self.insn_ip.wrapping_add(op.len.into());
-        (op.run)(self, &op)?;
-        self.step_branches_only(&op);
+        (op.run)(self, op)?;
+        self.step_branches_only(op);
         self.debug_trap();
         Ok(())
     }
@@ -226,24 +235,34 @@ impl<E: Env> Cpu<E> {
         }
     }
 
+    /// Where instructions at `linear` lie, by the TLB if it knows.
+    fn code_at(&mut self, linear: u64) -> Exec<(u64, Option<E::Page>)> {
+        match self.tlb.code(self.mode.cpl == 3, linear) {
+            Some((frame, page)) => Ok((frame | linear & 0xfff, Some(page))),
+            None => self.fetch_place(linear),
+        }
+    }
+
     /// Fetches and decodes the instruction at the instruction pointer, wherever it lies.
-    fn fetch_one(&mut self) -> Exec<Op<E>> {
+    fn fetch_one(&mut self) -> Exec<(Op<E>, Option<Crossing>)> {
         let mut bytes = [0; MAX_LEN];
         let mut have = 0;
+        let mut first = None;
+        let bits = self.mode.code_bits;
         let limit = u64::from(self.state.segment(SegReg::Cs).limit);
         loop {
             // One page more than before: at most two turns are needed.
             let linear = self.code_linear().wrapping_add(have as u64);
-            let linear = if self.mode.code_bits == 64 { linear } else { linear & 0xffff_ffff };
+            let linear = if bits == 64 { linear } else { linear & 0xffff_ffff };
             let mut room = (0x1000 - (linear & 0xfff) as usize).min(MAX_LEN - have);
-            if self.mode.code_bits != 64 {
+            if bits != 64 {
                 let left = (limit + 1).saturating_sub(self.state.rip + have as u64);
                 room = room.min(left as usize);
                 if room == 0 {
                     return Err(self.raise(Exception::GP0));
                 }
             }
-            let (gpa, page) = self.fetch_place(linear)?;
+            let (gpa, page) = self.code_at(linear)?;
             let chunk = &mut bytes[have..have + room];
             match page {
                 Some(page) => self.env.load_bytes(page, (gpa & 0xfff) as usize, chunk),
@@ -254,11 +273,23 @@ impl<E: Env> Cpu<E> {
                 }
             }
             have += room;
-            let bits = self.mode.code_bits;
+            let crossing = first.map(|first| Crossing { first, bits, bytes });
+            match crossing {
+                None if self.crossing.expects(gpa, bits) && have < MAX_LEN => {
+                    first = Some(gpa);
+                    continue;
+                }
+                None => {}
+                Some(crossing) => {
+                    if let Some(op) = self.crossing.take(&crossing) {
+                        return Ok((op, Some(crossing)));
+                    }
+                }
+            }
             match decode::decode(bits, &bytes[..have], self.state.rip, self.decoder_options) {
-                Ok(op) => return Ok(op),
+                Ok(op) => return Ok((op, crossing)),
                 Err(Undecodable::Fault(exception)) => return Err(self.raise(exception)),
-                Err(Undecodable::Incomplete) => {}
+                Err(Undecodable::Incomplete) => first = Some(gpa),
             }
         }
     }

@@ -34,6 +34,7 @@ pub enum Kind {
     /// Relative jumps and calls.
     Jump,
     JumpIf,
+    JumpIfCounterZero,
     Call,
     /// The same through a register or memory.
     JumpIndirect,
@@ -106,6 +107,9 @@ pub fn classify(insn: &Instruction) -> Kind {
             if insn.op0_kind() == OpKind::NearBranch64 && insn.is_jcc_short_or_near() =>
         {
             return Kind::JumpIf;
+        }
+        FlowControl::ConditionalBranch if insn.code() == Code::Jrcxz_rel8_64 => {
+            return Kind::JumpIfCounterZero;
         }
         FlowControl::Call if insn.op0_kind() == OpKind::NearBranch64 => return Kind::Call,
         FlowControl::IndirectBranch if insn.code() == Code::Jmp_rm64 => return Kind::JumpIndirect,

@@ -441,6 +441,19 @@ impl Translator {
                 self.jump_if(insn);
                 return true;
             }
+            Kind::JumpIfCounterZero => {
+                self.keep_flags();
+                // JRCXZ over the next jump: it reaches no further.
+                self.asm.bytes(&[0xe3, 5]);
+                let not_taken = self.asm.label();
+                self.asm.jmp(not_taken);
+                let status = self.status;
+                self.jump_to(insn.near_branch_target() as i64, insn.ip() as u16);
+                self.asm.bind(not_taken);
+                self.status = status;
+                self.jump_to(insn.next_ip() as i64, insn.ip() as u16);
+                return true;
+            }
             Kind::Call => self.call(insn, cached, block),
             Kind::JumpIndirect => self.jump_indirect(insn),
             Kind::CallIndirect => self.call_indirect(insn, block),
