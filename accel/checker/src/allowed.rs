@@ -2,6 +2,8 @@
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 
+use crate::state::{RBX, RDX};
+
 /// Whether an instruction that does not branch may be in translated code, as far as can be seen
 /// without knowing what registers hold.
 pub(crate) fn is_allowed(insn: &Instruction) -> bool {
@@ -108,15 +110,15 @@ fn is_vector_extension(feature: CpuidFeature) -> bool {
     )
 }
 
-/// Whether the instruction reads general-purpose registers that are not among its operands.
-pub(crate) fn reads_implicitly(insn: &Instruction) -> bool {
+/// Whether the instruction reads general-purpose register `number` without naming it.
+pub(crate) fn reads_implicitly(insn: &Instruction, number: usize) -> bool {
     use Mnemonic as M;
     match insn.mnemonic() {
-        M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Mul | M::Mulx | M::Div | M::Idiv => true,
-        M::Imul => insn.op_count() == 1,
-        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Sahf => true,
-        M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => true,
-        M::Vpcmpestri | M::Vpcmpestrm | M::Vpcmpestri64 | M::Vpcmpestrm64 => true,
+        M::Cmpxchg8b | M::Cmpxchg16b => number <= RBX,
+        M::Cmpxchg | M::Mul | M::Imul | M::Mulx | M::Div | M::Idiv => number <= RDX,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Sahf => number <= RDX,
+        M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => number <= RDX,
+        M::Vpcmpestri | M::Vpcmpestrm | M::Vpcmpestri64 | M::Vpcmpestrm64 => number <= RDX,
         // Shifts by CL name it.
         _ => false,
     }

@@ -285,7 +285,7 @@ fn takes_secret(state: &State, insn: &Instruction, uses: &[Use; 16]) -> Result<b
         if !used.read || !state.registers[n].kind.is_secret() {
             continue;
         }
-        let is_address_only = is_address(n) && !used.operand && !reads_implicitly(insn);
+        let is_address_only = is_address(n) && !used.operand && !reads_implicitly(insn, n);
         if is_address_only {
             continue;
         }

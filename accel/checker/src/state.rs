@@ -102,6 +102,7 @@ pub(crate) struct State {
     pub found: Option<Number>,
 }
 
+pub(crate) const RDX: usize = 2;
 pub(crate) const RBX: usize = 3;
 pub(crate) const RBP: usize = 5;
 
