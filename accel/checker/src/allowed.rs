@@ -5,8 +5,8 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use crate::state::{RBX, RDX};
 
 /// Whether an instruction that does not branch may be in translated code, as far as can be seen
-/// without knowing what registers hold.
-pub(crate) fn is_allowed(insn: &Instruction) -> bool {
+/// without knowing what registers hold. `time` is whether it may read the time stamp counter.
+pub(crate) fn is_allowed(insn: &Instruction, time: bool) -> bool {
     // Prefixes that mean nothing, or elide locks.
     if insn.has_rep_prefix() || insn.has_repne_prefix() {
         return false;
@@ -37,6 +37,7 @@ pub(crate) fn is_allowed(insn: &Instruction) -> bool {
         }
     }
     is_general(insn.mnemonic())
+        || time && insn.mnemonic() == Mnemonic::Rdtsc
         || has_vector && insn.cpuid_features().iter().all(|&feature| is_vector_extension(feature))
 }
 

@@ -40,6 +40,8 @@ pub struct Block<'a> {
     pub view: usize,
     /// Flags in RFLAGS that it may change.
     pub flags: u64,
+    /// Whether it may read the time stamp counter.
+    pub time: bool,
     /// Code that is always there.
     pub stubs: Stubs,
 }
@@ -235,7 +237,7 @@ impl Checker {
             // Nothing leads to it.
             let Some(now) = &mut state else { continue };
             let goes_on = if insn.flow_control() == FlowControl::Next {
-                self.execute(now, &insn, block.flags).map_err(found)?;
+                self.execute(now, &insn, block).map_err(found)?;
                 true
             } else {
                 self.branch(now, &insn, index, block).map_err(found)?

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::allowed::{is_allowed, reads_implicitly};
-use crate::blocks::Checker;
+use crate::blocks::{Block, Checker};
 use crate::layout::Table;
 use crate::memory::{Operand, entry, shift, sum};
 use crate::state::{Flags, Kind, State, Value};
@@ -21,15 +21,14 @@ struct Use {
 }
 
 impl Checker {
-    /// Checks an instruction that does not branch, and goes over it. `flags` may be changed in
-    /// RFLAGS.
+    /// Checks an instruction that does not branch, and goes over it.
     pub(crate) fn execute(
         &mut self,
         state: &mut State,
         insn: &Instruction,
-        flags: u64,
+        block: &Block<'_>,
     ) -> Result<(), Problem> {
-        if !is_allowed(insn) {
+        if !is_allowed(insn, block.time) {
             return Err(Problem::NotAllowed);
         }
         // Operands that it names and those that it does not.
@@ -79,7 +78,7 @@ impl Checker {
             return Err(Problem::VectorsNotLive);
         }
         let operand = match &memory {
-            Some(memory) => self.access(state, insn, memory, flags)?,
+            Some(memory) => self.access(state, insn, memory, block.flags)?,
             None => Operand::Other,
         };
         let takes_secret = takes_secret(state, insn, &uses)?;

@@ -79,6 +79,7 @@ impl Proof {
             targets: &[],
             view: setting.view as usize,
             flags: flags.bits(),
+            time: setting.time,
             stubs: Stubs { leave: common.leave.into(), load_vectors: common.load_vectors.into() },
         });
         if verdict.is_err() {
