@@ -135,7 +135,11 @@ impl Checker {
         self.numbers = Numbers::default();
         self.decode(block)?;
         self.mark(block)?;
-        self.follow(block)
+        // The instructions do not change any more.
+        let insns = std::mem::take(&mut self.insns);
+        let result = self.follow(block, &insns);
+        self.insns = insns;
+        result
     }
 
     /// Decodes the whole block, one instruction behind the other.
@@ -146,13 +150,15 @@ impl Checker {
         let mut decoder = Decoder::with_ip(64, block.code, block.address, DecoderOptions::NONE);
         while decoder.can_decode() {
             let offset = decoder.position();
-            let insn = decoder.decode();
+            let index = self.insns.len();
+            self.insns.push(Instruction::default());
+            let insn = &mut self.insns[index];
+            decoder.decode_out(insn);
             if insn.is_invalid() {
                 let problem = Problem::Undecodable;
                 return Err(Violation { offset: offset as u32, problem });
             }
-            self.insns.push(insn);
-            self.index_at[offset] = self.insns.len() as u32;
+            self.index_at[offset] = index as u32 + 1;
         }
         self.places.clear();
         self.places.resize(self.insns.len(), Place::default());
@@ -210,12 +216,11 @@ impl Checker {
     }
 
     /// Follows all ways through the block, from its start to its end.
-    fn follow(&mut self, block: &Block<'_>) -> Result<(), Violation> {
+    fn follow(&mut self, block: &Block<'_>, insns: &[Instruction]) -> Result<(), Violation> {
         self.pending.clear();
         let mut state: Option<State> = None;
         let mut offset = 0;
-        for index in 0..self.insns.len() {
-            let insn = self.insns[index];
+        for (index, insn) in insns.iter().enumerate() {
             offset = insn.ip().wrapping_sub(block.address) as u32;
             let found = |problem| Violation { offset, problem };
             let Place { marks, pending } = self.places[index];
@@ -237,10 +242,10 @@ impl Checker {
             // Nothing leads to it.
             let Some(now) = &mut state else { continue };
             let goes_on = if insn.flow_control() == FlowControl::Next {
-                self.execute(now, &insn, block).map_err(found)?;
+                self.execute(now, insn, block).map_err(found)?;
                 true
             } else {
-                self.branch(now, &insn, index, block).map_err(found)?
+                self.branch(now, insn, index, block).map_err(found)?
             };
             if !goes_on {
                 state = None;
@@ -321,7 +326,7 @@ impl Checker {
         let condition = insn.condition_code();
         let mut taken = state.clone();
         learn(&mut taken, condition);
-        self.go(&mut taken, insn.near_branch_target(), index, is_linked, block)?;
+        self.go(&taken, insn.near_branch_target(), index, is_linked, block)?;
         learn(state, opposite(condition));
         Ok(true)
     }
@@ -329,7 +334,7 @@ impl Checker {
     /// Follows a jump in state `state`.
     fn go(
         &mut self,
-        state: &mut State,
+        state: &State,
         target: u64,
         from: usize,
         is_linked: bool,

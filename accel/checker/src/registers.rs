@@ -9,15 +9,29 @@ use crate::memory::{Operand, entry, shift, sum};
 use crate::state::{Flags, Kind, State, Value};
 use crate::violation::Problem;
 
-/// How an instruction uses a general-purpose register.
+/// General-purpose registers that an instruction uses: bit by bit, by their numbers.
 #[derive(Clone, Copy, Default)]
-struct Use {
-    read: bool,
-    written: bool,
+struct Uses {
+    read: u16,
+    written: u16,
     /// All of it is written.
-    replaced: bool,
+    replaced: u16,
     /// It is an operand that is read, and not only for an address.
-    operand: bool,
+    operands: u16,
+}
+
+/// The numbers of the registers in a set.
+fn numbers(mut set: u16) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let number = set.trailing_zeros();
+        set &= set.wrapping_sub(1);
+        (number < 16).then_some(number as usize)
+    })
+}
+
+/// A general-purpose register of any size as a set.
+fn set(register: Register) -> u16 {
+    1 << register.full_register().number()
 }
 
 impl Checker {
@@ -32,7 +46,7 @@ impl Checker {
             return Err(Problem::NotAllowed);
         }
         // Operands that it names and those that it does not.
-        let mut uses = [Use::default(); 16];
+        let mut uses = Uses::default();
         let mut memory = None;
         let mut vectors = false;
         {
@@ -47,13 +61,10 @@ impl Checker {
                     OpAccess::ReadWrite | OpAccess::ReadCondWrite => (true, true, true),
                 };
                 if register.is_gpr() {
-                    if register.full_register() == Register::RSP {
-                        return Err(Problem::StackPointer);
-                    }
-                    let slot = &mut uses[register.full_register().number()];
-                    slot.read |= read;
-                    slot.written |= written;
-                    slot.replaced |= written && always && register.size() >= 4;
+                    let set = set(register);
+                    uses.read |= if read { set } else { 0 };
+                    uses.written |= if written { set } else { 0 };
+                    uses.replaced |= if always && register.size() >= 4 { set } else { 0 };
                 } else if register.is_vector_register() || register.is_k() {
                     vectors = true;
                 } else if written {
@@ -65,7 +76,7 @@ impl Checker {
                     && insn.op_register(i).is_gpr()
                     && info.op_access(i) != OpAccess::Write
                 {
-                    uses[insn.op_register(i).full_register().number()].operand = true;
+                    uses.operands |= set(insn.op_register(i));
                 }
             }
             match info.used_memory() {
@@ -74,6 +85,9 @@ impl Checker {
                 _ => return Err(Problem::NotAllowed),
             }
         }
+        if (uses.read | uses.written) & set(Register::RSP) != 0 {
+            return Err(Problem::StackPointer);
+        }
         if vectors && !state.live {
             return Err(Problem::VectorsNotLive);
         }
@@ -81,17 +95,16 @@ impl Checker {
             Some(memory) => self.access(state, insn, memory, block.flags)?,
             None => Operand::Other,
         };
-        let takes_secret = takes_secret(state, insn, &uses)?;
+        let takes_secret = takes_secret(state, insn, uses)?;
 
         let result = self.result(state, insn, operand);
         let new_flags = self.flags(state, insn, operand);
-        for (value, used) in state.registers.iter_mut().zip(&uses) {
-            if !used.written {
-                continue;
-            }
+        for number in numbers(uses.written) {
+            let value = &mut state.registers[number];
             // What is not replaced may remain in part.
-            let keeps = takes_secret || value.kind.is_secret() && !used.replaced;
-            *value = self.numbers.value(if keeps { Kind::Secret } else { Kind::Any });
+            let remains = value.kind.is_secret() && uses.replaced & 1 << number == 0;
+            let is_secret = takes_secret || remains;
+            *value = self.numbers.value(if is_secret { Kind::Secret } else { Kind::Any });
         }
         if let Some(value) = result {
             state.registers[insn.op0_register().full_register().number()] = value;
@@ -261,37 +274,42 @@ fn shift_sum(base: Value, index: Value, displacement: i64) -> Kind {
     if displacement == 0 { kind } else { shift(kind, displacement) }
 }
 
-/// Secrets may be addresses of operands, and may be copied, moved on and compared. Who reads
-/// them otherwise could give them to the guest. `true` if the instruction computes with one.
-fn takes_secret(state: &State, insn: &Instruction, uses: &[Use; 16]) -> Result<bool, Problem> {
-    let is_address = |n: usize| {
-        [insn.memory_base(), insn.memory_index()]
-            .iter()
-            .any(|r| r.is_gpr() && r.full_register().number() == n)
-    };
-    let is_whole = insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64();
-    let is_followed = match insn.mnemonic() {
-        // A comparison tells less than an address.
-        Mnemonic::Cmp | Mnemonic::Test => insn.op0_kind() == OpKind::Register,
-        Mnemonic::Mov | Mnemonic::Add => is_whole,
-        Mnemonic::Sub => is_whole && insn.op1_kind() != OpKind::Register,
-        // Its operands are those of an address.
-        Mnemonic::Lea => return Ok(false),
-        _ => false,
-    };
+/// Secrets may be addresses of operands, and may be copied and moved on. Who reads them otherwise
+/// could give them to the guest. `true` if the instruction computes with one.
+fn takes_secret(state: &State, insn: &Instruction, uses: Uses) -> Result<bool, Problem> {
     let mut takes = false;
-    for (n, used) in uses.iter().enumerate() {
-        if !used.read || !state.registers[n].kind.is_secret() {
+    for number in numbers(uses.read) {
+        if !state.registers[number].kind.is_secret() {
             continue;
         }
-        let is_address_only = is_address(n) && !used.operand && !reads_implicitly(insn, n);
-        if is_address_only {
+        let is_address = [insn.memory_base(), insn.memory_index()]
+            .iter()
+            .any(|register| register.is_gpr() && set(*register) == 1 << number);
+        let is_operand = uses.operands & 1 << number != 0;
+        if is_address && !is_operand && !reads_implicitly(insn, number) {
+            takes |= insn.mnemonic() == Mnemonic::Lea;
             continue;
         }
-        if !is_followed {
+        if !is_followed(insn) {
             return Err(Problem::Leak);
         }
         takes = true;
     }
     Ok(takes)
+}
+
+/// Whether what the instruction makes of a secret is followed, or tells nothing of it.
+fn is_followed(insn: &Instruction) -> bool {
+    let is_whole = insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64();
+    match insn.mnemonic() {
+        // The offset in a page is no secret.
+        Mnemonic::Test => {
+            use Register::{AH, BH, CH, DH};
+            let is_high = matches!(insn.op0_register(), AH | BH | CH | DH);
+            !is_high && insn.try_immediate(1).is_ok_and(|mask| mask < 4096)
+        }
+        Mnemonic::Mov | Mnemonic::Add => is_whole,
+        Mnemonic::Sub => is_whole && insn.op1_kind() != OpKind::Register,
+        _ => false,
+    }
 }

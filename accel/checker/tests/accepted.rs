@@ -60,6 +60,7 @@ accepted! {
         b.a.cmp(ptr(rbx), rcx)?;
         b.a.bt(dword_ptr(rbx), 5)?;
     }
+    a_test_for_alignment: |b| { checked(b)?; b.a.test(bl, 7)?; b.a.jne(b.miss)?; }
     a_whole_page: |b| {
         checked_with(b, |c| c.limit = 0)?;
         b.a.mov(byte_ptr(rbx + 4095), cl)?;

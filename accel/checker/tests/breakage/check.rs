@@ -151,7 +151,7 @@ refused! {
         store(b)?;
     }
     the_tag_is_for_loads: ReadOnly, |b| { checked_with(b, |c| c.tag = T.read)?; store(b)?; }
-    the_tag_is_the_page: Unchecked, |b| { checked_with(b, |c| c.tag = T.host)?; store(b)?; }
+    the_tag_is_the_page: Leak, |b| { checked_with(b, |c| c.tag = T.host)?; store(b)?; }
     the_page_is_the_tag: Unchecked, |b| { checked_with(b, |c| c.host = T.write)?; store(b)?; }
     the_tag_is_of_the_next_entry: Context, |b| {
         checked_with(b, |c| c.tag = T.write + 8)?;

@@ -21,6 +21,14 @@ refused! {
         b.a.cmpxchg(ptr(rbx), rcx)?;
     }
     a_host_address_moved_by_lea: Leak, |b| { checked(b)?; b.a.lea(rcx, ptr(rbx + rdx * 4))?; }
+    a_host_address_is_compared: Leak, |b| { checked(b)?; b.a.cmp(rbx, rcx)?; }
+    a_host_address_is_compared_with_a_number: Leak, |b| { checked(b)?; b.a.cmp(rbx, 5)?; }
+    bits_of_a_host_address_are_tested: Leak, |b| { checked(b)?; b.a.test(ebx, 4096)?; }
+    high_bits_of_a_host_address_are_tested: Leak, |b| { checked(b)?; b.a.test(bh, 16)?; }
+    a_quarter_of_a_host_address_by_lea: Leak, |b| {
+        checked(b)?;
+        b.a.lea(cx, ptr(rbx))?;
+    }
     half_a_host_address_by_lea: Leak, |b| { checked(b)?; b.a.lea(ecx, ptr(rbx))?; }
     a_host_address_with_the_guests_added: Leak, |b| {
         checked(b)?;
