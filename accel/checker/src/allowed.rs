@@ -38,7 +38,28 @@ pub(crate) fn is_allowed(insn: &Instruction, time: bool) -> bool {
     }
     is_general(insn.mnemonic())
         || time && insn.mnemonic() == Mnemonic::Rdtsc
+        || needs_control(insn.mnemonic())
         || has_vector && insn.cpuid_features().iter().all(|&feature| is_vector_extension(feature))
+}
+
+/// Conversions to integers, which may have no vector operand but use MXCSR.
+pub(crate) fn needs_control(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cvtss2si
+            | M::Cvtsd2si
+            | M::Cvttss2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvtsd2si
+            | M::Vcvttss2si
+            | M::Vcvttsd2si
+            | M::Vcvtss2usi
+            | M::Vcvtsd2usi
+            | M::Vcvttss2usi
+            | M::Vcvttsd2usi
+    )
 }
 
 /// Instructions without vector operands.

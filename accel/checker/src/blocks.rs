@@ -64,6 +64,11 @@ pub struct Stubs {
     pub leave: u64,
     /// Called to load the guest's vector registers. It changes RBX and status flags.
     pub load_vectors: u64,
+    /// Called if a load, or a store, of the block's view missed the soft TLB, with the number of
+    /// an exit on the stack, the index of the entry in RBP, and the linear address with its tag
+    /// added in RBX. They leave by the exit, or fill the entry, take the number off the stack and
+    /// return; RBX, RBP and status flags are lost.
+    pub misses: [u64; 2],
 }
 
 /// More than this is no block.
@@ -87,6 +92,8 @@ struct Place {
     marks: u8,
     /// One more than the index of the state in which branches from above come to it.
     pending: u32,
+    /// It is entered from below with vector registers taken to be live.
+    live: bool,
 }
 
 /// Checks blocks, one after the other, with the same memory.
@@ -108,7 +115,14 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables { read: 0, write: 0, host: 0, jump_guest: 0, jump_host: 0 };
+        let none = ViewTables {
+            read: 0,
+            read_host: 0,
+            write: 0,
+            write_host: 0,
+            jump_guest: 0,
+            jump_host: 0,
+        };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
@@ -223,7 +237,7 @@ impl Checker {
         for (index, insn) in insns.iter().enumerate() {
             offset = insn.ip().wrapping_sub(block.address) as u32;
             let found = |problem| Violation { offset, problem };
-            let Place { marks, pending } = self.places[index];
+            let Place { marks, pending, .. } = self.places[index];
             if let Some(slot) = (pending as usize).checked_sub(1) {
                 let (tlb, jump) = (self.layout.tlb_entries, self.layout.jump_entries);
                 match &mut state {
@@ -237,11 +251,27 @@ impl Checker {
                 if state.as_ref().is_some_and(State::leaks) {
                     return Err(found(Problem::Leak));
                 }
-                state = Some(self.enter(marks, offset, state.as_ref()));
+                let entered = self.enter(marks, offset, state.as_ref());
+                self.places[index].live = entered.live;
+                state = Some(entered);
             }
             // Nothing leads to it.
             let Some(now) = &mut state else { continue };
-            let goes_on = if insn.flow_control() == FlowControl::Next {
+            let goes_on = if is_push(insn) {
+                // Only for the call that takes it off the stack.
+                let next = insns.get(index + 1).ok_or(found(Problem::FallsOff))?;
+                let place = self.places[index + 1];
+                if miss_stub(next, block).is_none() || place.marks != 0 || place.pending != 0 {
+                    return Err(found(Problem::NotAllowed));
+                }
+                true
+            } else if let Some(write) = miss_stub(insn, block) {
+                let pushed = index.checked_sub(1).map(|before| &insns[before]);
+                let pushed = pushed.filter(|insn| is_push(insn));
+                let pushed = pushed.ok_or(found(Problem::NotAllowed))?.immediate(0) as u32;
+                self.miss(now, write, pushed, block).map_err(found)?;
+                true
+            } else if insn.flow_control() == FlowControl::Next {
                 self.execute(now, insn, block).map_err(found)?;
                 true
             } else {
@@ -263,10 +293,9 @@ impl Checker {
         use entry::{BACK, FAR, NEAR, RESUME, RETRY};
         // RBX holds an address of the guest's at these, what the last block left in it at others.
         let is_rbx_secret = marks & (NEAR | BACK) != 0;
-        // Whether vector registers are live on the way from above is taken for granted behind an
-        // exit, too. Whether they are when it is left by that is seen there.
-        let mut live =
-            marks & (FAR | NEAR | RESUME | BACK) == 0 && before.is_none_or(|state| state.live);
+        // Whether vector registers are live on the way from above is taken for granted on ways
+        // from below and behind an exit, too. Whether they are is seen there.
+        let mut live = marks & (FAR | NEAR | RESUME) == 0 && before.is_none_or(|state| state.live);
         if marks & RETRY != 0 {
             let here = || self.retries.iter().filter(|r| r.0.at == offset);
             live &= here().all(|&(_, left_live, _)| left_live);
@@ -347,8 +376,12 @@ impl Checker {
         if offset < block.code.len() as u64 {
             let to = self.index(offset).ok_or(Problem::IntoMiddle)?;
             if to <= from {
-                // Nothing is taken for granted there.
-                return if state.leaks() { Err(Problem::Leak) } else { Ok(()) };
+                // Nothing else is taken for granted there.
+                return match self.places[to].live && !state.live {
+                    true => Err(Problem::VectorsNotLive),
+                    false if state.leaks() => Err(Problem::Leak),
+                    false => Ok(()),
+                };
             }
             match (self.places[to].pending as usize).checked_sub(1) {
                 Some(slot) => {
@@ -373,10 +406,16 @@ impl Checker {
 
     /// The block is left by an exit.
     fn leave(&mut self, state: &State, block: &Block<'_>) -> Result<(), Problem> {
-        let number = match state.registers[RBP].kind {
-            Kind::Const(number) if block.exits.contains(&number) => number,
-            _ => return Err(Problem::WrongExit),
-        };
+        match state.registers[RBP].kind {
+            Kind::Const(number) => self.leave_by(state, number, block),
+            _ => Err(Problem::WrongExit),
+        }
+    }
+
+    fn leave_by(&mut self, state: &State, number: u32, block: &Block<'_>) -> Result<(), Problem> {
+        if !block.exits.contains(&number) {
+            return Err(Problem::WrongExit);
+        }
         for (retry, left_live, taken) in &mut self.retries {
             if retry.exit == number {
                 *left_live &= state.live;
@@ -385,6 +424,28 @@ impl Checker {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A call of the stub that looks further for a page, with the number of an exit pushed.
+    fn miss(
+        &mut self,
+        state: &mut State,
+        write: bool,
+        exit: u32,
+        block: &Block<'_>,
+    ) -> Result<(), Problem> {
+        match (state.registers[RBX].kind, state.registers[RBP].kind) {
+            (Kind::Offset { of, write: tag_write, .. }, Kind::TlbIndex { of: index_of })
+                if of == index_of && write == tag_write => {}
+            _ => return Err(Problem::Index),
+        }
+        if state.leaks() {
+            return Err(Problem::Leak);
+        }
+        self.leave_by(state, exit, block)?;
+        // Tables have changed: nothing that was found in them holds any more.
+        *state = State::entry(&mut self.numbers, true, state.live);
         Ok(())
     }
 
@@ -417,6 +478,24 @@ impl Checker {
             return Err(Problem::UncheckedJump);
         }
         if state.leaks() { Err(Problem::Leak) } else { Ok(()) }
+    }
+}
+
+/// Whether the number of an exit may be what the instruction pushes.
+fn is_push(insn: &Instruction) -> bool {
+    matches!(insn.code(), Code::Pushq_imm8 | Code::Pushq_imm32)
+}
+
+/// Whether the instruction calls one of the stubs for misses: that for stores?
+fn miss_stub(insn: &Instruction, block: &Block<'_>) -> Option<bool> {
+    if insn.code() != Code::Call_rel32_64 || insn.len() != 5 {
+        return None;
+    }
+    let [read, write] = block.stubs.misses;
+    match insn.near_branch_target() {
+        target if target == read => Some(false),
+        target if target == write => Some(true),
+        _ => None,
     }
 }
 

@@ -40,8 +40,10 @@ pub struct ViewTables {
     pub read: u32,
     /// The same for stores.
     pub write: u32,
-    /// The host's address of the page.
-    pub host: u32,
+    /// The host's address of the page, for loads.
+    pub read_host: u32,
+    /// The same for stores.
+    pub write_host: u32,
     /// The guest's instruction pointer; one of another entry if there is none.
     pub jump_guest: u32,
     /// The host's address of the code there.
@@ -52,7 +54,7 @@ pub struct ViewTables {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     Tag { write: bool },
-    HostPage,
+    HostPage { write: bool },
     JumpGuest,
     JumpHost,
 }
@@ -63,7 +65,8 @@ impl ViewTables {
         [
             (self.read, Table::Tag { write: false }),
             (self.write, Table::Tag { write: true }),
-            (self.host, Table::HostPage),
+            (self.read_host, Table::HostPage { write: false }),
+            (self.write_host, Table::HostPage { write: true }),
             (self.jump_guest, Table::JumpGuest),
             (self.jump_host, Table::JumpHost),
         ]

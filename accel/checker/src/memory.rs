@@ -95,7 +95,7 @@ impl Checker {
     fn table(&self, insn: &Instruction, at: u64, index: Value) -> Result<Operand, Problem> {
         let table = self.tables.table(at).ok_or(Problem::Context)?;
         let entries = match table {
-            Table::Tag { .. } | Table::HostPage => self.layout.tlb_entries,
+            Table::Tag { .. } | Table::HostPage { .. } => self.layout.tlb_entries,
             Table::JumpGuest | Table::JumpHost => self.layout.jump_entries,
         };
         let bound = bound(index.kind, self.layout.tlb_entries, self.layout.jump_entries);
@@ -107,8 +107,8 @@ impl Checker {
         match table {
             Table::Tag { .. } | Table::JumpGuest => {}
             // What is read from there must stay known.
-            Table::HostPage if is_tracked => {}
-            Table::HostPage | Table::JumpHost => return Err(Problem::Leak),
+            Table::HostPage { .. } if is_tracked => {}
+            Table::HostPage { .. } | Table::JumpHost => return Err(Problem::Leak),
         }
         Ok(Operand::Table(table, index))
     }
@@ -206,12 +206,14 @@ pub(crate) fn sum(a: Value, b: Value) -> Kind {
         }
         (
             Value { kind: Kind::Offset { of, write, room }, .. },
-            Value { kind: Kind::HostPage { of: page_of }, .. },
+            Value { kind: Kind::HostPage { of: page_of, write: page_write }, .. },
         )
         | (
-            Value { kind: Kind::HostPage { of: page_of }, .. },
+            Value { kind: Kind::HostPage { of: page_of, write: page_write }, .. },
             Value { kind: Kind::Offset { of, write, room }, .. },
-        ) if of == page_of && room > 0 => Kind::Host { write, from: 0, to: room.into() },
+        ) if of == page_of && write == page_write && room > 0 => {
+            Kind::Host { write, from: 0, to: room.into() }
+        }
         (a, b) if a.kind.is_secret() || b.kind.is_secret() => Kind::Secret,
         _ => Kind::Any,
     }
@@ -238,8 +240,8 @@ pub(crate) fn shift(kind: Kind, by: i64) -> Kind {
 pub(crate) fn entry(table: Table, index: Value) -> Kind {
     match (table, index.kind) {
         (Table::Tag { write }, Kind::TlbIndex { of }) => Kind::Tag { of, write },
-        (Table::HostPage, Kind::TlbIndex { of }) => Kind::HostPage { of },
-        (Table::HostPage | Table::JumpHost, _) => Kind::Secret,
+        (Table::HostPage { write }, Kind::TlbIndex { of }) => Kind::HostPage { of, write },
+        (Table::HostPage { .. } | Table::JumpHost, _) => Kind::Secret,
         (Table::Tag { .. } | Table::JumpGuest, _) => Kind::Any,
     }
 }

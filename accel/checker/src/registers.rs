@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use crate::allowed::{is_allowed, reads_implicitly};
+use crate::allowed::{is_allowed, needs_control, reads_implicitly};
 use crate::blocks::{Block, Checker};
 use crate::layout::Table;
 use crate::memory::{Operand, entry, shift, sum};
@@ -48,7 +48,7 @@ impl Checker {
         // Operands that it names and those that it does not.
         let mut uses = Uses::default();
         let mut memory = None;
-        let mut vectors = false;
+        let mut vectors = needs_control(insn.mnemonic());
         {
             let info = self.info.info(insn);
             for used in info.used_registers() {

@@ -54,9 +54,10 @@ pub(crate) enum Kind {
         write: bool,
         room: u16,
     },
-    /// What the table of pages has for an address.
+    /// What a table of pages has for an address.
     HostPage {
         of: Number,
+        write: bool,
     },
     /// A host address. Bytes from `from` up to `to` relative to it are the guest's, to be
     /// written or only to be read.

@@ -55,7 +55,10 @@ accepted! {
     }
     a_load_under_a_check_for_stores: |b| { checked(b)?; b.a.mov(rcx, ptr(rbx))?; }
     loads_under_a_check_for_loads: |b| {
-        checked_with(b, |c| c.tag = T.read)?;
+        checked_with(b, |c| {
+ c.tag = T.read;
+ c.host = T.read_host;
+ })?;
         b.a.add(rcx, ptr(rbx))?;
         b.a.cmp(ptr(rbx), rcx)?;
         b.a.bt(dword_ptr(rbx), 5)?;
@@ -80,7 +83,7 @@ accepted! {
         b.a.jbe(hit)?;
         b.a.jmp(miss)?;
         b.a.set_label(&mut hit)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_by_shifting: |b| {
@@ -91,7 +94,7 @@ accepted! {
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_by_shifting_the_lower_half: |b| {
@@ -102,7 +105,7 @@ accepted! {
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_in_a_guest_register_of_its_own: |b| {
@@ -112,14 +115,17 @@ accepted! {
         b.a.add(rbx, rcx)?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.mov(rbp, table(rax, T.host))?;
+        b.a.mov(rbp, table(rax, T.write_host))?;
         b.a.mov(ptr(rbp + rbx), rcx)?;
         b.a.lea(rbx, ptr(rbp + rbx))?;
         b.a.mov(ptr(rbx), rcx)?;
         b.a.mov(eax, 0)?;
     }
     one_index_for_loads_and_stores: |b| {
-        checked_with(b, |c| c.tag = T.read)?;
+        checked_with(b, |c| {
+ c.tag = T.read;
+ c.host = T.read_host;
+ })?;
         b.a.mov(rdx, ptr(rbx))?;
         b.a.lea(rbx, ptr(rcx + 8))?;
         CHECK.emit(b)?;
@@ -133,7 +139,7 @@ accepted! {
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(miss)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         b.a.mov(ptr(rbx), rcx)?;
         b.a.mov(rbx, rdx)?;
         b.a.rorx(rbp, rbx, 12)?;

@@ -65,12 +65,14 @@ fn parse(line: &str) -> Golden {
         links,
         leave,
         load,
+        read_miss,
+        write_miss,
         flags,
         time,
         code,
     ] = words[..]
     else {
-        panic!("a line has 13 words: {line}");
+        panic!("a line has 15 words: {line}");
     };
     let retry = |text: &str| {
         let (exit, at) = text.split_once(':').expect("an exit and a place");
@@ -85,7 +87,11 @@ fn parse(line: &str) -> Golden {
         resumes: list(resumes, number),
         retries: list(retries, retry),
         links: list(links, number),
-        stubs: Stubs { leave: number(leave).into(), load_vectors: number(load).into() },
+        stubs: Stubs {
+            leave: number(leave).into(),
+            load_vectors: number(load).into(),
+            misses: [number(read_miss).into(), number(write_miss).into()],
+        },
         flags: number(flags).into(),
         time: number(time) != 0,
         code: (0..code.len()).step_by(2).map(byte).collect(),
@@ -199,7 +205,7 @@ proptest! {
             view,
             flags: u64::from(first),
             time: true,
-            stubs: Stubs { leave: !address, load_vectors: address },
+            stubs: Stubs { leave: !address, load_vectors: address, misses: [2, 3] },
         };
         let _ = Checker::new(layout()).check(&block);
     }
@@ -253,7 +259,7 @@ proptest! {
             view: 0,
             flags: 0,
             time: false,
-            stubs: Stubs { leave: 0, load_vectors: 0x20 },
+            stubs: Stubs { leave: 0, load_vectors: 0x20, misses: [0x40, 0x60] },
         };
         let _ = Checker::new(layout()).check(&block);
     }

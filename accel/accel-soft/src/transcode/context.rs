@@ -138,7 +138,8 @@ pub fn layout() -> Layout {
         ViewTables {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
-            host: (tlb + offset_of!(TlbView, host)) as u32,
+            read_host: (tlb + offset_of!(TlbView, read_host)) as u32,
+            write_host: (tlb + offset_of!(TlbView, write_host)) as u32,
             jump_guest: (jump + offset_of!(JumpView, guest)) as u32,
             jump_host: (jump + offset_of!(JumpView, host)) as u32,
         }

@@ -80,7 +80,11 @@ impl Proof {
             view: setting.view as usize,
             flags: flags.bits(),
             time: setting.time,
-            stubs: Stubs { leave: common.leave.into(), load_vectors: common.load_vectors.into() },
+            stubs: Stubs {
+                leave: common.leave.into(),
+                load_vectors: common.load_vectors.into(),
+                misses: common.second_level[setting.view as usize].map(u64::from),
+            },
         });
         if verdict.is_err() {
             REFUSED.fetch_add(1, Ordering::Relaxed);

@@ -70,12 +70,12 @@ refused! {
     the_host_address_comes_before_the_branch: Unchecked, |b| {
         checked_with(b, |c| {
             c.without = Some(Step::Host);
-            c.then = Some((Step::Compare, |a| a.add(rbx, table(rbp, T.host))));
+            c.then = Some((Step::Compare, |a| a.add(rbx, table(rbp, T.write_host))));
         })?;
         store(b)?;
     }
     the_host_address_is_added_twice: Unchecked, |b| {
-        checked_with(b, |c| c.then = Some((Step::Host, |a| a.add(rbx, table(rbp, T.host)))))?;
+        checked_with(b, |c| c.then = Some((Step::Host, |a| a.add(rbx, table(rbp, T.write_host)))))?;
         store(b)?;
     }
     the_condition_is_signed: Unchecked, |b| { checked_with(b, |c| c.over = Over::G)?; store(b)?; }
@@ -147,11 +147,14 @@ refused! {
         store(b)?;
     }
     the_page_is_of_another_view: Context, |b| {
-        checked_with(b, |c| c.host = tables(2).host)?;
+        checked_with(b, |c| c.host = tables(2).write_host)?;
         store(b)?;
     }
-    the_tag_is_for_loads: ReadOnly, |b| { checked_with(b, |c| c.tag = T.read)?; store(b)?; }
-    the_tag_is_the_page: Leak, |b| { checked_with(b, |c| c.tag = T.host)?; store(b)?; }
+    the_tag_is_for_loads: ReadOnly, |b| { checked_with(b, |c| {
+ c.tag = T.read;
+ c.host = T.read_host;
+ })?; store(b)?; }
+    the_tag_is_the_page: Leak, |b| { checked_with(b, |c| c.tag = T.write_host)?; store(b)?; }
     the_page_is_the_tag: Unchecked, |b| { checked_with(b, |c| c.host = T.write)?; store(b)?; }
     the_tag_is_of_the_next_entry: Context, |b| {
         checked_with(b, |c| c.tag = T.write + 8)?;
@@ -159,7 +162,7 @@ refused! {
     }
     the_tag_is_misaligned: Context, |b| { checked_with(b, |c| c.tag = T.write + 1)?; store(b)?; }
     the_page_is_of_the_next_entry: Context, |b| {
-        checked_with(b, |c| c.host = T.host + 8)?;
+        checked_with(b, |c| c.host = T.write_host + 8)?;
         store(b)?;
     }
     the_index_is_of_another_register: Unchecked, |b| {
@@ -251,7 +254,7 @@ refused! {
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         store(b)?;
     }
 }

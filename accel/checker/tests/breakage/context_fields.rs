@@ -35,7 +35,7 @@ refused! {
     }
     a_page_is_written: Context, |b| {
         b.a.and(ecx, 1023)?;
-        b.a.mov(table(rcx, T.host), rdx)?;
+        b.a.mov(table(rcx, T.write_host), rdx)?;
     }
     an_entry_of_the_jump_cache_is_written: Context, |b| {
         b.a.and(ecx, 1023)?;

@@ -21,6 +21,7 @@ mod check;
 mod context_fields;
 mod instructions;
 mod jump_cache;
+mod misses;
 mod operands;
 mod secrets;
 mod vectors;

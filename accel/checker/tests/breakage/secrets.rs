@@ -41,11 +41,11 @@ refused! {
     }
     the_table_of_pages_is_read: Leak, |b| {
         b.a.and(ecx, 1023)?;
-        b.a.mov(rcx, table(rcx, T.host))?;
+        b.a.mov(rcx, table(rcx, T.write_host))?;
     }
     the_table_of_pages_is_computed_with: Leak, |b| {
         b.a.and(ecx, 1023)?;
-        b.a.xor(rdx, table(rcx, T.host))?;
+        b.a.xor(rdx, table(rcx, T.write_host))?;
     }
     the_table_of_host_code_is_read: Leak, |b| {
         b.a.and(ecx, 1023)?;

@@ -1,7 +1,7 @@
 //! Ways that meet, of which one lacks what is needed.
 
 use crate::common::*;
-use crate::store;
+use crate::{make_live, store};
 use iced_x86::code_asm::*;
 
 refused! {
@@ -23,7 +23,7 @@ refused! {
         b.a.cmp(rbx, 4088)?;
         b.a.ja(join)?;
         b.a.set_label(&mut join)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         store(b)?;
     }
     two_ways_check_for_different_sizes: BeyondCheck, |b| {
@@ -44,7 +44,10 @@ refused! {
         checked(b)?;
         b.a.jmp(join)?;
         b.a.set_label(&mut other)?;
-        checked_with(b, |c| c.tag = T.read)?;
+        checked_with(b, |c| {
+ c.tag = T.read;
+ c.host = T.read_host;
+ })?;
         b.a.set_label(&mut join)?;
         store(b)?;
     }
@@ -75,7 +78,7 @@ refused! {
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(back)?;
-        b.a.add(rbx, table(rbp, T.host))?;
+        b.a.add(rbx, table(rbp, T.write_host))?;
         store(b)?;
     }
     a_place_to_resume_at_behind_the_check: Unchecked, |b| {
@@ -109,5 +112,32 @@ refused! {
         b.near = b.a.create_label();
         b.a.set_label(&mut b.near)?;
         store(b)?;
+    }
+    a_table_that_changed_since: Unchecked, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.rorx(rbp, rbx, 12)?;
+        b.a.and(ebp, 1023)?;
+        b.a.add(rbx, table(rbp, T.write))?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+        b.a.mov(ptr(rbx), rcx)?;
+    }
+    vectors_on_a_way_from_below_that_lacks_them: VectorsNotLive, |b| {
+        make_live(b)?;
+        let mut back = b.a.create_label();
+        let mut over = b.a.create_label();
+        b.a.jmp(over)?;
+        let mut below = b.a.create_label();
+        b.a.set_label(&mut over)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(below)?;
+        b.a.set_label(&mut back)?;
+        b.a.paddb(xmm0, xmm1)?;
+        b.a.jmp(b.miss)?;
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.resume = Some(label);
+        b.a.set_label(&mut below)?;
+        b.a.jmp(back)?;
     }
 }

@@ -19,17 +19,18 @@ pub const SELECTORS: u32 = 208;
 pub const VECTORS: u32 = 248;
 pub const HOST_SP: u32 = 256;
 const TLB: u32 = 280;
-const JUMP: u32 = TLB + 3 * 3 * 8 * TLB_ENTRIES;
+const JUMP: u32 = TLB + 3 * 4 * 8 * TLB_ENTRIES;
 pub const TLB_ENTRIES: u32 = 1024;
 pub const JUMP_ENTRIES: u32 = 4096;
 
 pub const fn tables(view: u32) -> ViewTables {
-    let tlb = TLB + view * 3 * 8 * TLB_ENTRIES;
+    let tlb = TLB + view * 4 * 8 * TLB_ENTRIES;
     let jump = JUMP + view * 2 * 8 * JUMP_ENTRIES;
     ViewTables {
         read: tlb,
-        write: tlb + 8 * TLB_ENTRIES,
-        host: tlb + 16 * TLB_ENTRIES,
+        read_host: tlb + 8 * TLB_ENTRIES,
+        write: tlb + 16 * TLB_ENTRIES,
+        write_host: tlb + 24 * TLB_ENTRIES,
         jump_guest: jump,
         jump_host: jump + 8 * JUMP_ENTRIES,
     }
@@ -65,6 +66,7 @@ pub fn layout() -> Layout {
 pub const CODE: u64 = 0x1000;
 pub const LEAVE: u64 = 0x100;
 pub const LOAD_VECTORS: u64 = 0x120;
+pub const MISSES: [u64; 2] = [0x140, 0x160];
 /// The near entry of another block.
 pub const OTHER: u64 = 0x800;
 pub const EXITS: std::ops::Range<u32> = 7..10;
@@ -109,7 +111,7 @@ impl Code {
             view: 1,
             flags: DF,
             time: false,
-            stubs: Stubs { leave: LEAVE, load_vectors: LOAD_VECTORS },
+            stubs: Stubs { leave: LEAVE, load_vectors: LOAD_VECTORS, misses: MISSES },
         }
     }
 
@@ -209,7 +211,7 @@ pub const CHECK: Check = Check {
     tag: T.write,
     limit: 4096 - 8,
     over: Over::A,
-    host: T.host,
+    host: T.write_host,
     without: None,
     then: None,
 };
