@@ -102,6 +102,7 @@ pub struct Checker {
     pub(crate) info: InstructionInfoFactory,
     pub(crate) numbers: Numbers,
     pub(crate) tables: ViewTables,
+    pub(crate) view: usize,
     insns: Vec<Instruction>,
     places: Vec<Place>,
     /// For each offset, one more than the index of the instruction that begins there.
@@ -128,6 +129,7 @@ impl Checker {
             info: InstructionInfoFactory::new(),
             numbers: Numbers::default(),
             tables: none,
+            view: 0,
             insns: Vec::new(),
             places: Vec::new(),
             index_at: Vec::new(),
@@ -146,6 +148,7 @@ impl Checker {
             Some(&tables) => tables,
             None => return Err(at_start(Problem::NoSuchView)),
         };
+        self.view = block.view;
         self.numbers = Numbers::default();
         self.decode(block)?;
         self.mark(block)?;

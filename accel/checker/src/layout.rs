@@ -28,8 +28,8 @@ pub struct Field {
     pub offset: u32,
     /// How many bytes it has.
     pub size: u32,
-    /// Whether translated code may write it.
-    pub write: bool,
+    /// The views whose blocks may write it: a bit for each, by their numbers.
+    pub writers: u32,
 }
 
 /// Tables of one view, of 8 bytes per entry.
@@ -76,8 +76,8 @@ impl ViewTables {
 }
 
 impl Layout {
-    /// Whether `size` bytes at `offset` may be read, or written.
-    pub(crate) fn allows(&self, offset: u64, size: u64, write: bool) -> bool {
+    /// Whether `size` bytes at `offset` may be read, or written by blocks of `view`.
+    pub(crate) fn allows(&self, offset: u64, size: u64, write: bool, view: usize) -> bool {
         if !matches!(size, 1 | 2 | 4 | 8) || !offset.is_multiple_of(size) {
             return false;
         }
@@ -85,7 +85,8 @@ impl Layout {
             let (start, end) = (u64::from(start), u64::from(start) + u64::from(length));
             start <= offset && offset.checked_add(size).is_some_and(|last| last <= end)
         };
+        let writes = |field: &Field| field.writers.checked_shr(view as u32).unwrap_or(0) & 1 != 0;
         !write && within(self.flags, 8)
-            || self.fields.iter().any(|f| within(f.offset, f.size) && (f.write || !write))
+            || self.fields.iter().any(|f| within(f.offset, f.size) && (!write || writes(f)))
     }
 }

@@ -84,7 +84,7 @@ impl Checker {
         if write && at.checked_sub(field).is_some_and(|n| n < 8) {
             return self.change_flags(insn, at == field, size, flags);
         }
-        if !self.layout.allows(at, size, write) {
+        if !self.layout.allows(at, size, write, self.view) {
             return Err(Problem::Context);
         }
         let is_live_field = at == u64::from(self.layout.vectors_live) && size == 4;

@@ -72,7 +72,7 @@ fn parse(line: &str) -> Golden {
         code,
     ] = words[..]
     else {
-        panic!("a line has 15 words: {line}");
+        panic!("a line has 15 words, not {}", words.len());
     };
     let retry = |text: &str| {
         let (exit, at) = text.split_once(':').expect("an exit and a place");
@@ -160,7 +160,11 @@ fn without_one_part_of_a_check_they_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn changed_bytes_never_panic(

@@ -127,10 +127,13 @@ pub struct Context {
 
 /// What the checker is told of [`Context`].
 pub fn layout() -> Layout {
-    let field = |offset: usize, size: usize, write: bool| Field {
+    const NOBODY: u32 = 0;
+    const ANYBODY: u32 = (1 << VIEWS) - 1;
+    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32);
+    let field = |offset: usize, size: usize, writers: u32| Field {
         offset: offset as u32,
         size: size as u32,
-        write,
+        writers,
     };
     let view = |view: usize| {
         let tlb = offset_of!(Context, tlb) + view * size_of::<TlbView>();
@@ -147,16 +150,17 @@ pub fn layout() -> Layout {
     Layout {
         fields: vec![
             // With `deferred` behind it.
-            field(offset_of!(Context, attention), 8, false),
-            field(offset_of!(Context, vectors_live), 4, false),
-            field(offset_of!(Context, gpr), 16 * 8, true),
-            field(offset_of!(Context, code_base), 8, true),
-            field(offset_of!(Context, spill), 8, true),
-            field(offset_of!(Context, fs_base), 8, false),
-            field(offset_of!(Context, gs_base), 8, false),
-            field(offset_of!(Context, selectors), 6 * 4, false),
-            field(offset_of!(Context, tsc_aux), 4, false),
-            field(offset_of!(Context, tsc_offset), 8, false),
+            field(offset_of!(Context, attention), 8, NOBODY),
+            field(offset_of!(Context, vectors_live), 4, NOBODY),
+            field(offset_of!(Context, gpr), 16 * 8, ANYBODY),
+            field(offset_of!(Context, code_base), 8, ANYBODY),
+            field(offset_of!(Context, spill), 8, ANYBODY),
+            field(offset_of!(Context, fs_base), 8, NOBODY),
+            field(offset_of!(Context, gs_base), 8, KERNEL),
+            field(offset_of!(Context, kernel_gs_base), 8, KERNEL),
+            field(offset_of!(Context, selectors), 6 * 4, NOBODY),
+            field(offset_of!(Context, tsc_aux), 4, NOBODY),
+            field(offset_of!(Context, tsc_offset), 8, NOBODY),
         ],
         flags: offset_of!(Context, rflags) as u32,
         vectors_live: offset_of!(Context, vectors_live) as u32,

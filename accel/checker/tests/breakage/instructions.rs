@@ -257,3 +257,14 @@ fn a_view_without_tables_is_refused() {
     let violation = checker::check(&block, &layout()).unwrap_err();
     assert_eq!(violation.problem, Problem::NoSuchView);
 }
+
+#[test]
+fn a_field_that_another_view_may_write_is_refused() {
+    let code = build(|b| b.a.mov(context(FS_BASE + 8), rcx));
+    for (view, is_accepted) in [(0, false), (1, true), (2, true)] {
+        let mut block = code.block();
+        block.view = view;
+        let result = checker::check(&block, &layout()).map_err(|violation| violation.problem);
+        assert_eq!(result, if is_accepted { Ok(()) } else { Err(Problem::Context) });
+    }
+}

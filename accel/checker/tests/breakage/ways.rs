@@ -123,21 +123,16 @@ refused! {
         b.a.mov(ptr(rbx), rcx)?;
     }
     vectors_on_a_way_from_below_that_lacks_them: VectorsNotLive, |b| {
-        make_live(b)?;
-        let mut back = b.a.create_label();
-        let mut over = b.a.create_label();
-        b.a.jmp(over)?;
-        let mut below = b.a.create_label();
-        b.a.set_label(&mut over)?;
+        let (mut back, mut below) = (b.a.create_label(), b.a.create_label());
         b.a.test(rcx, rcx)?;
         b.a.je(below)?;
+        make_live(b)?;
+        b.a.nop()?;
         b.a.set_label(&mut back)?;
         b.a.paddb(xmm0, xmm1)?;
         b.a.jmp(b.miss)?;
-        let mut label = b.a.create_label();
-        b.a.set_label(&mut label)?;
-        b.resume = Some(label);
         b.a.set_label(&mut below)?;
         b.a.jmp(back)?;
+        b.has_end = false;
     }
 }

@@ -15,10 +15,10 @@ pub const STATUS: u32 = 160;
 pub const RFLAGS: u32 = 168;
 pub const SPILL: u32 = 184;
 pub const FS_BASE: u32 = 192;
-pub const SELECTORS: u32 = 208;
-pub const VECTORS: u32 = 248;
-pub const HOST_SP: u32 = 256;
-const TLB: u32 = 280;
+pub const SELECTORS: u32 = 216;
+pub const VECTORS: u32 = 256;
+pub const HOST_SP: u32 = 264;
+const TLB: u32 = 344;
 const JUMP: u32 = TLB + 3 * 4 * 8 * TLB_ENTRIES;
 pub const TLB_ENTRIES: u32 = 1024;
 pub const JUMP_ENTRIES: u32 = 4096;
@@ -41,7 +41,7 @@ pub const T: ViewTables = tables(1);
 
 /// That of the engine.
 pub fn layout() -> Layout {
-    let field = |offset, size, write| Field { offset, size, write };
+    let field = |offset, size, write| Field { offset, size, writers: if write { 7 } else { 0 } };
     Layout {
         fields: vec![
             field(ATTENTION, 8, false),
@@ -49,10 +49,12 @@ pub fn layout() -> Layout {
             field(GPR, 16 * 8, true),
             field(CODE_BASE, 8, true),
             field(SPILL, 8, true),
-            field(FS_BASE, 16, false),
+            field(FS_BASE, 8, false),
+            // Of a kernel only; blocks here have the view 1 unless they are the translator's.
+            Field { offset: FS_BASE + 8, size: 16, writers: 6 },
             field(SELECTORS, 24, false),
-            field(232, 4, false),
-            field(240, 8, false),
+            field(240, 4, false),
+            field(248, 8, false),
         ],
         flags: RFLAGS,
         vectors_live: VECTORS_LIVE,
