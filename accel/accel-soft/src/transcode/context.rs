@@ -154,6 +154,7 @@ pub fn layout() -> Layout {
             field(offset_of!(Context, vectors_live), 4, NOBODY),
             field(offset_of!(Context, gpr), 16 * 8, ANYBODY),
             field(offset_of!(Context, code_base), 8, ANYBODY),
+            field(offset_of!(Context, status), 8, ANYBODY),
             field(offset_of!(Context, spill), 8, ANYBODY),
             field(offset_of!(Context, fs_base), 8, NOBODY),
             field(offset_of!(Context, gs_base), 8, KERNEL),
