@@ -28,6 +28,7 @@ use native::NativeUnit;
 use ram::Ram;
 use transcode::context::ContextCell;
 use transcode::engine::{Transcoder, host_width};
+pub use transcode::proof::refused_blocks;
 use transcode::watch::Watch;
 use vcpu::SoftVcpu;
 
@@ -40,13 +41,16 @@ pub enum Execution {
     Transcode {
         /// 0 translates everything at once, which is for tests.
         after: u8,
+        /// Each translation is checked before it runs; what the checker cannot follow is
+        /// interpreted.
+        check: bool,
     },
 }
 
 impl Default for Execution {
     /// Most code of a booting system runs a few times only.
     fn default() -> Self {
-        Self::Transcode { after: 32 }
+        Self::Transcode { after: 32, check: true }
     }
 }
 
@@ -114,8 +118,8 @@ impl Accelerator for SoftAccelerator {
                 let native = NativeUnit::new().map_err(no_code)?;
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
-                    Execution::Transcode { after } => {
-                        Transcoder::new(context, after).map_err(no_code)?
+                    Execution::Transcode { after, check } => {
+                        Transcoder::new(context, after, check).map_err(no_code)?
                     }
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);

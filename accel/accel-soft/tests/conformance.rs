@@ -25,7 +25,8 @@ fn the_interpreter_conforms() {
 
 #[test]
 fn the_transcoder_conforms() {
-    conforms(Execution::Transcode { after: 0 });
+    conforms(Execution::Transcode { after: 0, check: true });
+    assert_eq!(accel_soft::refused_blocks(), 0, "the checker refused translated blocks");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn setting(name: &str, default: u64) -> u64 {
 fn execution() -> Execution {
     match std::env::var_os("LODGE_ORACLE_INTERPRET") {
         Some(_) => Execution::Interpret,
-        None => Execution::Transcode { after: 0 },
+        None => Execution::Transcode { after: 0, check: true },
     }
 }
 
@@ -50,6 +50,7 @@ fn host_and_transcoder_agree() {
     println!("{}", report.text());
     assert_eq!(report.cases, plan.count);
     assert_eq!(report.mismatches, 0, "host and transcoder disagree");
+    assert_eq!(accel_soft::refused_blocks(), 0, "the checker refused translated blocks");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::VectorState;
 
@@ -122,6 +123,52 @@ pub struct Context {
     pub host_mxcsr: u32,
     pub tlb: [TlbView; VIEWS],
     pub jump: [JumpView; VIEWS],
+}
+
+/// What the checker is told of [`Context`].
+pub fn layout() -> Layout {
+    const NOBODY: u32 = 0;
+    const ANYBODY: u32 = (1 << VIEWS) - 1;
+    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32);
+    let field = |offset: usize, size: usize, writers: u32| Field {
+        offset: offset as u32,
+        size: size as u32,
+        writers,
+    };
+    let view = |view: usize| {
+        let tlb = offset_of!(Context, tlb) + view * size_of::<TlbView>();
+        let jump = offset_of!(Context, jump) + view * size_of::<JumpView>();
+        ViewTables {
+            read: (tlb + offset_of!(TlbView, read)) as u32,
+            write: (tlb + offset_of!(TlbView, write)) as u32,
+            read_host: (tlb + offset_of!(TlbView, read_host)) as u32,
+            write_host: (tlb + offset_of!(TlbView, write_host)) as u32,
+            jump_guest: (jump + offset_of!(JumpView, guest)) as u32,
+            jump_host: (jump + offset_of!(JumpView, host)) as u32,
+        }
+    };
+    Layout {
+        fields: vec![
+            // With `deferred` behind it.
+            field(offset_of!(Context, attention), 8, NOBODY),
+            field(offset_of!(Context, vectors_live), 4, NOBODY),
+            field(offset_of!(Context, gpr), 16 * 8, ANYBODY),
+            field(offset_of!(Context, code_base), 8, ANYBODY),
+            field(offset_of!(Context, status), 8, ANYBODY),
+            field(offset_of!(Context, spill), 8, ANYBODY),
+            field(offset_of!(Context, fs_base), 8, NOBODY),
+            field(offset_of!(Context, gs_base), 8, KERNEL),
+            field(offset_of!(Context, kernel_gs_base), 8, KERNEL),
+            field(offset_of!(Context, selectors), 6 * 4, NOBODY),
+            field(offset_of!(Context, tsc_aux), 4, NOBODY),
+            field(offset_of!(Context, tsc_offset), 8, NOBODY),
+        ],
+        flags: offset_of!(Context, rflags) as u32,
+        vectors_live: offset_of!(Context, vectors_live) as u32,
+        views: (0..VIEWS).map(view).collect(),
+        tlb_entries: TLB_ENTRIES as u32,
+        jump_entries: JUMP_ENTRIES as u32,
+    }
 }
 
 /// Offsets in [`Context`] that generated code uses.

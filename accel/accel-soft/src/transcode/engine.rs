@@ -10,6 +10,7 @@ use x86::{Cpu, View};
 use super::cache::{Block, Cache, Key};
 use super::context::{Context, ContextCell, SECOND_ENTRIES, SecondEntry, VIEWS};
 use super::entry;
+use super::proof::Proof;
 use super::translate::{Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
 use crate::env::SoftEnv;
 use crate::ram::Page;
@@ -44,6 +45,8 @@ pub struct Counters {
     pub cold: u64,
     pub unsettled: u64,
     pub jumps_forgotten: u64,
+    /// Blocks that the checker refused.
+    pub refused: u64,
 }
 
 /// One processor's transcoder.
@@ -53,6 +56,8 @@ pub struct Transcoder {
     translator: Translator,
     /// The instructions of one block; kept for their memory.
     insns: Vec<Instruction>,
+    /// Checks what the translator made, if that is wanted.
+    proof: Option<Proof>,
     /// How often code was entered, by hash of its key.
     heat: Box<[u8]>,
     /// Code is translated when it was entered this often.
@@ -97,8 +102,9 @@ enum Next {
 
 impl Transcoder {
     /// A transcoder that works on `context`. Fails if the host gives no executable memory;
-    /// `None` if it lacks what translated code needs.
-    pub fn new(context: Arc<ContextCell>, threshold: u8) -> io::Result<Option<Self>> {
+    /// `None` if it lacks what translated code needs. With `check`, translations are checked
+    /// before they run.
+    pub fn new(context: Arc<ContextCell>, threshold: u8, check: bool) -> io::Result<Option<Self>> {
         if !entry::is_possible() {
             return Ok(None);
         }
@@ -115,6 +121,7 @@ impl Transcoder {
             cache: Cache::new()?,
             translator: Translator::new(),
             insns: Vec::new(),
+            proof: check.then(Proof::new),
             heat: vec![0; HEAT].into_boxed_slice(),
             threshold,
             width: host_width(),
@@ -344,6 +351,16 @@ impl Transcoder {
             self.cache.insert_interpreted(key);
             return Some(Block::Interpret);
         };
+        if let Some(proof) = &mut self.proof
+            && let Err(violation) =
+                proof.check(&self.translator, &translated, setting, base, first_exit, common)
+        {
+            self.counters.refused += 1;
+            let code = &self.translator.asm.code;
+            tracing::error!(%violation, rip = cpu.state.rip, ?code, "a translation is refused");
+            self.cache.insert_interpreted(key);
+            return Some(Block::Interpret);
+        }
         self.counters.translated += 1;
         let Translator { asm, exits, links, .. } = &self.translator;
         self.cache.insert(key, &translated, &asm.code, exits, links)

@@ -1,7 +1,8 @@
 //! The transcoder: runs guest code as host code, most of it unchanged.
 //!
 //! [`translate`] makes blocks of host code from blocks of guest code; [`cache`] keeps them;
-//! [`engine`] runs them and does what they cannot, with the help of the interpreter. What
+//! [`proof`] has each of
+//! them checked, [`engine`] runs them and does what they cannot, with the help of the interpreter. What
 //! translated code works on is the [`context`].
 
 mod assembler;
@@ -11,6 +12,7 @@ pub(crate) mod context;
 pub(crate) mod engine;
 mod entry;
 mod packed_exit;
+pub(crate) mod proof;
 mod registers;
 mod second_level;
 mod translate;

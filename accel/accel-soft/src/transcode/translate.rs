@@ -1242,6 +1242,9 @@ impl Translator {
         self.need_flags();
         let mut host = *insn;
         host.set_op1_register(sized(INDEX, reg));
+        // Repeat prefixes mean nothing, or elide locks.
+        host.set_has_rep_prefix(false);
+        host.set_has_repne_prefix(false);
         point_at_address(&mut host, 0);
         self.encode(&host)?;
         self.status = Status::Host;

@@ -1,0 +1,57 @@
+//! Branches to where they must not lead.
+
+use crate::common::*;
+use iced_x86::code_asm::*;
+
+refused! {
+    a_jump_into_the_middle: IntoMiddle, |b| { b.a.jmp(CODE + 1)?; }
+    a_condition_into_the_middle: IntoMiddle, |b| { b.a.jne(CODE + 2)?; }
+    a_jump_before_the_block: Outside, |b| { b.a.jmp(CODE - 1)?; }
+    a_jump_behind_the_block: Outside, |b| { b.a.jmp(CODE + 0x1000)?; }
+    a_condition_out_of_the_block: Outside, |b| { b.a.je(0x10u64)?; }
+    a_jump_to_the_stub_that_is_called: Outside, |b| { b.a.jmp(LOAD_VECTORS)?; }
+    a_jump_next_to_the_stub: Outside, |b| { b.a.mov(ebp, 7)?; b.a.jmp(LEAVE + 1)?; }
+    a_jump_next_to_another_block: Outside, |b| { b.a.jmp(OTHER + 1)?; }
+    a_call_into_the_block: NotAllowed, |b| { b.a.call(b.near)?; }
+    a_call_of_another_block: NotAllowed, |b| { b.a.call(OTHER)?; }
+    a_call_of_the_stub_that_leaves: NotAllowed, |b| { b.a.call(LEAVE)?; }
+    a_jump_to_a_register: NotAllowed, |b| { b.a.jmp(rcx)?; }
+    a_call_of_a_register: NotAllowed, |b| { b.a.call(rcx)?; }
+    a_jump_through_guest_memory: NotAllowed, |b| { checked(b)?; b.a.jmp(qword_ptr(rbx))?; }
+    a_jump_through_a_field: NotAllowed, |b| { b.a.jmp(qword_ptr(context(GPR)))?; }
+    a_call_through_the_jump_cache: NotAllowed, |b| {
+        b.a.mov(rbx, rcx)?;
+        look_up(b)?;
+        b.a.call(qword_ptr(table(rbp, T.jump_host)))?;
+    }
+    a_loop_instruction: NotAllowed, |b| { b.a.loop_(b.near)?; }
+    a_jump_if_rcx_is_zero: NotAllowed, |b| { b.a.jrcxz(b.near)?; }
+    a_jump_with_an_operand_size: NotAllowed, |b| { b.a.db(&[0x66, 0xe9, 0, 0, 0, 0])?; }
+    a_condition_with_an_operand_size: NotAllowed, |b| { b.a.db(&[0x66, 0x0f, 0x84, 0, 0, 0, 0])?; }
+    a_jump_with_a_bound_prefix: NotAllowed, |b| { b.a.db(&[0xf2, 0xe9, 0, 0, 0, 0])?; }
+    the_number_of_the_exit_is_of_another_block: WrongExit, |b| {
+        b.a.mov(ebp, EXITS.end)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_number_of_the_exit_is_less_than_the_first: WrongExit, |b| {
+        b.a.mov(ebp, EXITS.start - 1)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_number_of_the_exit_is_missing: WrongExit, |b| { b.a.jmp(LEAVE)?; }
+    the_number_of_the_exit_is_in_another_register: WrongExit, |b| {
+        b.a.mov(ebx, EXITS.start)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_number_of_the_exit_is_a_guests: WrongExit, |b| { b.a.mov(ebp, ecx)?; b.a.jmp(LEAVE)?; }
+    the_number_of_the_exit_was_changed: WrongExit, |b| {
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.add(ebp, ecx)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_number_of_the_exit_was_changed_in_part: WrongExit, |b| {
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.mov(bpl, cl)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_block_is_left_conditionally_without_a_number: WrongExit, |b| { b.a.jne(LEAVE)?; }
+}

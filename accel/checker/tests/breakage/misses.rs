@@ -1,0 +1,123 @@
+//! Calls of the stubs for misses that lack something.
+
+use iced_x86::code_asm::*;
+
+use crate::common::*;
+
+/// An address in RBX with the tag for stores added, and the index in RBP.
+fn tagged(b: &mut Builder) -> Built {
+    b.a.mov(rbx, rcx)?;
+    b.a.rorx(rbp, rbx, 12)?;
+    b.a.and(ebp, 1023)?;
+    b.a.add(rbx, table(rbp, T.write))
+}
+
+#[test]
+fn without_breakage_it_is_accepted() {
+    let code = build(|b| {
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.retry = Some((EXITS.start + 2, label));
+        tagged(b)?;
+        b.a.push(EXITS.start as i32 + 2)?;
+        b.a.call(MISSES[1])?;
+        b.has_end = false;
+        b.a.jmp(label)
+    });
+    code.check().unwrap();
+}
+
+refused! {
+    no_exit_is_pushed: NotAllowed, |b| { tagged(b)?; b.a.call(MISSES[1])?; }
+    something_else_is_pushed: NotAllowed, |b| { tagged(b)?; b.a.push(rcx)?; b.a.call(MISSES[1])?; }
+    nothing_is_called: NotAllowed, |b| { tagged(b)?; b.a.push(EXITS.start as i32)?; }
+    another_stub_is_called: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(LOAD_VECTORS)?;
+    }
+    something_comes_in_between: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.nop()?;
+        b.a.call(MISSES[1])?;
+    }
+    two_exits_are_pushed: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_push_is_of_16_bits: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.db(&[0x66, 0x68, 7, 0])?;
+        b.a.call(MISSES[1])?;
+    }
+    the_call_is_a_jump: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.jmp(MISSES[1])?;
+    }
+    the_jump_is_without_a_push: Outside, |b| { tagged(b)?; b.a.jmp(MISSES[1])?; }
+    the_exit_is_of_another_block: WrongExit, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.end as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_stub_is_for_loads: Index, |b| {
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[0])?;
+    }
+    the_index_changed: Index, |b| {
+        tagged(b)?;
+        b.a.mov(ebp, ecx)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_address_changed: Index, |b| {
+        tagged(b)?;
+        b.a.mov(rbx, rcx)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_call_is_entered_from_above: NotAllowed, |b| {
+        let mut call = b.a.create_label();
+        tagged(b)?;
+        b.a.jne(call)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.set_label(&mut call)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_call_is_entered_from_below: NotAllowed, |b| {
+        let mut call = b.a.create_label();
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.set_label(&mut call)?;
+        b.a.call(MISSES[1])?;
+        tagged(b)?;
+        b.a.jmp(call)?;
+    }
+    the_call_is_where_it_is_resumed: NotAllowed, |b| {
+        let mut call = b.a.create_label();
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.set_label(&mut call)?;
+        b.resume = Some(call);
+        b.a.call(MISSES[1])?;
+    }
+    the_retry_has_vectors_that_the_exit_lacks: VectorsNotLive, |b| {
+        let mut over = b.a.create_label();
+        b.a.test(rcx, rcx)?;
+        b.a.je(over)?;
+        b.a.call(LOAD_VECTORS)?;
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.retry = Some((EXITS.start + 2, label));
+        b.a.paddb(xmm0, xmm1)?;
+        b.a.set_label(&mut over)?;
+        tagged(b)?;
+        b.a.push(EXITS.start as i32 + 2)?;
+        b.a.call(MISSES[1])?;
+    }
+}
