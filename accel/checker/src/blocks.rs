@@ -329,6 +329,10 @@ impl Checker {
             (_, 2) if insn.is_jcc_short() && insn.op0_kind() == OpKind::NearBranch64 => {
                 self.conditional(state, insn, index, is_linked, block)
             }
+            (Code::Jrcxz_rel8_64, 2) => {
+                self.go(state, insn.near_branch_target(), index, is_linked, block)?;
+                Ok(true)
+            }
             (_, 6) if insn.is_jcc_near() && insn.op0_kind() == OpKind::NearBranch64 => {
                 self.conditional(state, insn, index, is_linked, block)
             }

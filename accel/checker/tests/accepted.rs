@@ -18,6 +18,13 @@ macro_rules! accepted {
 
 accepted! {
     nothing: |b| { b.a.nop()?; }
+    a_jump_if_rcx_is_zero: |b| {
+        let mut over = b.a.create_label();
+        b.a.jrcxz(over)?;
+        b.a.dec(rcx)?;
+        b.a.set_label(&mut over)?;
+        b.a.nop()?;
+    }
     one_check_for_several_operands: |b| {
         checked_with(b, |c| c.limit = 4096 - 32)?;
         b.a.mov(ptr(rbx), rcx)?;

@@ -14,8 +14,9 @@ use crate::compare::{Difference, Verdict, compare_but, trap_name};
 use crate::generate::{Sample, images};
 use crate::host::{BATCH, Host};
 use crate::layout::DATA_SIZE;
+use crate::repertoire::Sequences;
 use crate::run::{Pair, describe};
-use crate::sequence::{Sequences, truncated, vague_flags, without};
+use crate::sequence::{truncated, vague_flags, without};
 use crate::transcoder::Transcoder;
 
 /// Kinds of mismatches beyond these are only named.
@@ -53,8 +54,9 @@ pub struct Report {
     pub ends: BTreeMap<u32, u64>,
     /// Cases whose outcomes differ for a reason, by reason.
     pub excused: BTreeMap<&'static str, u64>,
-    /// What mismatches look like, by what is left when nothing more can be taken away.
-    pub examples: BTreeMap<String, (u64, String)>,
+    /// What mismatches look like, by the last instruction that is left when nothing more can be
+    /// taken away: how many there are, and the shortest example with its length.
+    pub examples: BTreeMap<String, (u64, usize, String)>,
 }
 
 /// Host and transcoder, with the same images.
@@ -81,10 +83,10 @@ impl Blocks {
     }
 
     /// Runs a case on the transcoder.
-    fn run_engine(&mut self, case: &Case, outcome: &mut Outcome) -> io::Result<()> {
+    fn run_engine(&mut self, case: &Case, passes: u32, outcome: &mut Outcome) -> io::Result<()> {
         let image = &self.images[case.image as usize];
         let engine = &mut self.engine;
-        match catch_unwind(AssertUnwindSafe(|| engine.run(case, image, outcome))) {
+        match catch_unwind(AssertUnwindSafe(|| engine.run(case, image, passes, outcome))) {
             Ok(result) => result,
             Err(_) => {
                 outcome.trap = Outcome::PANIC;
@@ -111,8 +113,8 @@ impl Blocks {
             let cases = samples.iter().map(|s| s.case.clone()).collect::<Vec<_>>();
             let mut from = 0;
             self.host.start(&cases)?;
-            for (case, outcome) in cases.iter().zip(&mut outcomes) {
-                self.run_engine(case, outcome)?;
+            for ((case, outcome), number) in cases.iter().zip(&mut outcomes).zip(next..) {
+                self.run_engine(case, passes(number), outcome)?;
             }
             if let Some(corrupt) = plan.corrupt {
                 outcomes.iter_mut().zip(next..).for_each(|(o, i)| corrupt(i, o));
@@ -147,7 +149,7 @@ impl Blocks {
                 report.mismatches += 1;
                 let shrinks = plan.corrupt.is_none() && report.mismatches < MOST_SHRUNK;
                 let small = match shrinks {
-                    true => self.shrink(&samples[i], found, traps)?,
+                    true => self.shrink(&samples[i], passes(number), found, traps)?,
                     false => (samples[i].clone(), found, traps),
                 };
                 report.add(plan.seed, number, &small);
@@ -160,10 +162,10 @@ impl Blocks {
     }
 
     /// Runs one case on both.
-    fn try_one(&mut self, sample: &Sample) -> io::Result<Option<Mismatch>> {
+    fn try_one(&mut self, sample: &Sample, passes: u32) -> io::Result<Option<Mismatch>> {
         let mut outcome = Outcome::empty();
         self.host.start(std::slice::from_ref(&sample.case))?;
-        self.run_engine(&sample.case, &mut outcome)?;
+        self.run_engine(&sample.case, passes, &mut outcome)?;
         let (results, _) = self.host.finish();
         let Some(host) = results.first() else { return Ok(None) };
         Ok(match judge(sample, host, &outcome) {
@@ -176,25 +178,31 @@ impl Blocks {
     fn shrink(
         &mut self,
         sample: &Sample,
+        passes: u32,
         found: Vec<Difference>,
         traps: (u32, u32),
     ) -> io::Result<Mismatch> {
         let mut small = (sample.clone(), found, traps);
         for length in 1..small.0.insns.len() {
-            if let Some(mismatch) = self.try_one(&truncated(&small.0, length))? {
+            if let Some(mismatch) = self.try_one(&truncated(&small.0, length), passes)? {
                 small = mismatch;
                 break;
             }
         }
         let mut i = 0;
         while i < small.0.insns.len() && small.0.insns.len() > 1 {
-            match self.try_one(&without(&small.0, i))? {
+            match self.try_one(&without(&small.0, i), passes)? {
                 Some(mismatch) => small = mismatch,
                 None => i += 1,
             }
         }
         Ok(small)
     }
+}
+
+/// How often the transcoder runs a case: every other one once, as it comes.
+fn passes(number: u64) -> u32 {
+    1 + (number % 2) as u32
 }
 
 fn judge(sample: &Sample, host: &Outcome, engine: &Outcome) -> Verdict {
@@ -207,14 +215,19 @@ type Mismatch = (Sample, Vec<Difference>, (u32, u32));
 
 impl Report {
     fn add(&mut self, seed: u64, number: u64, (sample, found, traps): &Mismatch) {
-        let codes = sample.insns.iter().map(|i| format!("{:?}", i.mnemonic())).collect::<Vec<_>>();
+        let last = sample.insns.last().map(|insn| insn.mnemonic()).unwrap_or_default();
         let kind = match traps.0 == traps.1 {
             true => found[0].split(':').next().unwrap_or_default().to_owned(),
             false => format!("{} for {}", trap_name(traps.1), trap_name(traps.0)),
         };
-        let text = describe(seed, number, sample, found, "blocks");
-        let key = format!("{}, {kind}", codes.join(" "));
-        self.examples.entry(key).or_insert_with(|| (0, text)).0 += 1;
+        let key = format!("{last:?}, {kind}");
+        let length = sample.insns.len();
+        let example = self.examples.entry(key).or_insert((0, usize::MAX, String::new()));
+        example.0 += 1;
+        if length < example.1 {
+            example.1 = length;
+            example.2 = describe(seed, number, sample, found, "blocks");
+        }
     }
 
     /// All of it in words.
@@ -237,8 +250,8 @@ impl Report {
             let _ = writeln!(text, "excused {count} times: {reason}");
         }
         let mut kinds = self.examples.iter().collect::<Vec<_>>();
-        kinds.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
-        for (i, (key, (count, example))) in kinds.into_iter().enumerate() {
+        kinds.sort_by_key(|(_, (count, ..))| std::cmp::Reverse(*count));
+        for (i, (key, (count, _, example))) in kinds.into_iter().enumerate() {
             let _ = writeln!(text, "mismatch: {key}: {count} times");
             if i < MOST_SHOWN {
                 let _ = writeln!(text, "{example}");

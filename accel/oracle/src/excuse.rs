@@ -87,7 +87,7 @@ pub fn vague_mxcsr(case: &Case, insn: &Instruction, host: &Outcome) -> u32 {
         // An unmasked overflow or underflow is inexact if the result is so with an unbounded
         // exponent (SDM Vol. 1, 4.9.1.4 and 4.9.1.5); the engine looks at the infinity or the
         // denormal that a masked one makes. The result is dropped anyway.
-        _ if case.vector.x87.mxcsr & RANGE_MASKS != RANGE_MASKS => INEXACT,
+        _ if case.vector.x87.mxcsr & host.vector.x87.mxcsr & RANGE_MASKS != RANGE_MASKS => INEXACT,
         _ => 0,
     }
 }

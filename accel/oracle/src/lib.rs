@@ -16,6 +16,7 @@ pub mod generate;
 pub mod host;
 pub mod layout;
 pub mod random;
+pub mod repertoire;
 pub mod run;
 pub mod sequence;
 pub mod skip;

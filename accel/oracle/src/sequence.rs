@@ -4,16 +4,17 @@
 //! ones still find their operands, mostly, and branches lead forward within the sequence.
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, FlowControl, Instruction, InstructionInfoFactory, MemoryOperand,
-    Mnemonic, OpAccess, OpKind, Register,
+    Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 use x86::state::gpr::{RCX, RSP};
 
 use crate::encode::{Encoded, MAX_LEN, decode, decoder, encode};
 use crate::excuse;
-use crate::generate::{Builder, Sample, candidates, target};
+use crate::generate::{Builder, Sample, target};
 use crate::layout::{FILL, data_linear, data_offset};
 use crate::random::Rng;
+use crate::repertoire::Sequences;
 
 const TF: u64 = 1 << 8;
 /// A sequence has at most this many instructions, not counting those that support others.
@@ -21,90 +22,7 @@ const MAX_INSTRUCTIONS: u64 = 12;
 /// An instruction is tried so often before another one is.
 const ATTEMPTS: u32 = 6;
 
-/// Makes sequences.
-pub struct Sequences {
-    /// On general-purpose registers.
-    integer: Vec<Code>,
-    /// Those that compilers use for most of a program.
-    common: Vec<Code>,
-    /// On vector and mask registers.
-    vector: Vec<Code>,
-    /// x87, state management and the rest.
-    odd: Vec<Code>,
-    /// Conditional and direct branches.
-    direct: Vec<Code>,
-    /// Indirect branches and returns.
-    indirect: Vec<Code>,
-}
-
 impl Sequences {
-    /// For a host that has what `has` says, without what `without` lists.
-    pub fn new(has: impl Fn(Code) -> bool, without: &[Code]) -> Self {
-        let mut new = Self {
-            integer: Vec::new(),
-            common: Vec::new(),
-            vector: Vec::new(),
-            odd: Vec::new(),
-            direct: Vec::new(),
-            indirect: Vec::new(),
-        };
-        for code in candidates(64).filter(|&c| has(c) && !without.contains(&c)) {
-            new.list(code).push(code);
-            if is_common(code.mnemonic()) && code.op_code().cpl3() {
-                new.common.push(code);
-            }
-        }
-        new
-    }
-
-    fn list(&mut self, code: Code) -> &mut Vec<Code> {
-        use CpuidFeature as F;
-        let mut insn = Instruction::default();
-        insn.set_code(code);
-        match insn.flow_control() {
-            FlowControl::Next => {}
-            FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return => {
-                return &mut self.indirect;
-            }
-            FlowControl::ConditionalBranch
-            | FlowControl::UnconditionalBranch
-            | FlowControl::Call => return &mut self.direct,
-            _ => return &mut self.odd,
-        }
-        let is_integer = code.cpuid_features().iter().all(|f| {
-            matches!(
-                f,
-                F::INTEL8086
-                    | F::INTEL186
-                    | F::INTEL286
-                    | F::INTEL386
-                    | F::INTEL486
-                    | F::X64
-                    | F::CMOV
-                    | F::BMI1
-                    | F::BMI2
-                    | F::ADX
-                    | F::LZCNT
-                    | F::POPCNT
-                    | F::MOVBE
-                    | F::CX8
-                    | F::CMPXCHG16B
-            )
-        });
-        let is_odd = code.mnemonic() == Mnemonic::Reservednop
-            || !code.op_code().cpl3()
-            || code.op_code().is_save_restore()
-            || code
-                .cpuid_features()
-                .iter()
-                .any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::FXSR | F::XSAVE));
-        match (is_odd, is_integer) {
-            (true, _) => &mut self.odd,
-            (_, true) => &mut self.integer,
-            _ => &mut self.vector,
-        }
-    }
-
     /// Case `number` of `seed`.
     pub fn generate(&self, seed: u64, number: u64) -> Sample {
         let mut rng = Rng::new(seed ^ 0xb10c, number);
@@ -123,65 +41,6 @@ impl Sequences {
         sequence.build(self);
         sequence.finish()
     }
-}
-
-fn is_common(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    matches!(
-        mnemonic,
-        M::Add
-            | M::Adc
-            | M::Sub
-            | M::Sbb
-            | M::Cmp
-            | M::And
-            | M::Or
-            | M::Xor
-            | M::Test
-            | M::Inc
-            | M::Dec
-            | M::Neg
-            | M::Not
-            | M::Mov
-            | M::Movzx
-            | M::Movsx
-            | M::Movsxd
-            | M::Lea
-            | M::Push
-            | M::Pop
-            | M::Imul
-            | M::Mul
-            | M::Shl
-            | M::Shr
-            | M::Sar
-            | M::Rol
-            | M::Rcl
-            | M::Shld
-            | M::Bt
-            | M::Xchg
-            | M::Xadd
-            | M::Cmpxchg
-            | M::Cdq
-            | M::Cqo
-            | M::Cdqe
-            | M::Setb
-            | M::Sete
-            | M::Setl
-            | M::Seta
-            | M::Seto
-            | M::Setp
-            | M::Cmovb
-            | M::Cmove
-            | M::Cmovl
-            | M::Cmova
-            | M::Cmovo
-            | M::Lahf
-            | M::Sahf
-            | M::Pushfq
-            | M::Adcx
-            | M::Adox
-            | M::Mulx
-    )
 }
 
 struct Sequence<'a> {
@@ -370,6 +229,10 @@ impl Sequence<'_> {
         }
         if !is_rebased && self.reach(&encoded.insn).is_some_and(|at| data_offset(at).is_none()) {
             self.move_operand(&mut encoded);
+        }
+        // The word there may be the return address of a CALL, to be repeated for ever.
+        if is_branch(&encoded.insn) && encoded.insn.memory_base() == Register::RSP {
+            return None;
         }
         if is_branch(&encoded.insn) {
             self.branches.push(self.builder.insns.len());

@@ -31,8 +31,9 @@ const LEAVE_LEN: u64 = 2;
 /// How many pairs of code pages there are.
 const PAIRS: usize = 1024;
 /// How many cases each pair is used for, below the changes that the transcoder bears.
-const USES: usize = 32;
+const USES: usize = 24;
 const RAM: usize = frame::END + PAIRS * CODE_SIZE;
+const DATA_AT: GuestAddress = GuestAddress(frame::DATA as u64);
 /// A case that runs through so many looks of the watchdog hangs.
 const PATIENCE: u32 = 20;
 const LOOK: Duration = Duration::from_millis(100);
@@ -135,6 +136,7 @@ impl Machine {
         &mut self,
         case: &Case,
         image: &[u8; DATA_SIZE],
+        passes: u32,
         base: &CpuState,
         outcome: &mut Outcome,
     ) -> io::Result<()> {
@@ -151,26 +153,14 @@ impl Machine {
             let at = GuestAddress((frame::PT_CODE + index * 8) as u64);
             self.memory.write_slice(&entry.to_le_bytes(), at).map_err(other)?;
         }
-        let data_at = GuestAddress(frame::DATA as u64);
-        let data = &mut outcome.data;
-        *data = *image;
-        case.patches.iter().for_each(|patch| patch.apply(data));
-        self.memory.write_slice(data, data_at).map_err(other)?;
-
-        let state = self.vcpu.load(Sections::all()).map_err(other)?;
-        let offset = state.msrs.tsc_offset;
-        state.clone_from(base);
-        state.msrs.tsc_offset = offset;
-        load_case(state, case);
-        self.vcpu.store(Sections::all()).map_err(other)?;
-        self.watchdog.current.store(self.runs as u64, Ordering::Relaxed);
-        let exit = self.vcpu.run(&self.bus);
-        self.watchdog.current.store(0, Ordering::Relaxed);
-        let exit = exit.map_err(other)?;
+        let mut exit = Exit::Kicked;
+        for _ in 0..passes {
+            exit = self.pass(case, image, base, outcome)?;
+        }
 
         let mut stack = [0; PAGE];
         self.memory.read_slice(&mut stack, GuestAddress(frame::STACK as u64)).map_err(other)?;
-        self.memory.read_slice(&mut outcome.data, data_at).map_err(other)?;
+        self.memory.read_slice(&mut outcome.data, DATA_AT).map_err(other)?;
         let state = self.vcpu.load(Sections::all()).map_err(other)?;
         let in_handlers = state.rip.wrapping_sub(KERNEL + frame::HANDLERS as u64);
         let has_ended = in_handlers < PAGE as u64 && in_handlers % HANDLER_SIZE == LEAVE_LEN;
@@ -181,6 +171,31 @@ impl Machine {
         let fill = [FILL; crate::case::MAX_CODE];
         self.memory.write_slice(&fill[..code.len()], code_at).map_err(other)?;
         Ok(())
+    }
+
+    /// Sets up data and registers and runs the code that is there.
+    fn pass(
+        &mut self,
+        case: &Case,
+        image: &[u8; DATA_SIZE],
+        base: &CpuState,
+        outcome: &mut Outcome,
+    ) -> io::Result<Exit> {
+        let data = &mut outcome.data;
+        *data = *image;
+        case.patches.iter().for_each(|patch| patch.apply(data));
+        self.memory.write_slice(data, DATA_AT).map_err(other)?;
+
+        let state = self.vcpu.load(Sections::all()).map_err(other)?;
+        let offset = state.msrs.tsc_offset;
+        state.clone_from(base);
+        state.msrs.tsc_offset = offset;
+        load_case(state, case);
+        self.vcpu.store(Sections::all()).map_err(other)?;
+        self.watchdog.current.store(self.runs as u64, Ordering::Relaxed);
+        let exit = self.vcpu.run(&self.bus);
+        self.watchdog.current.store(0, Ordering::Relaxed);
+        exit.map_err(other)
     }
 }
 
@@ -202,17 +217,19 @@ impl Transcoder {
         Ok(Self { execution, base: base_state(&cpuid), cpuid, machine })
     }
 
-    /// Runs `case`, whose data pages start as `image`, patched.
+    /// Runs `case`, whose data pages start as `image`, patched, `passes` times over; the last one
+    /// counts. In a second pass, blocks are there already and lead to each other.
     pub fn run(
         &mut self,
         case: &Case,
         image: &[u8; DATA_SIZE],
+        passes: u32,
         outcome: &mut Outcome,
     ) -> io::Result<()> {
         if self.machine.runs == PAIRS * USES {
             self.machine = Machine::new(self.execution, &self.cpuid)?;
         }
-        self.machine.run(case, image, &self.base, outcome)?;
+        self.machine.run(case, image, passes, &self.base, outcome)?;
         if matches!(outcome.trap, Outcome::ENDLESS | Outcome::SHUTDOWN) {
             self.machine = Machine::new(self.execution, &self.cpuid)?;
         }

@@ -21,14 +21,16 @@ pub(crate) struct Crossing {
 const ENTRIES: usize = 512;
 
 /// The instructions, direct-mapped. They are taken out while they are executed.
-pub(crate) struct CrossingCache<E: Env>(Box<[Option<(Crossing, Op<E>)>]>);
+pub(crate) struct CrossingCache<E: Env>(Box<[Slot<E>]>);
+
+type Slot<E> = Option<(Crossing, Op<E>)>;
 
 impl<E: Env> CrossingCache<E> {
     pub fn new() -> Self {
         Self((0..ENTRIES).map(|_| None).collect())
     }
 
-    fn slot(&mut self, first: u64) -> &mut Option<(Crossing, Op<E>)> {
+    fn slot(&mut self, first: u64) -> &mut Slot<E> {
         // The page and, of the last bytes in it, which one.
         &mut self.0[(first >> 12 ^ first << 5) as usize % ENTRIES]
     }

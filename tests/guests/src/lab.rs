@@ -127,6 +127,7 @@ impl Lab {
             .env("LODGE_HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("LODGE_CHECK_CODE", "1")
             .env_remove("LODGE_VMM")
             .env_remove("LODGE_LOG")
             .current_dir(self.path(""))

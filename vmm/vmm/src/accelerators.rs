@@ -3,14 +3,22 @@
 use std::arch::x86_64::__cpuid_count;
 
 use accel::{Accelerator, CpuidTable};
+use accel_soft::{Execution, SoftAccelerator};
 use vmm_api::{CpuModel, Failure};
 use x86::cpuid::{self, CpuidResult, Model};
+
+/// If this is in the environment, translated code is checked before it runs (docs/checker.md).
+const CHECK: &str = "LODGE_CHECK_CODE";
 
 /// The accelerator that the configuration asks for.
 pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Failure> {
     match wanted {
         vmm_api::Accelerator::Auto | vmm_api::Accelerator::Soft => {
-            Ok(Box::new(accel_soft::SoftAccelerator::default()))
+            let mut accelerator = SoftAccelerator::default();
+            if let Execution::Transcode { check, .. } = &mut accelerator.execution {
+                *check = std::env::var_os(CHECK).is_some();
+            }
+            Ok(Box::new(accelerator))
         }
         vmm_api::Accelerator::Kvm => Err(Failure::configuration(
             "this version of Lodge does not run guests through KVM: choose the accelerator \
