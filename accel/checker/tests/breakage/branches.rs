@@ -25,7 +25,7 @@ refused! {
         b.a.call(qword_ptr(table(rbp, T.jump_host)))?;
     }
     a_loop_instruction: NotAllowed, |b| { b.a.loop_(b.near)?; }
-    a_jump_if_ecx_is_zero: NotAllowed, |b| { b.a.jecxz(b.near)?; }
+    a_jump_if_ecx_is_zero: NotAllowed, |b| { b.a.db(&[0x67, 0xe3, 0])?; }
     a_jump_with_an_operand_size: NotAllowed, |b| { b.a.db(&[0x66, 0xe9, 0, 0, 0, 0])?; }
     a_condition_with_an_operand_size: NotAllowed, |b| { b.a.db(&[0x66, 0x0f, 0x84, 0, 0, 0, 0])?; }
     a_jump_with_a_bound_prefix: NotAllowed, |b| { b.a.db(&[0xf2, 0xe9, 0, 0, 0, 0])?; }
