@@ -34,6 +34,8 @@ pub struct Parts<'a> {
     pub timers: Arc<Timers>,
     /// Where the first serial port leads.
     pub serial: Arc<Chardev>,
+    /// Where the second serial port leads.
+    pub serial2: Arc<Chardev>,
     /// Where the virtio console leads, if there is one.
     pub virtio_console: Option<Arc<Chardev>>,
     /// Where the debug console leads, if there is one.

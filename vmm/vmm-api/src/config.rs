@@ -32,6 +32,9 @@ pub struct VmConfig {
     /// Where the first serial port (`ttyS0`) leads.
     #[serde(default)]
     pub serial: ConsoleConfig,
+    /// Where the second serial port (`ttyS1`) leads.
+    #[serde(default)]
+    pub serial2: ConsoleConfig,
     /// Where the virtio console (`hvc0`) leads. `None`: the guest has none.
     #[serde(default)]
     pub virtio_console: Option<ConsoleConfig>,

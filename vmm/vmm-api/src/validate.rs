@@ -200,6 +200,7 @@ mod tests {
             disks: Vec::new(),
             nets: Vec::new(),
             serial: Default::default(),
+            serial2: Default::default(),
             virtio_console: None,
             debug: Default::default(),
         }

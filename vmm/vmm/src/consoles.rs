@@ -11,6 +11,8 @@ use crate::fds;
 pub struct Consoles {
     /// Where the first serial port leads.
     pub serial: Arc<Chardev>,
+    /// Where the second serial port leads.
+    pub serial2: Arc<Chardev>,
     /// Where the virtio console leads, if there is one.
     pub virtio: Option<Arc<Chardev>>,
     /// Where the debug console's output goes, if there is one.
@@ -23,23 +25,27 @@ impl Consoles {
     /// Opens what the configuration asks for. Call it before the process opens files of its own,
     /// whose numbers could be mistaken for those of inherited ones.
     pub fn open(config: &VmConfig) -> Result<Self, Failure> {
-        let consoles = [Some(&config.serial), config.virtio_console.as_ref()];
+        let consoles =
+            [Some(&config.serial), Some(&config.serial2), config.virtio_console.as_ref()];
         let on_stdio =
             consoles.iter().flatten().filter(|c| matches!(c, ConsoleConfig::Stdio)).count();
         if on_stdio > 1 {
             return Err(Failure::configuration(
-                "the serial port and the virtio console cannot both be on standard input and \
-                 output: give one of them another place",
+                "of serial ports and virtio console, only one can be on standard input and \
+                 output: give the others another place",
             ));
         }
         let serial = backend(&config.serial)?;
+        let serial2 = backend(&config.serial2)?;
         let virtio = config.virtio_console.as_ref().map(backend).transpose()?;
         let serial = open(serial)?;
+        let serial2 = open(serial2)?;
         let virtio = virtio.map(open).transpose()?;
         // The debug console writes to standard output, which a console may have taken.
         let debug = match config.debug.debugcon {
             false => None,
             true if matches!(config.serial, ConsoleConfig::Stdio) => Some(serial.clone()),
+            true if matches!(config.serial2, ConsoleConfig::Stdio) => Some(serial2.clone()),
             true if on_stdio > 0 => virtio.clone(),
             true => Some(open(Backend::Stdio)?),
         };
@@ -49,7 +55,7 @@ impl Consoles {
                 Failure::host(format!("cannot switch the terminal to raw mode: {e}"))
             })?,
         };
-        Ok(Self { serial, virtio, debug, _terminal: terminal })
+        Ok(Self { serial, serial2, virtio, debug, _terminal: terminal })
     }
 }
 

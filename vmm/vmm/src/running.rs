@@ -70,6 +70,7 @@ impl Running {
             irq: vm.irq_sink(),
             timers,
             serial: consoles.serial.clone(),
+            serial2: consoles.serial2.clone(),
             virtio_console: consoles.virtio.clone(),
             debug_console: consoles.debug.clone(),
         })?);

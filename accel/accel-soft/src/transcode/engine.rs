@@ -68,6 +68,7 @@ pub struct Transcoder {
     is_local: [bool; 3],
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
+    is_second_empty: [bool; VIEWS],
     /// Linear pages that jump caches lead to, hashed: a bit for each.
     code_pages: [u64; CODE_PAGES / 64],
     /// What each view's jump cache leads to.
@@ -117,6 +118,7 @@ impl Transcoder {
         }
         Ok(Some(Self {
             second,
+            is_second_empty: [true; VIEWS],
             context,
             cache: Cache::new()?,
             translator: Translator::new(),
@@ -202,8 +204,10 @@ impl Transcoder {
         let forgotten = cpu.take_forgotten();
         if forgotten.all {
             self.is_local = [true; 3];
-            for view in &mut self.second {
-                view.fill(SecondEntry::EMPTY);
+            for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
+                if !std::mem::replace(is_empty, true) {
+                    entries.fill(SecondEntry::EMPTY);
+                }
             }
         }
         if forgotten.all || forgotten.space {
@@ -508,6 +512,7 @@ impl Transcoder {
         if target.global || view != View::Supervisor {
             let tag = linear & !0xfff | context.spaces[view as usize];
             let epoch = context.write_epoch;
+            self.is_second_empty[view as usize] = false;
             let entry = &mut self.second[view as usize][second_index(view as usize, linear)];
             let write = if writable { tag } else { SecondEntry::EMPTY.write };
             *entry = SecondEntry { read: tag, write, host, epoch };

@@ -193,8 +193,8 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
         change(&mut disk.path);
         disk.overlay.iter_mut().for_each(&mut change);
     }
-    for console in [Some(&mut config.serial), config.virtio_console.as_mut()].into_iter().flatten()
-    {
+    let consoles = [Some(&mut config.serial), Some(&mut config.serial2)];
+    for console in consoles.into_iter().chain([config.virtio_console.as_mut()]).flatten() {
         if let ConsoleConfig::Socket(path) | ConsoleConfig::Log(path) = console {
             change(path);
         }

@@ -147,6 +147,7 @@ fn empty_config() -> vmm_api::VmConfig {
         disks: Vec::new(),
         nets: Vec::new(),
         serial: Default::default(),
+        serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
     }

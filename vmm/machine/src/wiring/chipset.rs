@@ -48,9 +48,14 @@ fn cmos(board: &Board) -> CmosConfig {
     CmosConfig { low_ram_end: map.low_ram_end(), high_ram }
 }
 
-/// The first serial port.
+/// The serial ports.
 pub fn attach_serial(board: &Board) -> Result<(), BuildError> {
-    let console = board.parts.serial.clone();
-    let serial = Serial::new(board.irq(gsi::COM1), console, &board.parts.timers);
-    board.attach_ports("COM1", port::COM1, serial::WINDOW, serial)
+    for (name, base, gsi, console) in [
+        ("COM1", port::COM1, gsi::COM1, &board.parts.serial),
+        ("COM2", port::COM2, gsi::COM2, &board.parts.serial2),
+    ] {
+        let serial = Serial::new(board.irq(gsi), console.clone(), &board.parts.timers);
+        board.attach_ports(name, base, serial::WINDOW, serial)?;
+    }
+    Ok(())
 }

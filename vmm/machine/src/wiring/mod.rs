@@ -20,6 +20,7 @@ use crate::{BuildError, Parts};
 /// Interrupts of the fixed devices (ISA) and of PCI.
 mod gsi {
     pub const KEYBOARD: u32 = 1;
+    pub const COM2: u32 = 3;
     pub const COM1: u32 = 4;
     pub const RTC: u32 = 8;
     pub const SCI: u32 = 9;
@@ -40,6 +41,7 @@ mod port {
     pub const TEST_VALUE: u16 = 0xe0;
     pub const DEBUG_EXIT: u16 = 0xf4;
     pub const COM1: u16 = 0x3f8;
+    pub const COM2: u16 = 0x2f8;
     pub const POWER_MANAGEMENT: u16 = 0x600;
     pub const PCI_CONFIG: u16 = 0xcf8;
     pub const RESET_CONTROL: u16 = 0xcf9;
@@ -102,7 +104,7 @@ pub fn platform<'a>(parts: &'a Parts) -> Platform<'a> {
         },
         sci: gsi::SCI as u8,
         pci_intx: gsi::PCI_INTX,
-        serial: vec![(port::COM1, gsi::COM1)],
+        serial: vec![(port::COM1, gsi::COM1), (port::COM2, gsi::COM2)],
         fw_cfg: ::chipset::fw_cfg::PORT,
     }
 }

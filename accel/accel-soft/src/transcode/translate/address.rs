@@ -1,0 +1,296 @@
+//! Addresses, and the checks that make them the host's.
+
+use super::*;
+
+/// RBX holds the host's address of `base + low`, checked for `span` bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Checked {
+    pub(super) base: Reg,
+    pub(super) low: i32,
+    pub(super) span: i32,
+    pub(super) write: bool,
+}
+
+impl Checked {
+    /// How far from RBX `size` bytes at `base + disp` lie, if they were checked.
+    fn distance(&self, base: Reg, disp: i32, size: i32, write: bool) -> Option<i32> {
+        let distance = disp.checked_sub(self.low)?;
+        let fits = distance >= 0 && distance <= self.span - size;
+        (self.base == base && fits && (self.write || !write)).then_some(distance)
+    }
+
+    /// The same after `delta` was added to the base.
+    pub(super) fn moved(self, delta: i32) -> Option<Self> {
+        Some(Self { low: self.low.checked_sub(delta)?, ..self })
+    }
+}
+
+/// One check covers at most this many bytes: the more, the likelier they cross a page, and then
+/// the interpreter has to help.
+const MAX_SPAN: i32 = 128;
+
+impl Translator {
+    /// Guest register `reg`, a whole one, in a host register: its own, or `temporary`.
+    pub(super) fn whole(&mut self, reg: Register, temporary: Reg) -> Reg {
+        match home(number(reg)) {
+            Home::Host(host) => host,
+            Home::Memory(n) => {
+                self.asm.load(temporary, Mem::Context(offset::gpr(n)));
+                temporary
+            }
+        }
+    }
+
+    /// The memory operand as a sum of host registers. Uses RBX and RBP.
+    pub(super) fn sum(&mut self, insn: &Instruction) -> Emit<Mem> {
+        let disp = i32::try_from(insn.memory_displacement64() as i64).map_err(|_| Refused)?;
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        if base == Register::RIP {
+            self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
+            return Ok(Mem::Base(ADDRESS, disp));
+        }
+        for reg in [base, index] {
+            if reg != Register::None && !reg.is_gpr64() {
+                return Err(Refused);
+            }
+        }
+        let base = (base != Register::None).then(|| self.whole(base, ADDRESS));
+        let scale = insn.memory_index_scale().trailing_zeros() as u8;
+        let index = (index != Register::None).then(|| (self.whole(index, INDEX), scale));
+        Ok(match (base, index) {
+            (Some(base), None) => Mem::Base(base, disp),
+            (base, index) => Mem::Sum { base, index, disp },
+        })
+    }
+
+    /// The linear address of the memory operand, into RBX. Destroys flags if there is a segment.
+    pub(super) fn linear(&mut self, insn: &Instruction) -> Emit {
+        match self.sum(insn)? {
+            Mem::Base(base, 0) => self.asm.mov(ADDRESS, base),
+            Mem::Sum { base: None, index: None, disp } => self.asm.mov_imm(ADDRESS, disp),
+            sum => self.asm.lea(ADDRESS, sum),
+        }
+        match insn.memory_segment() {
+            Register::FS => {
+                self.asm.alu_mem(Alu::Add, ADDRESS, Mem::Context(offset::FS_BASE));
+            }
+            Register::GS => {
+                self.asm.alu_mem(Alu::Add, ADDRESS, Mem::Context(offset::GS_BASE));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Turns the linear address in RBX into the host's. Flags must have been destroyed.
+    /// `start` is where forming the address began.
+    pub(super) fn check(
+        &mut self,
+        insn: &Instruction,
+        start: Label,
+        size: usize,
+        write: bool,
+        align: bool,
+    ) {
+        debug_assert!(self.status == Status::Kept);
+        let view = self.setting.view;
+        let tag = offset::tlb_tag(view, write);
+        self.asm.rorx(INDEX, ADDRESS, 12);
+        self.asm.alu32_imm(Alu::And, INDEX, TLB_ENTRIES as i32 - 1);
+        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
+        self.asm.alu_imm(Alu::Cmp, ADDRESS, 4096 - size as i32);
+        let at = insn.ip() as u16;
+        let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write });
+        self.resumes.push((exit, start));
+        let miss = self.asm.label();
+        self.cold.push(Cold::Miss { from: miss, exit, write, start });
+        self.asm.jump_if(Cond::Above, miss);
+        if align {
+            // The interpreter raises what there is to raise.
+            let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+            self.asm.test_bl(size as u8 - 1);
+            self.asm.jump_if(Cond::NotEqual, odd);
+        }
+        let host = offset::tlb_host(view, write);
+        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, host));
+    }
+
+    /// The host's address of the memory operand, into RBX.
+    pub(super) fn operand(
+        &mut self,
+        insn: &Instruction,
+        size: usize,
+        write: bool,
+        align: bool,
+    ) -> Emit {
+        self.destroy_flags();
+        let start = self.asm.here();
+        self.linear(insn)?;
+        self.check(insn, start, size, write, align);
+        Ok(())
+    }
+
+    /// Brings the host's address of `size` bytes at `base + disp` near RBX, together with what the
+    /// next instructions access there; returns how far from RBX it is.
+    pub(super) fn near(
+        &mut self,
+        insn: &Instruction,
+        (base, disp): (Reg, i32),
+        (size, write): (i32, bool),
+        cached: Option<Checked>,
+        block: Code<'_>,
+    ) -> i32 {
+        if let Some(cached) = cached
+            && let Some(distance) = cached.distance(base, disp, size, write)
+        {
+            self.cached = Some(cached);
+            return distance;
+        }
+        let checked = self.look_ahead(base, disp, size, write, block);
+        self.destroy_flags();
+        let start = self.asm.here();
+        match checked.low {
+            0 => self.asm.mov(ADDRESS, base),
+            low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
+        }
+        self.check(insn, start, checked.span as usize, checked.write, false);
+        self.cached = Some(checked);
+        disp - checked.low
+    }
+
+    /// The range that one check for the current access and those behind it should cover.
+    pub(super) fn look_ahead(
+        &self,
+        base: Reg,
+        disp: i32,
+        size: i32,
+        write: bool,
+        code: Code<'_>,
+    ) -> Checked {
+        if self.setting.narrow {
+            return Checked { base, low: disp, span: size, write };
+        }
+        let (mut low, mut high, mut any_write) = (disp, disp + size, write);
+        // What was added to the base since.
+        let mut delta = 0i32;
+        for (i, (insn, fact)) in code.insns.iter().zip(code.facts).enumerate().skip(self.rest.start)
+        {
+            let is_stack = base == GUEST_RSP;
+            let mut touches = |from: i32, size: i32, write: bool| {
+                let Some(from) = from.checked_add(delta) else { return false };
+                let to = from.saturating_add(size);
+                if from.min(low).saturating_add(MAX_SPAN) < to.max(high) {
+                    return false;
+                }
+                low = low.min(from);
+                high = high.max(to);
+                any_write |= write;
+                true
+            };
+            let goes_on = match fact.kind {
+                Kind::Nothing => true,
+                Kind::Push if is_stack && insn.op0_kind() != OpKind::Memory => {
+                    let fits = touches(-8, 8, true);
+                    delta -= 8;
+                    fits
+                }
+                Kind::Pop if is_stack => {
+                    let fits = touches(0, 8, false);
+                    delta += 8;
+                    fits && number(insn.op0_register()) != 4
+                }
+                Kind::Call if is_stack => {
+                    touches(-8, 8, true);
+                    false
+                }
+                Kind::Return if is_stack => {
+                    touches(0, 8, false);
+                    false
+                }
+                Kind::Plain => {
+                    let fits = match fact.access {
+                        None => true,
+                        Some(access) => match based(insn) {
+                            Some((b, disp)) if b == base => {
+                                let size = insn.memory_size().size() as i32;
+                                touches(disp, size, access == Access::Store)
+                            }
+                            _ => i == self.rest.start,
+                        },
+                    };
+                    match constant_step(insn, fact, base) {
+                        Some(step) => delta = delta.saturating_add(step),
+                        None => return Checked { base, low, span: high - low, write: any_write },
+                    }
+                    fits
+                }
+                Kind::Lea => constant_step(insn, fact, base) == Some(0),
+                _ => i == self.rest.start,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        Checked { base, low, span: high - low, write: any_write }
+    }
+}
+
+/// Makes `[rbx + distance]` the memory operand.
+pub(super) fn point_at_address(host: &mut Instruction, distance: i32) {
+    host.set_segment_prefix(Register::None);
+    host.set_memory_base(Register::RBX);
+    host.set_memory_index(Register::None);
+    host.set_memory_index_scale(1);
+    let is_compressed = host.code().encoding() == iced_x86::EncodingKind::EVEX;
+    host.set_memory_displ_size(match i8::try_from(distance) {
+        Ok(0) => 0,
+        Ok(_) if !is_compressed => 1,
+        _ => 8,
+    });
+    host.set_memory_displacement64(i64::from(distance) as u64);
+}
+
+/// The memory operand, if it is a displacement from a register that lives in one of the host's,
+/// without a segment.
+pub(super) fn based(insn: &Instruction) -> Option<(Reg, i32)> {
+    let base = insn.memory_base();
+    if !base.is_gpr64()
+        || insn.memory_index() != Register::None
+        || matches!(insn.memory_segment(), Register::FS | Register::GS)
+    {
+        return None;
+    }
+    let disp = i32::try_from(insn.memory_displacement64() as i64).ok()?;
+    // Room to add and subtract small numbers.
+    if disp.unsigned_abs() > 1 << 30 {
+        return None;
+    }
+    match home(number(base)) {
+        Home::Host(host) => Some((host, disp)),
+        Home::Memory(_) => None,
+    }
+}
+
+/// What the instruction adds to the register whose home is `base`, if that is known.
+pub(super) fn constant_step(insn: &Instruction, fact: &Fact, base: Reg) -> Option<i32> {
+    let n = (0..16).find(|&n| home(n) == Home::Host(base))?;
+    if !fact.uses[n].1 {
+        return Some(0);
+    }
+    let is_whole = insn.op0_kind() == OpKind::Register
+        && insn.op0_register().is_gpr64()
+        && number(insn.op0_register()) == n;
+    if !is_whole || insn.op_count() != 2 {
+        return None;
+    }
+    let by = match insn.mnemonic() {
+        Mnemonic::Add => insn.try_immediate(1).ok()? as i64,
+        Mnemonic::Sub => (insn.try_immediate(1).ok()? as i64).checked_neg()?,
+        Mnemonic::Lea => match based(insn) {
+            Some((b, disp)) if b == base => disp.into(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    i32::try_from(by).ok().filter(|by| by.unsigned_abs() < 1 << 30)
+}

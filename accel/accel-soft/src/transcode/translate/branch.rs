@@ -1,0 +1,165 @@
+//! Jumps, calls and returns.
+
+use super::*;
+
+impl Translator {
+    /// Goes to `target`, an offset from the start of the page. Flags are kept.
+    pub(super) fn jump_to(&mut self, target: i64, at: u16) {
+        self.keep_flags();
+        self.status = Status::Kept;
+        if let Ok(target) = u16::try_from(target)
+            && target < 4096
+        {
+            let exit = self.exit(Exit::Chain { at: target });
+            let from = self.asm.label();
+            let link = self.asm.jmp(from) as u32;
+            self.add_link(exit, from, link, target);
+            return;
+        }
+        match i32::try_from(target) {
+            Ok(target) => {
+                self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
+                self.asm.lea(ADDRESS, Mem::Base(ADDRESS, target));
+                self.look_up(at, 0);
+            }
+            Err(_) => {
+                let exit = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+                self.asm.jmp(exit);
+            }
+        }
+    }
+
+    pub(super) fn add_link(&mut self, exit: usize, from: Label, link: u32, target: u16) {
+        self.cold.push(Cold::Exit { from, exit });
+        self.links.push(Link { at: link, target });
+    }
+
+    /// Goes to the address in RBX, with RSP moved by `stack`. Flags are kept and destroyed.
+    pub(super) fn look_up(&mut self, at: u16, stack: i32) {
+        debug_assert!(self.status == Status::Kept);
+        let view = self.setting.view;
+        self.asm.mov32(INDEX, ADDRESS);
+        self.asm.shr32(INDEX, 12);
+        self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
+        self.asm.alu32_imm(Alu::And, INDEX, JUMP_ENTRIES as i32 - 1);
+        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
+        let miss = self.cold_exit(Exit::Branch { at, stack });
+        self.asm.jump_if(Cond::NotEqual, miss);
+        if stack != 0 {
+            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
+        }
+        self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(view)));
+    }
+
+    pub(super) fn jump_if(&mut self, insn: &Instruction) {
+        self.need_flags();
+        self.keep_flags();
+        let condition = (insn.condition_code() as u8 - iced_x86::ConditionCode::o as u8) & 15;
+        let target = insn.near_branch_target() as i64;
+        let at = insn.ip() as u16;
+        if (0..4096).contains(&target) {
+            let exit = self.exit(Exit::Chain { at: target as u16 });
+            let from = self.asm.label();
+            let link = self.asm.jcc(condition, from) as u32;
+            self.add_link(exit, from, link, target as u16);
+            self.jump_to(insn.next_ip() as i64, at);
+        } else {
+            let taken = self.asm.label();
+            self.asm.jcc(condition, taken);
+            self.jump_to(insn.next_ip() as i64, at);
+            self.asm.bind(taken);
+            self.jump_to(target, at);
+        }
+    }
+
+    /// Stores the return address at the new top of the stack.
+    pub(super) fn store_return_address(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: Code<'_>,
+    ) {
+        let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+        self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
+        self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
+        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.cached = None;
+    }
+
+    pub(super) fn call(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: Code<'_>,
+    ) -> Emit {
+        let target = insn.near_branch_target() as i64;
+        let is_near = (0..4096).contains(&target);
+        let far = i32::try_from(target).map_err(|_| Refused)?;
+        self.store_return_address(insn, cached, block);
+        if is_near {
+            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+            self.jump_to(target, insn.ip() as u16);
+        } else {
+            self.destroy_flags();
+            self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
+            self.asm.lea(ADDRESS, Mem::Base(ADDRESS, far));
+            self.look_up(insn.ip() as u16, -8);
+        }
+        Ok(())
+    }
+
+    /// The target of an indirect branch, into RBX.
+    pub(super) fn branch_target(&mut self, insn: &Instruction) -> Emit {
+        if insn.op0_kind() == OpKind::Memory {
+            self.operand(insn, 8, false, false)?;
+            self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
+        } else {
+            self.destroy_flags();
+            let target = self.whole(insn.op0_register(), ADDRESS);
+            self.asm.mov(ADDRESS, target);
+        }
+        Ok(())
+    }
+
+    pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Emit {
+        self.branch_target(insn)?;
+        self.look_up(insn.ip() as u16, 0);
+        Ok(())
+    }
+
+    pub(super) fn call_indirect(&mut self, insn: &Instruction, block: Code<'_>) -> Emit {
+        self.branch_target(insn)?;
+        // What is not canonical faults before anything is stored.
+        let at = insn.ip() as u16;
+        let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+        self.asm.mov(INDEX, ADDRESS);
+        self.asm.shl(INDEX, 16);
+        self.asm.sar(INDEX, 16);
+        self.asm.alu(Alu::Cmp, INDEX, ADDRESS);
+        self.asm.jump_if(Cond::NotEqual, odd);
+        self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
+        self.store_return_address(insn, None, block);
+        self.destroy_flags();
+        self.asm.load(ADDRESS, Mem::Context(offset::SPILL));
+        self.look_up(insn.ip() as u16, -8);
+        Ok(())
+    }
+
+    pub(super) fn ret(
+        &mut self,
+        insn: &Instruction,
+        cached: Option<Checked>,
+        block: Code<'_>,
+    ) -> Emit {
+        let released = match insn.op_count() {
+            0 => 0,
+            _ => i32::from(insn.immediate16()),
+        };
+        let at = self.near(insn, (GUEST_RSP, 0), (8, false), cached, block);
+        self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
+        self.cached = None;
+        self.destroy_flags();
+        self.look_up(insn.ip() as u16, 8 + released);
+        Ok(())
+    }
+}

@@ -1,0 +1,417 @@
+//! From guest instructions to a block of host code.
+//!
+//! Blocks are position-independent in the guest: what they need of their linear address they
+//! take from the context's `code_base`, so that one translation serves every process that maps
+//! the page. Between blocks, the status flags are in AX. Within one, they move to the host's
+//! flags when an instruction produces or needs them, and back before a check destroys them.
+
+mod address;
+mod branch;
+mod exits;
+mod fact;
+mod plain;
+mod special;
+mod stack;
+mod status;
+mod system;
+
+use std::ops::Range;
+
+use iced_x86::{
+    Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+use x86::View;
+use x86::state::Rflags;
+
+use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
+use super::classify::{Kind, classify, renamable};
+use super::context::{JUMP_ENTRIES, TLB_ENTRIES, VIEWS, offset};
+use super::registers::{
+    GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
+};
+
+use address::{Checked, based, constant_step, point_at_address};
+use fact::{Access, Fact};
+
+/// Forms addresses; then the host's address of an operand.
+const ADDRESS: Reg = Reg::RBX;
+/// Indexes tables; free behind a check.
+const INDEX: Reg = Reg::RBP;
+/// Keeps the status flags between instructions that use them.
+const STATUS: Reg = Reg::RAX;
+
+/// A block covers at most this many instructions, so that the interpreter can take over quickly.
+pub const MAX_INSTRUCTIONS: usize = 64;
+
+/// What a block was translated for besides its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// How its loads and stores look at memory. User code is what has [`View::User`].
+    pub view: View,
+    /// Which vector instructions may be emitted: 0 is none, 1 SSE, 2 AVX, 3 AVX-512.
+    pub vectors: u8,
+    /// The time stamp counter may be read.
+    pub time: bool,
+    /// Every access has a check of its own: for where several together cross a page.
+    pub narrow: bool,
+}
+
+impl Setting {
+    /// A number for each setting, below 64.
+    pub fn number(self) -> u64 {
+        (self.view as u64) << 2
+            | u64::from(self.vectors)
+            | u64::from(self.time) << 4
+            | u64::from(self.narrow) << 5
+    }
+}
+
+/// Why translated code is left, and where guest and host go on. `at` is the offset of the guest's
+/// instruction in its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The owner of the processor asked for it, before the block.
+    Attention { at: u16 },
+    /// To the block at `at`, which was not there.
+    Chain { at: u16 },
+    /// To the address in `scratch`, with RSP moved by `stack`.
+    Branch { at: u16, stack: i32 },
+    /// The load or store at the linear address in `scratch` missed the soft TLB. With that
+    /// filled, the check can be repeated at `retry`.
+    Miss { at: u16, retry: u32, size: u8, write: bool },
+    /// The interpreter executes the instruction. If it goes on at `next`, so does translated
+    /// code at `resume` (0: nowhere).
+    Interpret { at: u16, next: u16, resume: u32 },
+}
+
+/// A jump within the block's page that leads to the translation of `target`, or else to an exit.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Where the distance stands in the code.
+    pub at: u32,
+    pub target: u16,
+}
+
+/// The result of a translation. Offsets are relative to the start of the code.
+#[derive(Clone, Copy, Debug)]
+pub struct Translated {
+    /// Where the block is entered with `code_base` set. The far entry is at 0.
+    pub near: u32,
+}
+
+/// Where the status flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    /// In AX.
+    Kept,
+    /// In the host's flags.
+    Host,
+    /// In both.
+    Both,
+}
+
+/// Code that is needed rarely, and comes behind the block.
+enum Cold {
+    /// Leaves by an exit.
+    Exit { from: Label, exit: usize },
+    /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
+    Miss { from: Label, exit: usize, write: bool, start: Label },
+}
+
+/// The instructions of a block, and what there is to know of them.
+#[derive(Clone, Copy)]
+struct Code<'a> {
+    insns: &'a [Instruction],
+    facts: &'a [Fact],
+}
+
+/// Answers about instructions that depend on the processors.
+pub trait Offer {
+    /// Guest and host have it.
+    fn has(&mut self, insn: &Instruction, is_vector: bool) -> bool;
+}
+
+/// Translates blocks; one after the other, with the same memory.
+pub struct Translator {
+    pub asm: Assembler,
+    pub exits: Vec<Exit>,
+    pub links: Vec<Link>,
+    cold: Vec<Cold>,
+    info: InstructionInfoFactory,
+    encoder: Encoder,
+    setting: Setting,
+    status: Status,
+    /// The number of the first exit.
+    first_exit: u32,
+    /// Where the code will lie, relative to the common code at the start of the cache.
+    base: u32,
+    has_vectors: bool,
+    facts: Vec<Fact>,
+    /// The current instruction and those behind it, by number.
+    rest: Range<usize>,
+    /// What the last check was good for, if RBX is still as it left it.
+    cached: Option<Checked>,
+    /// Exits whose place to go on is a label that is resolved at the end.
+    resumes: Vec<(usize, Label)>,
+}
+
+/// Offsets in code memory of the code that all blocks use.
+#[derive(Clone, Copy, Debug)]
+pub struct Common {
+    pub leave: u32,
+    pub load_vectors: u32,
+    /// By view, for loads and stores: see [`second_level`](super::second_level).
+    pub second_level: [[u32; 2]; VIEWS],
+}
+
+/// All status flags.
+const ALL: u32 = {
+    use iced_x86::RflagsBits as R;
+    R::OF | R::SF | R::ZF | R::AF | R::CF | R::PF
+};
+
+/// The instruction is left to the interpreter.
+struct Refused;
+
+type Emit<T = ()> = Result<T, Refused>;
+
+impl Translator {
+    pub fn new() -> Self {
+        Self {
+            asm: Assembler::default(),
+            exits: Vec::new(),
+            links: Vec::new(),
+            cold: Vec::new(),
+            info: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+            setting: Setting { view: View::User, vectors: 0, time: false, narrow: false },
+            status: Status::Kept,
+            first_exit: 0,
+            base: 0,
+            has_vectors: false,
+            facts: Vec::new(),
+            rest: 0..0,
+            cached: None,
+            resumes: Vec::new(),
+        }
+    }
+
+    /// Translates `insns`, which follow each other and were decoded as if their page lay at
+    /// address 0. The code goes to `self.asm`, for offset `base` of the code memory; exits are
+    /// numbered from `first_exit`. `None` if nothing but the interpreter could do.
+    pub fn translate(
+        &mut self,
+        insns: &[Instruction],
+        setting: Setting,
+        base: u32,
+        first_exit: u32,
+        common: Common,
+        offer: &mut dyn Offer,
+    ) -> Option<Translated> {
+        self.asm.clear();
+        self.exits.clear();
+        self.links.clear();
+        self.cold.clear();
+        self.resumes.clear();
+        self.setting = setting;
+        self.status = Status::Kept;
+        self.first_exit = first_exit;
+        self.base = base;
+        let first = insns.first()?;
+        let start = first.ip() as u16;
+
+        let mut facts = std::mem::take(&mut self.facts);
+        facts.clear();
+        facts.extend(insns.iter().map(|insn| self.fact(insn, offer)));
+        let result = self.block(insns, &facts, start, common);
+        self.facts = facts;
+        result
+    }
+
+    fn block(
+        &mut self,
+        insns: &[Instruction],
+        facts: &[Fact],
+        start: u16,
+        common: Common,
+    ) -> Option<Translated> {
+        if matches!(facts.first()?.kind, Kind::Interpret | Kind::InterpretLast) {
+            return None;
+        }
+        self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
+        self.cached = None;
+
+        // The far entry: RBX holds the instruction pointer.
+        self.asm.lea(ADDRESS, Mem::Base(ADDRESS, -i32::from(start)));
+        self.asm.store(Mem::Context(offset::CODE_BASE), ADDRESS);
+        let near = self.asm.code.len() as u32;
+        self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::ATTENTION), 0);
+        let attention = self.cold_exit(Exit::Attention { at: start });
+        self.asm.jump_if(Cond::NotEqual, attention);
+        self.make_vectors_live(common);
+
+        let mut ends = false;
+        for (i, (insn, fact)) in insns.iter().zip(facts).enumerate() {
+            // The instruction behind STI is executed before an interrupt is taken, so it must
+            // not begin a block.
+            let is_last = i + 1 == insns.len();
+            let kind = match fact.kind {
+                Kind::SetInterrupt if is_last => Kind::Interpret,
+                kind => kind,
+            };
+            self.rest = i..facts.len();
+            ends = self.instruction(insn, kind, Code { insns, facts }, common);
+        }
+        let last = insns.last()?;
+        if !ends {
+            self.jump_to(last.next_ip() as i64, last.ip() as u16);
+        }
+        self.finish(common)?;
+        Some(Translated { near })
+    }
+
+    fn make_vectors_live(&mut self, common: Common) {
+        if self.has_vectors {
+            self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::VECTORS_LIVE), 0);
+            let live = self.asm.label();
+            self.asm.jump_if(Cond::NotEqual, live);
+            let from = self.base as i32 + self.asm.code.len() as i32 + 5;
+            self.asm.call_by(common.load_vectors as i32 - from);
+            self.asm.bind(live);
+        }
+    }
+
+    /// Emits one instruction; `true` if nothing follows it.
+    fn instruction(
+        &mut self,
+        insn: &Instruction,
+        kind: Kind,
+        block: Code<'_>,
+        common: Common,
+    ) -> bool {
+        // Who leaves RBX alone, or knows what becomes of it, gives this back.
+        let cached = self.cached.take();
+        let fact = &block.facts[self.rest.start];
+        let before = self.asm.code.len();
+        let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
+        let status = self.status;
+        let emitted = match kind {
+            Kind::Nothing => {
+                self.cached = cached;
+                Ok(())
+            }
+            Kind::Plain => self.plain(insn, fact, cached, block),
+            Kind::Lea => self.lea(insn, fact, cached),
+            Kind::Push => self.push(insn, cached, block),
+            Kind::Pop => self.pop(insn, cached, block),
+            Kind::Leave => self.leave(insn, cached, block),
+            Kind::Div | Kind::Idiv => self.divide(insn, kind == Kind::Idiv),
+            Kind::CompareExchange16 => self.compare_exchange_16(insn),
+            Kind::BitString => self.bit_string(insn),
+            Kind::ClearInterrupt if self.setting.view != View::User => {
+                self.destroy_flags();
+                let mask = !(Rflags::IF.bits() as i32);
+                self.asm.alu32_mem_imm(Alu::And, Mem::Context(offset::RFLAGS), mask);
+                Ok(())
+            }
+            Kind::SetInterrupt if self.setting.view != View::User => {
+                self.set_interrupt(insn);
+                Ok(())
+            }
+            Kind::SwapGs if self.setting.view != View::User => {
+                self.asm.load(ADDRESS, Mem::Context(offset::GS_BASE));
+                self.asm.load(INDEX, Mem::Context(offset::KERNEL_GS_BASE));
+                self.asm.store(Mem::Context(offset::GS_BASE), INDEX);
+                self.asm.store(Mem::Context(offset::KERNEL_GS_BASE), ADDRESS);
+                Ok(())
+            }
+            Kind::PushFlags => {
+                self.push_flags(insn, block);
+                Ok(())
+            }
+            Kind::Selector => {
+                self.selector(insn);
+                Ok(())
+            }
+            Kind::TimeStamp if self.setting.time => {
+                self.time_stamp(insn.mnemonic() == Mnemonic::Rdtscp);
+                Ok(())
+            }
+            Kind::Pause => {
+                self.asm.bytes(&[0xf3, 0x90]);
+                Ok(())
+            }
+            Kind::Direction { down } => {
+                self.destroy_flags();
+                let df = Rflags::DF.bits() as i32;
+                let (op, mask) = if down { (Alu::Or, df) } else { (Alu::And, !df) };
+                self.asm.alu32_mem_imm(op, Mem::Context(offset::RFLAGS), mask);
+                Ok(())
+            }
+            Kind::Jump => {
+                self.keep_flags();
+                self.jump_to(insn.near_branch_target() as i64, insn.ip() as u16);
+                return true;
+            }
+            Kind::JumpIf => {
+                self.jump_if(insn);
+                return true;
+            }
+            Kind::JumpIfCounterZero => {
+                self.keep_flags();
+                // JRCXZ over the next jump: it reaches no further.
+                self.asm.bytes(&[0xe3, 5]);
+                let not_taken = self.asm.label();
+                self.asm.jmp(not_taken);
+                let status = self.status;
+                self.jump_to(insn.near_branch_target() as i64, insn.ip() as u16);
+                self.asm.bind(not_taken);
+                self.status = status;
+                self.jump_to(insn.next_ip() as i64, insn.ip() as u16);
+                return true;
+            }
+            Kind::Call => self.call(insn, cached, block),
+            Kind::JumpIndirect => self.jump_indirect(insn),
+            Kind::CallIndirect => self.call_indirect(insn, block),
+            Kind::Return => self.ret(insn, cached, block),
+            Kind::ClearInterrupt
+            | Kind::SetInterrupt
+            | Kind::SwapGs
+            | Kind::TimeStamp
+            | Kind::Interpret
+            | Kind::InterpretLast => Err(Refused),
+        };
+        let is_branch =
+            matches!(kind, Kind::Call | Kind::JumpIndirect | Kind::CallIndirect | Kind::Return);
+        if emitted.is_ok() {
+            return is_branch;
+        }
+        // Takes back what was emitted. Labels stay, unused.
+        self.asm.truncate(before);
+        self.exits.truncate(marks.0);
+        self.cold.truncate(marks.1);
+        self.links.truncate(marks.2);
+        self.resumes.truncate(marks.3);
+        self.status = status;
+        self.cached = None;
+        self.interpret(insn, kind == Kind::InterpretLast || is_branch, common)
+    }
+
+    fn interpret(&mut self, insn: &Instruction, is_last: bool, common: Common) -> bool {
+        self.keep_flags();
+        let exit = self.exit(Exit::Interpret {
+            at: insn.ip() as u16,
+            next: insn.next_ip() as u16,
+            resume: 0,
+        });
+        self.leave_by(exit, common);
+        if is_last || insn.next_ip() > 0xfff {
+            return true;
+        }
+        let resume = self.asm.here();
+        self.resumes.push((exit, resume));
+        self.status = Status::Kept;
+        self.make_vectors_live(common);
+        false
+    }
+}

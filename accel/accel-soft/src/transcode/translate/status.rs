@@ -1,0 +1,33 @@
+//! Where the status flags are.
+
+use super::*;
+
+impl Translator {
+    /// AX holds the flags from here on.
+    pub(super) fn keep_flags(&mut self) {
+        if self.status == Status::Host {
+            self.asm.save_status();
+            self.status = Status::Both;
+        }
+    }
+
+    /// The host's flags may be destroyed from here on.
+    pub(super) fn destroy_flags(&mut self) {
+        self.keep_flags();
+        self.status = Status::Kept;
+    }
+
+    /// The host's flags hold the guest's from here on.
+    pub(super) fn need_flags(&mut self) {
+        if self.status == Status::Kept {
+            self.asm.restore_status();
+            self.status = Status::Both;
+        }
+    }
+
+    /// RAX is free from here on, until flags are kept again.
+    pub(super) fn free_status(&mut self) {
+        self.need_flags();
+        self.status = Status::Host;
+    }
+}
