@@ -35,9 +35,12 @@ impl<E: Env> CrossingCache<E> {
         &mut self.0[(first >> 12 ^ first << 5) as usize % ENTRIES]
     }
 
-    /// Whether the instruction at `first` is known, if its bytes are what they were.
-    pub fn expects(&mut self, first: u64, bits: u32) -> bool {
-        self.slot(first).as_ref().is_some_and(|(key, _)| key.first == first && key.bits == bits)
+    /// Whether the instruction at `first`, whose first page ends with `bytes`, is likely to be
+    /// known.
+    pub fn expects(&mut self, first: u64, bits: u32, bytes: &[u8]) -> bool {
+        self.slot(first).as_ref().is_some_and(|(key, _)| {
+            key.first == first && key.bits == bits && key.bytes.starts_with(bytes)
+        })
     }
 
     /// Takes an instruction out.

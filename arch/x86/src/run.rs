@@ -275,7 +275,7 @@ impl<E: Env> Cpu<E> {
             have += room;
             let crossing = first.map(|first| Crossing { first, bits, bytes });
             match crossing {
-                None if self.crossing.expects(gpa, bits) && have < MAX_LEN => {
+                None if have < MAX_LEN && self.crossing.expects(gpa, bits, &bytes[..have]) => {
                     first = Some(gpa);
                     continue;
                 }

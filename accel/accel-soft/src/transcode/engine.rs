@@ -217,8 +217,13 @@ impl Transcoder {
         }
         if forgotten.all || forgotten.space {
             for view in 0..3 {
-                if std::mem::take(&mut self.is_local[view]) {
+                let is_local = std::mem::take(&mut self.is_local[view]);
+                // The second level fills the first without a word, and only the supervisor's
+                // has global pages alone.
+                if is_local || view != View::Supervisor as usize {
                     self.context().tlb[view].clear();
+                }
+                if is_local {
                     self.context().jump[view].clear();
                 }
             }
