@@ -118,11 +118,8 @@ impl Checker {
     pub fn new(layout: Layout) -> Self {
         let none = ViewTables {
             read: 0,
-            read_host: 0,
             write: 0,
-            write_host: 0,
-            jump_guest: 0,
-            jump_host: 0,
+            jump: 0,
         };
         Self {
             layout,
@@ -463,13 +460,13 @@ impl Checker {
         insn: &Instruction,
         bytes: &[u8],
     ) -> Result<(), Problem> {
-        // GS, perhaps REX, the opcode: an operand size prefix means different things to
-        // different processors.
-        let is_plain = matches!(bytes, [0x65, 0xff, ..] | [0x65, 0x40..=0x4f, 0xff, ..]);
+        // Perhaps REX, the opcode: an operand size prefix means different things to different
+        // processors.
+        let is_plain = matches!(bytes, [0xff, ..] | [0x40..=0x4f, 0xff, ..]);
         let index = insn.memory_index();
         if !is_plain
-            || insn.memory_segment() != Register::GS
-            || insn.memory_base() != Register::None
+            || insn.memory_segment() != Register::SS
+            || insn.memory_base() != Register::RSP
             || !index.is_gpr64()
             || insn.memory_index_scale() != 8
             || self.tables.table(insn.memory_displacement64()) != Some(Table::JumpHost)

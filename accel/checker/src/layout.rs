@@ -1,6 +1,6 @@
 //! What the checker is told of the context that translated code works on.
 
-/// Where things are in the context, as offsets from the host's GS base.
+/// Where things are in the context, as offsets from the stack pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Fields that translated code may touch. Accesses must be aligned to their size, of at most
@@ -13,11 +13,11 @@ pub struct Layout {
     pub vectors_live: u32,
     /// The tables of each view.
     pub views: Vec<ViewTables>,
-    /// How many entries the tables of a soft TLB have, a power of two. They are indexed by the
-    /// number of the page.
+    /// How many entries each table of a soft TLB has, a power of two. They are indexed by the number
+    /// of the page.
     pub tlb_entries: u32,
-    /// How many entries the tables of a jump cache have, a power of two. They are indexed by the
-    /// address exclusive-or the number of its page.
+    /// How many entries a jump cache has, a power of two. They are indexed by half the address
+    /// exclusive-or the number of its page.
     pub jump_entries: u32,
 }
 
@@ -32,25 +32,22 @@ pub struct Field {
     pub writers: u32,
 }
 
-/// Tables of one view, of 8 bytes per entry.
+/// Tables of one view. Their entries have 16 bytes, and code indexes them by twice an entry's number
+/// with a scale of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewTables {
-    /// Added to a linear address of the entry, gives the offset in the page if loads from it hit,
-    /// else a number above 4095.
+    /// The soft TLB for loads. The first half of an entry, added to a linear address, gives the
+    /// offset in the page if it hits, else a number above 4095; the second half is the host's
+    /// address of the page.
     pub read: u32,
     /// The same for stores.
     pub write: u32,
-    /// The host's address of the page, for loads.
-    pub read_host: u32,
-    /// The same for stores.
-    pub write_host: u32,
-    /// The guest's instruction pointer; one of another entry if there is none.
-    pub jump_guest: u32,
-    /// The host's address of the code there.
-    pub jump_host: u32,
+    /// The jump cache. The first half of an entry is the guest's instruction pointer, or one of
+    /// another entry if there is none; the second is the host's address of the code there.
+    pub jump: u32,
 }
 
-/// One of a view's tables.
+/// Half of one of a view's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     Tag { write: bool },
@@ -60,18 +57,19 @@ pub(crate) enum Table {
 }
 
 impl ViewTables {
-    /// The table that begins at `offset`.
+    /// The half of a table that begins at `offset`.
     pub(crate) fn table(&self, offset: u64) -> Option<Table> {
         [
-            (self.read, Table::Tag { write: false }),
-            (self.write, Table::Tag { write: true }),
-            (self.read_host, Table::HostPage { write: false }),
-            (self.write_host, Table::HostPage { write: true }),
-            (self.jump_guest, Table::JumpGuest),
-            (self.jump_host, Table::JumpHost),
+            (self.read, Table::Tag { write: false }, Table::HostPage { write: false }),
+            (self.write, Table::Tag { write: true }, Table::HostPage { write: true }),
+            (self.jump, Table::JumpGuest, Table::JumpHost),
         ]
         .into_iter()
-        .find_map(|(start, table)| (u64::from(start) == offset).then_some(table))
+        .find_map(|(start, first, second)| match offset.checked_sub(start.into()) {
+            Some(0) => Some(first),
+            Some(8) => Some(second),
+            _ => None,
+        })
     }
 }
 

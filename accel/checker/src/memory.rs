@@ -50,9 +50,9 @@ impl Checker {
             return Err(Problem::NotAllowed);
         }
         self.bit_offset(state, insn, size)?;
-        match memory.segment() {
-            Register::GS => self.context(state, insn, memory, size, write, flags),
-            Register::DS | Register::SS => {
+        match (memory.base(), memory.segment()) {
+            (Register::RSP, Register::SS) => self.context(state, insn, memory, size, write, flags),
+            (_, Register::DS | Register::SS) => {
                 self.guest(state, memory, size, write).map(|()| Operand::Other)
             }
             _ => Err(Problem::Unchecked),
@@ -70,9 +70,6 @@ impl Checker {
         flags: u64,
     ) -> Result<Operand, Problem> {
         let at = memory.displacement();
-        if memory.base() != Register::None {
-            return Err(Problem::Context);
-        }
         if memory.index() != Register::None {
             if !memory.index().is_gpr64() || memory.scale() != 8 || size != 8 || write {
                 return Err(Problem::Context);
@@ -94,13 +91,11 @@ impl Checker {
     /// An entry of a table, which is read.
     fn table(&self, insn: &Instruction, at: u64, index: Value) -> Result<Operand, Problem> {
         let table = self.tables.table(at).ok_or(Problem::Context)?;
-        let entries = match table {
-            Table::Tag { .. } | Table::HostPage { .. } => self.layout.tlb_entries,
-            Table::JumpGuest | Table::JumpHost => self.layout.jump_entries,
-        };
-        let bound = bound(index.kind, self.layout.tlb_entries, self.layout.jump_entries);
-        if bound.is_none_or(|bound| bound > entries) {
-            return Err(Problem::Index);
+        // Only these are known to be even.
+        match (table, index.kind) {
+            (Table::Tag { .. } | Table::HostPage { .. }, Kind::TlbIndex { .. })
+            | (Table::JumpGuest | Table::JumpHost, Kind::JumpIndex { .. }) => {}
+            _ => return Err(Problem::Index),
         }
         let to_register = insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64();
         let is_tracked = matches!(insn.mnemonic(), Mnemonic::Mov | Mnemonic::Add) && to_register;

@@ -85,7 +85,10 @@ impl Checker {
                 _ => return Err(Problem::NotAllowed),
             }
         }
-        if (uses.read | uses.written) & set(Register::RSP) != 0 {
+        // It may only be the base of a memory operand.
+        let base = if insn.memory_base() == Register::RSP { set(Register::RSP) } else { 0 };
+        let used = uses.written | uses.operands | uses.read & !base;
+        if used & set(Register::RSP) != 0 || base != 0 && insn.mnemonic() == Mnemonic::Lea {
             return Err(Problem::StackPointer);
         }
         if vectors && !state.live {
@@ -168,11 +171,15 @@ impl Checker {
                 Some(by) => shift(old.kind, (by as i64).checked_neg()?),
                 None => return None,
             },
-            Mnemonic::Rorx if immediate == Some(12) => page(source?, if is_wide { 52 } else { 20 }),
-            Mnemonic::Shr if immediate == Some(12) => page(old, if is_wide { 52 } else { 20 }),
+            Mnemonic::Rorx if matches!(immediate, Some(11 | 12)) => {
+                page(source?, immediate? as u8, is_wide)
+            }
+            Mnemonic::Shr if matches!(immediate, Some(11 | 12)) => {
+                page(old, immediate? as u8, is_wide)
+            }
             Mnemonic::Xor => match (old, source?) {
-                (Value { kind: Kind::Page { of, bits }, .. }, other)
-                | (other, Value { kind: Kind::Page { of, bits }, .. })
+                (Value { kind: Kind::Page { of, by: 12, bits }, .. }, other)
+                | (other, Value { kind: Kind::Page { of, by: 12, bits }, .. })
                     if other.number == of || other.kind == (Kind::Low { of }) =>
                 {
                     Kind::Hash { of, bits: bits.min(32) }
@@ -193,11 +200,13 @@ impl Checker {
 
     /// What is known of a value of which only the bits in `mask` remain.
     fn masked(&self, kind: Kind, mask: u32) -> Kind {
+        // Twice the number of an entry.
         let selects = |entries: u32, bits: u8| {
-            entries.is_power_of_two() && mask == entries - 1 && mask.count_ones() <= bits.into()
+            let last = 2 * entries - 2;
+            entries.is_power_of_two() && mask == last && mask.checked_ilog2() < Some(bits.into())
         };
         match kind {
-            Kind::Page { of, bits } if selects(self.layout.tlb_entries, bits) => {
+            Kind::Page { of, by: 11, bits } if selects(self.layout.tlb_entries, bits) => {
                 Kind::TlbIndex { of }
             }
             Kind::Hash { of, bits } if selects(self.layout.jump_entries, bits) => {
@@ -261,11 +270,12 @@ impl Checker {
     }
 }
 
-/// What is known of a value whose number of the page comes to its lower bits.
-fn page(value: Value, bits: u8) -> Kind {
+/// What is known of a value that was shifted so that the number of its page comes to its lower bits.
+fn page(value: Value, by: u8, is_wide: bool) -> Kind {
+    let bits = if is_wide { 64 } else { 32 } - by;
     match value.kind {
-        Kind::Low { of } => Kind::Page { of, bits: bits.min(20) },
-        _ => Kind::Page { of: value.number, bits },
+        Kind::Low { of } => Kind::Page { of, by, bits: bits.min(32 - by) },
+        _ => Kind::Page { of: value.number, by, bits },
     }
 }
 

@@ -24,9 +24,10 @@ pub(crate) enum Kind {
     Low {
         of: Number,
     },
-    /// The lower `bits` bits are those of a value shifted right by 12.
+    /// The lower `bits` bits are those of a value shifted right by `by`, which is 11 or 12.
     Page {
         of: Number,
+        by: u8,
         bits: u8,
     },
     /// The lower `bits` bits are those of a value exclusive-or itself shifted right by 12.
@@ -34,11 +35,11 @@ pub(crate) enum Kind {
         of: Number,
         bits: u8,
     },
-    /// Where a linear address is to be looked up.
+    /// Where a linear address is to be looked up: twice the number of an entry.
     TlbIndex {
         of: Number,
     },
-    /// Where the address of an instruction is to be looked up.
+    /// Where the address of an instruction is to be looked up: twice the number of an entry.
     JumpIndex {
         of: Number,
     },
@@ -193,8 +194,8 @@ pub(crate) fn bound(kind: Kind, tlb: u32, jump: u32) -> Option<u32> {
     match kind {
         Kind::Below(bound) => Some(bound),
         Kind::Const(value) => value.checked_add(1),
-        Kind::TlbIndex { .. } => Some(tlb),
-        Kind::JumpIndex { .. } => Some(jump),
+        Kind::TlbIndex { .. } => Some(2 * tlb - 1),
+        Kind::JumpIndex { .. } => Some(2 * jump - 1),
         _ => None,
     }
 }

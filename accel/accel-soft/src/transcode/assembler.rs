@@ -24,9 +24,9 @@ impl Reg {
 /// A memory operand.
 #[derive(Clone, Copy, Debug)]
 pub enum Mem {
-    /// `gs:[disp]`
+    /// `[rsp + disp]`
     Context(i32),
-    /// `gs:[index*8 + disp]`
+    /// `[rsp + index*8 + disp]`
     ContextIndexed(Reg, i32),
     /// `[base + disp]`
     Base(Reg, i32),
@@ -171,17 +171,14 @@ impl Assembler {
 
     /// An instruction with a register (or opcode extension) and a memory operand.
     fn with_mem(&mut self, w: u8, opcode: &[u8], reg: u8, mem: Mem) {
-        let (base, index, scale, disp, is_context) = match mem {
-            Mem::Context(disp) => (None, None, 0, disp, true),
-            Mem::ContextIndexed(index, disp) => (None, Some(index), 3, disp, true),
-            Mem::Base(base, disp) => (Some(base), None, 0, disp, false),
+        let (base, index, scale, disp) = match mem {
+            Mem::Context(disp) => (Some(Reg::RSP), None, 0, disp),
+            Mem::ContextIndexed(index, disp) => (Some(Reg::RSP), Some(index), 3, disp),
+            Mem::Base(base, disp) => (Some(base), None, 0, disp),
             Mem::Sum { base, index, disp } => {
-                (base, index.map(|(i, _)| i), index.map_or(0, |(_, s)| s), disp, false)
+                (base, index.map(|(i, _)| i), index.map_or(0, |(_, s)| s), disp)
             }
         };
-        if is_context {
-            self.byte(0x65);
-        }
         let b = base.map_or(0, |r| r.0 >> 3);
         let x = index.map_or(0, |r| r.0 >> 3);
         let rex = w | (reg >> 3) << 2 | x << 1 | b;

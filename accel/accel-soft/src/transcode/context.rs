@@ -1,6 +1,10 @@
 //! What translated code works on: the guest's registers while they are not in the host's, the
-//! soft TLB, the jump cache. The host's GS base points at it, so that all of it is reached as
-//! `gs:[offset]` and no register is spent.
+//! soft TLB, the jump cache.
+//!
+//! The host's stack pointer points at it while translated code runs, so that all of it is reached
+//! as `[rsp + offset]` and no register is spent. Processors forward stores to loads from such
+//! addresses without delay, as if they were registers, which they do not for those relative to a
+//! segment base.
 
 use std::cell::UnsafeCell;
 use std::mem::offset_of;
@@ -11,6 +15,8 @@ use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::VectorState;
 
+/// Bytes below the stack pointer while translated code runs.
+pub const STACK: usize = 16 << 10;
 /// How many views of memory have tables of their own: [`View::User`], [`View::Supervisor`] and
 /// [`View::SupervisorAc`].
 pub const VIEWS: usize = 3;
@@ -19,19 +25,24 @@ pub const TLB_ENTRIES: usize = 1024;
 /// Entries of one view's jump cache, a power of two.
 pub const JUMP_ENTRIES: usize = 4096;
 
+/// An entry of a soft TLB.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TlbEntry {
+    /// Added to a linear address, gives the offset in the page if it hits, else a number above
+    /// 4095.
+    pub tag: u64,
+    /// The host's address of the page.
+    pub host: u64,
+}
+
 /// The soft TLB of one view. A linear address belongs to entry `address >> 12 % TLB_ENTRIES`.
 #[repr(C)]
 pub struct TlbView {
-    /// Added to a linear address, gives the offset in the page if loads from it hit, else a
-    /// number above 4095.
-    pub read: [u64; TLB_ENTRIES],
-    /// The host's address of the page.
-    pub read_host: [u64; TLB_ENTRIES],
-    /// The same for stores: a copy from one array to another must not make two entries fight
-    /// for one place.
-    pub write: [u64; TLB_ENTRIES],
-    /// The host's address of the page.
-    pub write_host: [u64; TLB_ENTRIES],
+    pub read: [TlbEntry; TLB_ENTRIES],
+    /// For stores, apart: a copy from one array to another must not make two entries fight for
+    /// one place.
+    pub write: [TlbEntry; TLB_ENTRIES],
 }
 
 /// Entries of the second level of each view's soft TLB, powers of two. Programs use more memory
@@ -57,19 +68,28 @@ impl SecondEntry {
     pub const EMPTY: Self = Self { read: 1 << 63, write: 1 << 63, host: 0, epoch: 0 };
 }
 
-/// Where indirect and far branches of one view find translated code.
+/// An entry of a jump cache.
+#[derive(Clone, Copy)]
 #[repr(C)]
-pub struct JumpView {
+pub struct JumpEntry {
     /// The guest's instruction pointer.
-    pub guest: [u64; JUMP_ENTRIES],
+    pub guest: u64,
     /// The far entry of the block there.
-    pub host: [u64; JUMP_ENTRIES],
+    pub host: u64,
 }
+
+/// Where indirect and far branches of one view find translated code. Where: see
+/// [`JumpView::index`].
+#[repr(C)]
+pub struct JumpView(pub [JumpEntry; JUMP_ENTRIES]);
 
 /// See the module's text. Status flags are kept as LAHF and SETO leave them in AX: OF in AL,
 /// the other five in AH.
 #[repr(C, align(4096))]
 pub struct Context {
+    /// What lies below the stack pointer: return addresses, for the few calls there are, and
+    /// room for a signal's frame, should one come.
+    stack: [u64; STACK / 8],
     /// Not zero: the processor has something to do besides executing instructions. Any thread
     /// may set it.
     pub attention: AtomicU32,
@@ -80,22 +100,22 @@ pub struct Context {
     pub vectors_live: u32,
     /// Why translated code was left: the number of an exit.
     pub exit: u32,
+    /// Linear address of the page that code is executed from.
+    pub code_base: u64,
+    /// For one value to survive a check.
+    pub spill: u64,
+    /// General-purpose registers by number. Guest R8 to R11 always live here.
+    pub gpr: [u64; 16],
     /// Vector registers as wide as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     pub width: u32,
     /// Not zero: vector registers were live when translated code was left.
     pub vectors_left: u32,
-    /// General-purpose registers by number. Guest R8 to R11 always live here.
-    pub gpr: [u64; 16],
-    /// Linear address of the page that code is executed from.
-    pub code_base: u64,
     /// Status flags, in the form of AX.
     pub status: u64,
     /// RFLAGS but for the status flags.
     pub rflags: u64,
-    /// RBX and RBP at an exit: mostly an address.
+    /// RBX at an exit: mostly an address.
     pub scratch: u64,
-    /// For one value to survive a check.
-    pub spill: u64,
     /// Segment bases.
     pub fs_base: u64,
     pub gs_base: u64,
@@ -131,20 +151,17 @@ pub fn layout() -> Layout {
     const ANYBODY: u32 = (1 << VIEWS) - 1;
     const KERNEL: u32 = ANYBODY & !(1 << View::User as u32);
     let field = |offset: usize, size: usize, writers: u32| Field {
-        offset: offset as u32,
+        offset: (offset - STACK) as u32,
         size: size as u32,
         writers,
     };
     let view = |view: usize| {
-        let tlb = offset_of!(Context, tlb) + view * size_of::<TlbView>();
-        let jump = offset_of!(Context, jump) + view * size_of::<JumpView>();
+        let tlb = offset_of!(Context, tlb) - STACK + view * size_of::<TlbView>();
+        let jump = offset_of!(Context, jump) - STACK + view * size_of::<JumpView>();
         ViewTables {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
-            read_host: (tlb + offset_of!(TlbView, read_host)) as u32,
-            write_host: (tlb + offset_of!(TlbView, write_host)) as u32,
-            jump_guest: (jump + offset_of!(JumpView, guest)) as u32,
-            jump_host: (jump + offset_of!(JumpView, host)) as u32,
+            jump: jump as u32,
         }
     };
     Layout {
@@ -163,84 +180,80 @@ pub fn layout() -> Layout {
             field(offset_of!(Context, tsc_aux), 4, NOBODY),
             field(offset_of!(Context, tsc_offset), 8, NOBODY),
         ],
-        flags: offset_of!(Context, rflags) as u32,
-        vectors_live: offset_of!(Context, vectors_live) as u32,
+        flags: (offset_of!(Context, rflags) - STACK) as u32,
+        vectors_live: (offset_of!(Context, vectors_live) - STACK) as u32,
         views: (0..VIEWS).map(view).collect(),
         tlb_entries: TLB_ENTRIES as u32,
         jump_entries: JUMP_ENTRIES as u32,
     }
 }
 
-/// Offsets in [`Context`] that generated code uses.
+/// Where generated code finds things in [`Context`]: offsets from the stack pointer.
 pub mod offset {
     use super::*;
 
-    pub const ATTENTION: i32 = offset_of!(Context, attention) as i32;
-    pub const VECTORS_LIVE: i32 = offset_of!(Context, vectors_live) as i32;
-    pub const CODE_BASE: i32 = offset_of!(Context, code_base) as i32;
-    pub const RFLAGS: i32 = offset_of!(Context, rflags) as i32;
-    pub const SPILL: i32 = offset_of!(Context, spill) as i32;
-    pub const FS_BASE: i32 = offset_of!(Context, fs_base) as i32;
-    pub const GS_BASE: i32 = offset_of!(Context, gs_base) as i32;
+    const fn from_stack(offset: usize) -> i32 {
+        offset as i32 - STACK as i32
+    }
 
-    pub const KERNEL_GS_BASE: i32 = offset_of!(Context, kernel_gs_base) as i32;
-    pub const TSC_AUX: i32 = offset_of!(Context, tsc_aux) as i32;
-    pub const TSC_OFFSET: i32 = offset_of!(Context, tsc_offset) as i32;
+    pub const ATTENTION: i32 = from_stack(offset_of!(Context, attention));
+    pub const VECTORS_LIVE: i32 = from_stack(offset_of!(Context, vectors_live));
+    pub const CODE_BASE: i32 = from_stack(offset_of!(Context, code_base));
+    pub const RFLAGS: i32 = from_stack(offset_of!(Context, rflags));
+    pub const SPILL: i32 = from_stack(offset_of!(Context, spill));
+    pub const FS_BASE: i32 = from_stack(offset_of!(Context, fs_base));
+    pub const GS_BASE: i32 = from_stack(offset_of!(Context, gs_base));
+    pub const KERNEL_GS_BASE: i32 = from_stack(offset_of!(Context, kernel_gs_base));
+    pub const TSC_AUX: i32 = from_stack(offset_of!(Context, tsc_aux));
+    pub const TSC_OFFSET: i32 = from_stack(offset_of!(Context, tsc_offset));
+    pub const SCRATCH: i32 = from_stack(offset_of!(Context, scratch));
+    pub const STATUS: i32 = from_stack(offset_of!(Context, status));
+    pub const WRITE_EPOCH: i32 = from_stack(offset_of!(Context, write_epoch));
 
     pub fn selector(number: usize) -> i32 {
-        (offset_of!(Context, selectors) + number * 4) as i32
+        from_stack(offset_of!(Context, selectors) + number * 4)
     }
 
     pub fn gpr(number: usize) -> i32 {
-        (offset_of!(Context, gpr) + number * 8) as i32
+        from_stack(offset_of!(Context, gpr) + number * 8)
     }
 
-    pub const SCRATCH: i32 = offset_of!(Context, scratch) as i32;
-    pub const STATUS: i32 = offset_of!(Context, status) as i32;
-    pub const WRITE_EPOCH: i32 = offset_of!(Context, write_epoch) as i32;
-
     pub fn second(view: View) -> i32 {
-        (offset_of!(Context, second) + view as usize * 8) as i32
+        from_stack(offset_of!(Context, second) + view as usize * 8)
     }
 
     pub fn space(view: View) -> i32 {
-        (offset_of!(Context, spaces) + view as usize * 8) as i32
+        from_stack(offset_of!(Context, spaces) + view as usize * 8)
     }
 
     /// The tags that loads or stores look at.
     pub fn tlb_tag(view: View, write: bool) -> i32 {
         let field = if write { offset_of!(TlbView, write) } else { offset_of!(TlbView, read) };
-        tlb(view) + field as i32
+        let tlb = offset_of!(Context, tlb) + view as usize * size_of::<TlbView>();
+        from_stack(tlb + field + offset_of!(TlbEntry, tag))
     }
 
     /// The pages that belong to these tags.
     pub fn tlb_host(view: View, write: bool) -> i32 {
-        let field =
-            if write { offset_of!(TlbView, write_host) } else { offset_of!(TlbView, read_host) };
-        tlb(view) + field as i32
-    }
-
-    fn tlb(view: View) -> i32 {
-        (offset_of!(Context, tlb) + view as usize * size_of::<TlbView>()) as i32
+        const TO_HOST: usize = offset_of!(TlbEntry, host) - offset_of!(TlbEntry, tag);
+        tlb_tag(view, write) + TO_HOST as i32
     }
 
     pub fn jump_guest(view: View) -> i32 {
-        jump(view) + offset_of!(JumpView, guest) as i32
+        let jump = offset_of!(Context, jump) + view as usize * size_of::<JumpView>();
+        from_stack(jump + offset_of!(JumpEntry, guest))
     }
 
     pub fn jump_host(view: View) -> i32 {
-        jump(view) + offset_of!(JumpView, host) as i32
-    }
-
-    fn jump(view: View) -> i32 {
-        (offset_of!(Context, jump) + view as usize * size_of::<JumpView>()) as i32
+        const TO_HOST: usize = offset_of!(JumpEntry, host) - offset_of!(JumpEntry, guest);
+        jump_guest(view) + TO_HOST as i32
     }
 }
 
 /// What no branch finds in entry `index` of a jump cache, not even one to an address that is not
 /// canonical: an address of another entry.
 fn nowhere(index: usize) -> u64 {
-    1 << 63 | (index ^ 1) as u64
+    1 << 63 | ((index ^ 1) << 1) as u64
 }
 
 /// A number that, added to any address of entry `index`, gives more than 4095: the negated
@@ -252,36 +265,30 @@ fn never(index: usize) -> u64 {
 impl TlbView {
     /// Forgets everything.
     pub fn clear(&mut self) {
-        for index in 0..TLB_ENTRIES {
-            self.read[index] = never(index);
-            self.write[index] = never(index);
+        for (index, (read, write)) in self.read.iter_mut().zip(&mut self.write).enumerate() {
+            read.tag = never(index);
+            write.tag = never(index);
         }
     }
 
     /// Forgets what allows stores.
     pub fn clear_writes(&mut self) {
-        for index in 0..TLB_ENTRIES {
-            self.write[index] = never(index);
+        for (index, write) in self.write.iter_mut().enumerate() {
+            write.tag = never(index);
         }
     }
 
     /// Forgets the page at `linear`.
     pub fn clear_page(&mut self, linear: u64) {
         let index = Self::index(linear);
-        self.read[index] = never(index);
-        self.write[index] = never(index);
+        self.read[index].tag = never(index);
+        self.write[index].tag = never(index);
     }
 
     /// Remembers that the page at `linear` lies at `host`, for loads or for stores.
     pub fn fill(&mut self, linear: u64, host: u64, write: bool) {
-        let index = Self::index(linear);
-        let tag = (linear & !0xfff).wrapping_neg();
-        let (tags, hosts) = match write {
-            true => (&mut self.write, &mut self.write_host),
-            false => (&mut self.read, &mut self.read_host),
-        };
-        tags[index] = tag;
-        hosts[index] = host;
+        let entries = if write { &mut self.write } else { &mut self.read };
+        entries[Self::index(linear)] = TlbEntry { tag: (linear & !0xfff).wrapping_neg(), host };
     }
 
     fn index(linear: u64) -> usize {
@@ -292,20 +299,20 @@ impl TlbView {
 impl JumpView {
     /// Forgets everything.
     pub fn clear(&mut self) {
-        for (index, guest) in self.guest.iter_mut().enumerate() {
-            *guest = nowhere(index);
+        for (index, entry) in self.0.iter_mut().enumerate() {
+            entry.guest = nowhere(index);
         }
     }
 
     /// Remembers that the code at `guest` is entered at `host`.
     pub fn fill(&mut self, guest: u64, host: u64) {
-        let index = Self::index(guest);
-        self.guest[index] = guest;
-        self.host[index] = host;
+        self.0[Self::index(guest)] = JumpEntry { guest, host };
     }
 
+    /// The lowest bit, which would be the least even of them, is left out: generated code indexes
+    /// by halves of entries.
     fn index(guest: u64) -> usize {
-        (guest >> 12 ^ guest) as usize % JUMP_ENTRIES
+        ((guest >> 12 ^ guest) >> 1) as usize % JUMP_ENTRIES
     }
 }
 

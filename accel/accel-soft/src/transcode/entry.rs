@@ -5,19 +5,21 @@ use std::mem::offset_of;
 
 use x86::state::{VectorState, X87State};
 
-use super::context::Context;
+use super::context::{Context, STACK};
 
-const GPR: usize = offset_of!(Context, gpr);
+const GPR: usize = offset_of!(Context, gpr) - STACK;
 const X87: usize = offset_of!(VectorState, x87);
 const MXCSR: usize = X87 + offset_of!(X87State, mxcsr);
 const K: usize = offset_of!(VectorState, k);
 
-/// Whether this host lets programs set the GS base, without which translated code cannot run.
+/// Where a field of the context is, seen from the stack pointer.
+const fn at(offset: usize) -> usize {
+    offset - STACK
+}
+
+/// Whether this host has what translated code needs.
 pub fn is_possible() -> bool {
-    const HWCAP2_FSGSBASE: u64 = 1 << 1;
-    // SAFETY: a look at the auxiliary vector.
-    let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
-    hwcap2 & HWCAP2_FSGSBASE != 0 && is_x86_feature_detected!("bmi2")
+    is_x86_feature_detected!("bmi2")
 }
 
 /// Runs translated code from `context.target` until it leaves. The registers come from and go
@@ -25,8 +27,8 @@ pub fn is_possible() -> bool {
 ///
 /// # Safety
 /// `context` is valid and not otherwise in use; `context.target` is an entry of a block or a
-/// place to resume at; `context.vectors` is valid. All asynchronous signals are blocked or have
-/// handlers that do not use the GS base.
+/// place to resume at; `context.vectors` is valid. The stack pointer points into the context
+/// meanwhile: handlers of signals run on stacks of their own, or with what lies below it there.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter(context: *mut Context) {
     naked_asm!(
@@ -37,28 +39,29 @@ pub unsafe extern "sysv64" fn enter(context: *mut Context) {
         "push r14",
         "push r15",
         "sub rsp, 8",
-        "mov [rdi + {host_sp}], rsp",
-        "wrgsbase rdi",
-        "mov rax, [rdi + {status}]",
-        "mov r8, [rdi + {gpr} + 0*8]",
-        "mov rcx, [rdi + {gpr} + 1*8]",
-        "mov rdx, [rdi + {gpr} + 2*8]",
-        "mov r9, [rdi + {gpr} + 3*8]",
-        "mov r10, [rdi + {gpr} + 4*8]",
-        "mov r11, [rdi + {gpr} + 5*8]",
-        "mov rsi, [rdi + {gpr} + 6*8]",
-        "mov r12, [rdi + {gpr} + 12*8]",
-        "mov r13, [rdi + {gpr} + 13*8]",
-        "mov r14, [rdi + {gpr} + 14*8]",
-        "mov r15, [rdi + {gpr} + 15*8]",
-        "mov rbx, [rdi + {code_base}]",
-        "mov rdi, [rdi + {gpr} + 7*8]",
-        "jmp qword ptr gs:[{target}]",
+        "mov [rdi + {stack} + {host_sp}], rsp",
+        "lea rsp, [rdi + {stack}]",
+        "mov rax, [rsp + {status}]",
+        "mov r8, [rsp + {gpr} + 0*8]",
+        "mov rcx, [rsp + {gpr} + 1*8]",
+        "mov rdx, [rsp + {gpr} + 2*8]",
+        "mov r9, [rsp + {gpr} + 3*8]",
+        "mov r10, [rsp + {gpr} + 4*8]",
+        "mov r11, [rsp + {gpr} + 5*8]",
+        "mov rsi, [rsp + {gpr} + 6*8]",
+        "mov r12, [rsp + {gpr} + 12*8]",
+        "mov r13, [rsp + {gpr} + 13*8]",
+        "mov r14, [rsp + {gpr} + 14*8]",
+        "mov r15, [rsp + {gpr} + 15*8]",
+        "mov rbx, [rsp + {code_base}]",
+        "mov rdi, [rsp + {gpr} + 7*8]",
+        "jmp qword ptr [rsp + {target}]",
+        stack = const STACK,
         gpr = const GPR,
-        host_sp = const offset_of!(Context, host_sp),
-        status = const offset_of!(Context, status),
-        code_base = const offset_of!(Context, code_base),
-        target = const offset_of!(Context, target),
+        host_sp = const at(offset_of!(Context, host_sp)),
+        status = const at(offset_of!(Context, status)),
+        code_base = const at(offset_of!(Context, code_base)),
+        target = const at(offset_of!(Context, target)),
     )
 }
 
@@ -69,11 +72,14 @@ pub unsafe extern "sysv64" fn enter(context: *mut Context) {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter_with_vectors(context: *mut Context) {
     naked_asm!(
-        "wrgsbase rdi",
         "push rbx",
+        "mov rax, rsp",
+        "lea rsp, [rdi + {stack}]",
         "call {load}",
+        "mov rsp, rax",
         "pop rbx",
         "jmp {enter}",
+        stack = const STACK,
         load = sym load_vectors,
         enter = sym enter,
     )
@@ -84,28 +90,28 @@ pub unsafe extern "sysv64" fn enter_with_vectors(context: *mut Context) {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn leave() {
     naked_asm!(
-        "mov gs:[{status}], rax",
-        "mov gs:[{gpr} + 0*8], r8",
-        "mov gs:[{gpr} + 1*8], rcx",
-        "mov gs:[{gpr} + 2*8], rdx",
-        "mov gs:[{gpr} + 3*8], r9",
-        "mov gs:[{gpr} + 4*8], r10",
-        "mov gs:[{gpr} + 5*8], r11",
-        "mov gs:[{gpr} + 6*8], rsi",
-        "mov gs:[{gpr} + 7*8], rdi",
-        "mov gs:[{gpr} + 12*8], r12",
-        "mov gs:[{gpr} + 13*8], r13",
-        "mov gs:[{gpr} + 14*8], r14",
-        "mov gs:[{gpr} + 15*8], r15",
-        "mov gs:[{scratch}], rbx",
-        "mov gs:[{exit}], ebp",
-        "mov rsp, gs:[{host_sp}]",
-        "mov ebp, gs:[{vectors_live}]",
-        "mov gs:[{vectors_left}], ebp",
+        "mov [rsp + {status}], rax",
+        "mov [rsp + {gpr} + 0*8], r8",
+        "mov [rsp + {gpr} + 1*8], rcx",
+        "mov [rsp + {gpr} + 2*8], rdx",
+        "mov [rsp + {gpr} + 3*8], r9",
+        "mov [rsp + {gpr} + 4*8], r10",
+        "mov [rsp + {gpr} + 5*8], r11",
+        "mov [rsp + {gpr} + 6*8], rsi",
+        "mov [rsp + {gpr} + 7*8], rdi",
+        "mov [rsp + {gpr} + 12*8], r12",
+        "mov [rsp + {gpr} + 13*8], r13",
+        "mov [rsp + {gpr} + 14*8], r14",
+        "mov [rsp + {gpr} + 15*8], r15",
+        "mov [rsp + {scratch}], rbx",
+        "mov [rsp + {exit}], ebp",
+        "mov ebp, [rsp + {vectors_live}]",
+        "mov [rsp + {vectors_left}], ebp",
         "test ebp, ebp",
         "jz 2f",
         "call {save}",
         "2:",
+        "mov rsp, [rsp + {host_sp}]",
         "add rsp, 8",
         "pop r15",
         "pop r14",
@@ -115,25 +121,25 @@ pub unsafe extern "sysv64" fn leave() {
         "pop rbx",
         "ret",
         gpr = const GPR,
-        status = const offset_of!(Context, status),
-        scratch = const offset_of!(Context, scratch),
-        exit = const offset_of!(Context, exit),
-        host_sp = const offset_of!(Context, host_sp),
-        vectors_live = const offset_of!(Context, vectors_live),
-        vectors_left = const offset_of!(Context, vectors_left),
+        status = const at(offset_of!(Context, status)),
+        scratch = const at(offset_of!(Context, scratch)),
+        exit = const at(offset_of!(Context, exit)),
+        host_sp = const at(offset_of!(Context, host_sp)),
+        vectors_live = const at(offset_of!(Context, vectors_live)),
+        vectors_left = const at(offset_of!(Context, vectors_left)),
         save = sym save_vectors,
     )
 }
 
-/// Stores the live vector registers. Clobbers RBX.
+/// Stores the live vector registers. Called with the stack pointer at the context; clobbers RBX.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn save_vectors() {
     naked_asm!(
-        "mov rbx, gs:[{vectors}]",
+        "mov rbx, [rsp + 8 + {vectors}]",
         "stmxcsr [rbx + {mxcsr}]",
-        "ldmxcsr gs:[{host_mxcsr}]",
-        "mov dword ptr gs:[{live}], 0",
-        "cmp dword ptr gs:[{width}], 1",
+        "ldmxcsr [rsp + 8 + {host_mxcsr}]",
+        "mov dword ptr [rsp + 8 + {live}], 0",
+        "cmp dword ptr [rsp + 8 + {width}], 1",
         "je 3f",
         "ja 4f",
         ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
@@ -155,23 +161,24 @@ unsafe extern "sysv64" fn save_vectors() {
         ".endr",
         "vzeroupper",
         "ret",
-        vectors = const offset_of!(Context, vectors),
-        width = const offset_of!(Context, width),
-        live = const offset_of!(Context, vectors_live),
-        host_mxcsr = const offset_of!(Context, host_mxcsr),
+        vectors = const at(offset_of!(Context, vectors)),
+        width = const at(offset_of!(Context, width)),
+        live = const at(offset_of!(Context, vectors_live)),
+        host_mxcsr = const at(offset_of!(Context, host_mxcsr)),
         mxcsr = const MXCSR,
         k = const K,
     )
 }
 
-/// Loads the vector registers and makes them live. Blocks call it; it clobbers RBX and flags.
+/// Loads the vector registers and makes them live. Blocks call it, with the stack pointer at the
+/// context; it clobbers RBX and flags.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn load_vectors() {
     naked_asm!(
-        "mov rbx, gs:[{vectors}]",
+        "mov rbx, [rsp + 8 + {vectors}]",
         "ldmxcsr [rbx + {mxcsr}]",
-        "mov dword ptr gs:[{live}], 1",
-        "cmp dword ptr gs:[{width}], 1",
+        "mov dword ptr [rsp + 8 + {live}], 1",
+        "cmp dword ptr [rsp + 8 + {width}], 1",
         "je 3f",
         "ja 4f",
         ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
@@ -191,9 +198,9 @@ pub unsafe extern "sysv64" fn load_vectors() {
         "kmovq k\\i, [rbx + {k} + \\i * 8]",
         ".endr",
         "ret",
-        vectors = const offset_of!(Context, vectors),
-        width = const offset_of!(Context, width),
-        live = const offset_of!(Context, vectors_live),
+        vectors = const at(offset_of!(Context, vectors)),
+        width = const at(offset_of!(Context, width)),
+        live = const at(offset_of!(Context, vectors_live)),
         mxcsr = const MXCSR,
         k = const K,
     )

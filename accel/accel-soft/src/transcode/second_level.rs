@@ -16,53 +16,56 @@ use super::context::{SECOND_ENTRIES, SecondEntry, TLB_ENTRIES, offset};
 /// with the number taken off the stack; RAX is as before, RBX and RBP are lost. Else it leaves by
 /// the exit.
 pub fn emit(asm: &mut Assembler, view: View, write: bool, leave: Label) {
+    /// The number of the exit and the return address lie below the context.
+    const PUSHED: i32 = 16;
+    let context = |offset: i32| Mem::Context(offset + PUSHED);
     const ADDRESS: Reg = Reg::RBX;
     const OTHER: Reg = Reg::RBP;
     const ENTRY: Reg = Reg::RAX;
     let missed = asm.label();
-    let first = Mem::ContextIndexed(OTHER, offset::tlb_tag(view, write));
+    let first = Mem::ContextIndexed(OTHER, offset::tlb_tag(view, write) + PUSHED);
     asm.alu_mem(Alu::Sub, ADDRESS, first);
-    asm.store(Mem::Context(offset::STATUS), ENTRY);
+    asm.store(context(offset::STATUS), ENTRY);
 
     asm.mov32(ENTRY, ADDRESS);
     asm.shr32(ENTRY, 12);
     asm.alu32_imm(Alu::And, ENTRY, SECOND_ENTRIES[view as usize] as i32 - 1);
     asm.shl32(ENTRY, size_of::<SecondEntry>().trailing_zeros() as u8);
-    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second(view)));
+    asm.alu_mem(Alu::Add, ENTRY, context(offset::second(view)));
     asm.mov(OTHER, ADDRESS);
     asm.alu_imm(Alu::And, OTHER, -4096);
-    asm.alu_mem(Alu::Or, OTHER, Mem::Context(offset::space(view)));
+    asm.alu_mem(Alu::Or, OTHER, context(offset::space(view)));
     let tag = if write { offset_of!(SecondEntry, write) } else { offset_of!(SecondEntry, read) };
     asm.alu_mem(Alu::Cmp, OTHER, Mem::Base(ENTRY, tag as i32));
     asm.jump_if(Cond::NotEqual, missed);
     if write {
         asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondEntry, epoch) as i32));
-        asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::WRITE_EPOCH));
+        asm.alu_mem(Alu::Cmp, OTHER, context(offset::WRITE_EPOCH));
         asm.jump_if(Cond::NotEqual, missed);
     }
     asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondEntry, host) as i32));
 
     // The negated page is the tag of the first level. If that is there already, the access
     // leaves its page, which is for others to handle.
-    asm.mov32(OTHER, ADDRESS);
-    asm.shr32(OTHER, 12);
-    asm.alu32_imm(Alu::And, OTHER, TLB_ENTRIES as i32 - 1);
-    asm.store(Mem::Context(offset::SCRATCH), ADDRESS);
+    asm.rorx(OTHER, ADDRESS, 11);
+    asm.alu32_imm(Alu::And, OTHER, 2 * TLB_ENTRIES as i32 - 2);
+    asm.store(context(offset::SCRATCH), ADDRESS);
     asm.alu_imm(Alu::And, ADDRESS, -4096);
     asm.neg(ADDRESS);
     asm.alu_mem(Alu::Cmp, ADDRESS, first);
     let crosses = asm.label();
     asm.jump_if(Cond::Equal, crosses);
     asm.store(first, ADDRESS);
-    asm.store(Mem::ContextIndexed(OTHER, offset::tlb_host(view, write)), ENTRY);
-    asm.load(ENTRY, Mem::Context(offset::STATUS));
+    asm.store(Mem::ContextIndexed(OTHER, offset::tlb_host(view, write) + PUSHED), ENTRY);
+    asm.load(ENTRY, context(offset::STATUS));
     // RET 8
     asm.bytes(&[0xc2, 8, 0]);
 
     asm.bind(crosses);
-    asm.load(ADDRESS, Mem::Context(offset::SCRATCH));
+    asm.load(ADDRESS, context(offset::SCRATCH));
     asm.bind(missed);
-    asm.load(ENTRY, Mem::Context(offset::STATUS));
+    asm.load(ENTRY, context(offset::STATUS));
     asm.load32(OTHER, Mem::Base(Reg::RSP, 8));
+    asm.lea(Reg::RSP, Mem::Base(Reg::RSP, PUSHED));
     asm.jmp(leave);
 }

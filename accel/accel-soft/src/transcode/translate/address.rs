@@ -95,8 +95,9 @@ impl Translator {
         debug_assert!(self.status == Status::Kept);
         let view = self.setting.view;
         let tag = offset::tlb_tag(view, write);
-        self.asm.rorx(INDEX, ADDRESS, 12);
-        self.asm.alu32_imm(Alu::And, INDEX, TLB_ENTRIES as i32 - 1);
+        // Twice the number of the entry, which has 16 bytes.
+        self.asm.rorx(INDEX, ADDRESS, 11);
+        self.asm.alu32_imm(Alu::And, INDEX, 2 * TLB_ENTRIES as i32 - 2);
         self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
         self.asm.alu_imm(Alu::Cmp, ADDRESS, 4096 - size as i32);
         let at = insn.ip() as u16;

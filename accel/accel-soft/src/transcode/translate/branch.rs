@@ -41,7 +41,8 @@ impl Translator {
         self.asm.mov32(INDEX, ADDRESS);
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
-        self.asm.alu32_imm(Alu::And, INDEX, JUMP_ENTRIES as i32 - 1);
+        // Twice the number of the entry, which has 16 bytes.
+        self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES as i32 - 2);
         self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
         let miss = self.cold_exit(Exit::Branch { at, stack });
         self.asm.jump_if(Cond::NotEqual, miss);
