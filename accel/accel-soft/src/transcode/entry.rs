@@ -172,6 +172,10 @@ unsafe extern "sysv64" fn save_vectors() {
 
 /// Loads the vector registers and makes them live. Blocks call it, with the stack pointer at the
 /// context; it clobbers RBX and flags.
+///
+/// Where nothing lies above the lower 128 bits of registers 0 to 15, only those are loaded, with
+/// instructions that clear the rest: then the processor knows it to be zero. Else each SSE
+/// instruction would have to keep it, and wait for whoever wrote its destination last.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn load_vectors() {
     naked_asm!(
@@ -186,16 +190,39 @@ pub unsafe extern "sysv64" fn load_vectors() {
         ".endr",
         "ret",
         "3:",
+        "vmovdqu xmm0, [rbx + 16]",
+        ".irp i, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vpor xmm0, xmm0, [rbx + \\i * 64 + 16]",
+        ".endr",
+        "vptest xmm0, xmm0",
+        "jz 5f",
         ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
         "vmovups ymm\\i, [rbx + \\i * 64]",
         ".endr",
         "ret",
         "4:",
-        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
+        ".irp i, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
         "vmovups zmm\\i, [rbx + \\i * 64]",
         ".endr",
         ".irp i, 0, 1, 2, 3, 4, 5, 6, 7",
         "kmovq k\\i, [rbx + {k} + \\i * 8]",
+        ".endr",
+        "vmovdqu xmm0, [rbx + 16]",
+        "vmovdqu ymm1, [rbx + 32]",
+        ".irp i, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vpor xmm0, xmm0, [rbx + \\i * 64 + 16]",
+        "vpor ymm1, ymm1, [rbx + \\i * 64 + 32]",
+        ".endr",
+        "vpor ymm0, ymm0, ymm1",
+        "vptest ymm0, ymm0",
+        "jz 5f",
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vmovups zmm\\i, [rbx + \\i * 64]",
+        ".endr",
+        "ret",
+        "5:",
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vmovups xmm\\i, [rbx + \\i * 64]",
         ".endr",
         "ret",
         vectors = const at(offset_of!(Context, vectors)),
