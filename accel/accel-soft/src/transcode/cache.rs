@@ -9,7 +9,7 @@ use x86::View;
 use super::assembler::{Assembler, Reg};
 use super::context::VIEWS;
 use super::packed_exit::PackedExit;
-use super::translate::{Common, Exit, Link, Setting, Translated};
+use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
 
@@ -97,7 +97,7 @@ pub struct Cache {
 /// Code of a page that was changed this often is no longer translated.
 const MAX_CHANGES: u32 = 64;
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
-const FORGOTTEN: Exit = Exit::Branch { at: 0, stack: 0 };
+const FORGOTTEN: Departure = Departure { exit: Exit::Branch { at: 0, stack: 0 }, back: 0 };
 /// More exits than this are never kept: 8 bytes each.
 const MAX_EXITS: usize = 1 << 20;
 
@@ -147,7 +147,7 @@ impl Cache {
         self.blocks.get(&key).copied()
     }
 
-    pub fn exit(&self, number: u32) -> Option<Exit> {
+    pub fn exit(&self, number: u32) -> Option<Departure> {
         self.exits.get(number as usize).map(|exit| exit.unpack())
     }
 
@@ -175,7 +175,7 @@ impl Cache {
         key: Key,
         translated: &Translated,
         code: &[u8],
-        exits: &[Exit],
+        exits: &[Departure],
         links: &[Link],
     ) -> Option<Block> {
         let base = self.code.append(code)?;

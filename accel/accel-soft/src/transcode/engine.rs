@@ -3,15 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use iced_x86::Instruction;
+use iced_x86::{FlowControl, Instruction};
 use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Key};
 use super::context::{Context, ContextCell, SECOND_ENTRIES, SecondEntry, VIEWS};
 use super::entry;
+use super::lost_flags;
 use super::proof::Proof;
-use super::translate::{Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
+use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
 use crate::env::SoftEnv;
 use crate::ram::Page;
 
@@ -333,7 +334,17 @@ impl Transcoder {
             let Some(insn) = cpu.decode(&bytes[len..], (offset + len) as u64) else { break };
             len += insn.len();
             insns.push(insn);
-            if insn.flow_control() != iced_x86::FlowControl::Next || len == bytes.len() {
+            let goes_on = match insn.flow_control() {
+                FlowControl::Next => true,
+                // Where the code behind a conditional jump was executed, too, it is made one with
+                // what comes before.
+                FlowControl::ConditionalBranch => {
+                    let next = key.at((offset + len) as u16);
+                    self.heat[next.hash() % HEAT] >= self.threshold / 4
+                }
+                _ => false,
+            };
+            if !goes_on || len == bytes.len() {
                 break;
             }
         }
@@ -401,7 +412,7 @@ impl Transcoder {
     /// Does what translated code was left for.
     fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: &mut Setting) -> Next {
         let number = self.context().exit;
-        let Some(exit) = self.cache.exit(number) else {
+        let Some(Departure { exit, back }) = self.cache.exit(number) else {
             unreachable!("translated code left by exit {number}, which does not exist");
         };
         match exit {
@@ -431,6 +442,12 @@ impl Transcoder {
                 self.counters.misses += 1;
                 let linear = self.context().scratch;
                 let crosses = (linear & 0xfff) + u64::from(size) > 0x1000;
+                if !crosses && self.fill(cpu, linear, write) {
+                    self.counters.filled += 1;
+                    let vectors = self.context().vectors_left != 0;
+                    return Next::Enter { at: self.cache.address(retry), vectors };
+                }
+                self.recover_flags(cpu, at, back);
                 if crosses && !setting.narrow {
                     // A check for several accesses, perhaps.
                     setting.narrow = true;
@@ -446,10 +463,6 @@ impl Transcoder {
                             return Next::Enter { at: near, vectors };
                         }
                     }
-                } else if !crosses && self.fill(cpu, linear, write) {
-                    self.counters.filled += 1;
-                    let vectors = self.context().vectors_left != 0;
-                    return Next::Enter { at: self.cache.address(retry), vectors };
                 }
                 self.store_state(cpu, at.into());
                 cpu.execute(1);
@@ -457,6 +470,7 @@ impl Transcoder {
             }
             Exit::Interpret { at, next, resume } => {
                 self.counters.interpreted += 1;
+                self.recover_flags(cpu, at, back);
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
@@ -466,6 +480,26 @@ impl Transcoder {
                 self.counters.resumed += 1;
                 self.load_state(cpu);
                 Next::Enter { at: self.cache.address(resume), vectors: false }
+            }
+        }
+    }
+
+    /// Computes the status flags that were given up before the instruction at `at`: those that
+    /// the one `back` bytes before it left.
+    fn recover_flags(&mut self, cpu: &mut Cpu<SoftEnv>, at: u16, back: u8) {
+        if back == 0 {
+            return;
+        }
+        cpu.state.rip = self.context().code_base;
+        let from = usize::from(at - u16::from(back));
+        let mut bytes = [0; 15];
+        let bytes = &mut bytes[..15.min(0x1000 - from)];
+        if let Some((_, page)) = cpu.code_place() {
+            page.load_bytes(from, bytes);
+            let insn = cpu.decode(bytes, from as u64);
+            let context = self.context();
+            if let Some(flags) = insn.and_then(|insn| lost_flags::recover(&insn, &context.gpr)) {
+                context.status = status_to_ax(flags);
             }
         }
     }

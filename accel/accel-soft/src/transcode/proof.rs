@@ -51,7 +51,7 @@ impl Proof {
         self.resumes.clear();
         self.retries.clear();
         for (exit, number) in translator.exits.iter().zip(first_exit..) {
-            match *exit {
+            match exit.exit {
                 Exit::Miss { retry, .. } => {
                     self.retries.push(Retry { exit: number, at: retry.wrapping_sub(base) });
                 }

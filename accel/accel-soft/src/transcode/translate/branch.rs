@@ -55,7 +55,7 @@ impl Translator {
     pub(super) fn jump_if(&mut self, insn: &Instruction) {
         self.need_flags();
         self.keep_flags();
-        let condition = (insn.condition_code() as u8 - iced_x86::ConditionCode::o as u8) & 15;
+        let condition = condition(insn);
         let target = insn.near_branch_target() as i64;
         let at = insn.ip() as u16;
         if (0..4096).contains(&target) {
@@ -70,6 +70,25 @@ impl Translator {
             self.jump_to(insn.next_ip() as i64, at);
             self.asm.bind(taken);
             self.jump_to(target, at);
+        }
+    }
+
+    /// Goes elsewhere under a condition, else on with the next instruction of the block.
+    pub(super) fn jump_aside_if(&mut self, insn: &Instruction) {
+        self.need_flags();
+        let target = insn.near_branch_target() as i64;
+        let at = insn.ip() as u16;
+        let from = self.asm.label();
+        let link = self.asm.jcc(condition(insn), from) as u32;
+        match u16::try_from(target) {
+            Ok(target) if self.status == Status::Both && target < 4096 => {
+                let exit = self.exit(Exit::Chain { at: target });
+                self.add_link(exit, from, link, target);
+            }
+            _ => {
+                let is_kept = self.status == Status::Both;
+                self.cold.push(Cold::Side { from, is_kept, target, at });
+            }
         }
     }
 
@@ -163,4 +182,9 @@ impl Translator {
         self.look_up(insn.ip() as u16, 8 + released);
         Ok(())
     }
+}
+
+/// A conditional jump's condition as Jcc encodes it.
+fn condition(insn: &Instruction) -> u8 {
+    (insn.condition_code() as u8 - iced_x86::ConditionCode::o as u8) & 15
 }

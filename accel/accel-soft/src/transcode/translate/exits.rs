@@ -4,7 +4,9 @@ use super::*;
 
 impl Translator {
     pub(super) fn exit(&mut self, exit: Exit) -> usize {
-        self.exits.push(exit);
+        let back = if self.status == Status::Lost { self.back } else { 0 };
+        self.is_lost |= self.status == Status::Lost && back == 0;
+        self.exits.push(Departure { exit, back });
         self.exits.len() - 1
     }
 
@@ -23,8 +25,15 @@ impl Translator {
 
     /// Emits what comes behind the block and resolves all jumps.
     pub(super) fn finish(&mut self, common: Common) -> Option<()> {
-        for cold in std::mem::take(&mut self.cold) {
+        let mut done = 0;
+        while let Some(&cold) = self.cold.get(done) {
+            done += 1;
             match cold {
+                Cold::Side { from, is_kept, target, at } => {
+                    self.asm.bind(from);
+                    self.status = if is_kept { Status::Kept } else { Status::Host };
+                    self.jump_to(target, at);
+                }
                 Cold::Exit { from, exit } => {
                     self.asm.bind(from);
                     self.leave_by(exit, common);
@@ -42,12 +51,16 @@ impl Translator {
         }
         for (exit, label) in std::mem::take(&mut self.resumes) {
             let to = self.base + self.asm.position(label)? as u32;
-            match &mut self.exits[exit] {
+            match &mut self.exits[exit].exit {
                 Exit::Interpret { resume: place, .. } | Exit::Miss { retry: place, .. } => {
                     *place = to;
                 }
                 _ => {}
             }
+        }
+        // What was given up cannot be told at some exit.
+        if self.is_lost {
+            return None;
         }
         self.asm.resolve().then_some(())
     }

@@ -19,6 +19,9 @@ pub(super) struct Fact {
     pub(super) uses: [(bool, bool); 16],
     /// It writes AH, CH, DH or BH.
     pub(super) writes_high_byte: bool,
+    pub(super) flags: FlagUse,
+    /// Which flags may be given up before it.
+    pub(super) back: Back,
 }
 
 impl Translator {
@@ -32,6 +35,11 @@ impl Translator {
             access: None,
             uses: [(false, false); 16],
             writes_high_byte: false,
+            flags: match kind {
+                Kind::Nothing | Kind::Lea | Kind::Push | Kind::Pop | Kind::Leave => FlagUse::None,
+                _ => FlagUse::Reads,
+            },
+            back: 0,
         };
         if !matches!(kind, Kind::Plain | Kind::Lea) {
             return fact;
@@ -39,6 +47,13 @@ impl Translator {
         if is_vector && self.setting.vectors < vector_level(insn) || !offer.has(insn, is_vector) {
             fact.kind = Kind::Interpret;
             return fact;
+        }
+        if kind == Kind::Plain {
+            fact.flags = match plain::flags(insn) {
+                (0, 0) => FlagUse::None,
+                (0, ALL) => FlagUse::Overwrites,
+                _ => FlagUse::Reads,
+            };
         }
         let info = self.info.info(insn);
         for i in 0..insn.op_count() {
@@ -58,6 +73,7 @@ impl Translator {
                     | OpAccess::ReadCondWrite => Some(Access::Store),
                     _ => {
                         fact.kind = Kind::Interpret;
+                        fact.flags = FlagUse::Reads;
                         None
                     }
                 };

@@ -7,6 +7,7 @@
 
 mod address;
 mod branch;
+mod dead_flags;
 mod exits;
 mod fact;
 mod plain;
@@ -26,11 +27,13 @@ use x86::state::Rflags;
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
 use super::context::{JUMP_ENTRIES, TLB_ENTRIES, VIEWS, offset};
+use super::lost_flags;
 use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 
 use address::{Checked, based, constant_step, point_at_address};
+use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
 
 /// Forms addresses; then the host's address of an operand.
@@ -84,6 +87,14 @@ pub enum Exit {
     Interpret { at: u16, next: u16, resume: u32 },
 }
 
+/// An exit with what is to be known of the status flags there: if `back` is not 0, they were given
+/// up, and are those that the instruction `back` bytes before that of the exit left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    pub exit: Exit,
+    pub back: u8,
+}
+
 /// A jump within the block's page that leads to the translation of `target`, or else to an exit.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
@@ -108,10 +119,16 @@ enum Status {
     Host,
     /// In both.
     Both,
+    /// Nowhere: nobody will read them. Where the block is left, they are computed again.
+    Lost,
 }
 
 /// Code that is needed rarely, and comes behind the block.
+#[derive(Clone, Copy)]
 enum Cold {
+    /// Goes to `target`, an offset from the start of the page. The status flags are kept, or the
+    /// host's.
+    Side { from: Label, is_kept: bool, target: i64, at: u16 },
     /// Leaves by an exit.
     Exit { from: Label, exit: usize },
     /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
@@ -134,13 +151,17 @@ pub trait Offer {
 /// Translates blocks; one after the other, with the same memory.
 pub struct Translator {
     pub asm: Assembler,
-    pub exits: Vec<Exit>,
+    pub exits: Vec<Departure>,
     pub links: Vec<Link>,
     cold: Vec<Cold>,
     info: InstructionInfoFactory,
     encoder: Encoder,
     setting: Setting,
     status: Status,
+    /// Which flags may be given up before the current instruction.
+    back: Back,
+    /// Flags were given up that an exit needs.
+    is_lost: bool,
     /// The number of the first exit.
     first_exit: u32,
     /// Where the code will lie, relative to the common code at the start of the cache.
@@ -186,6 +207,8 @@ impl Translator {
             encoder: Encoder::new(64),
             setting: Setting { view: View::User, vectors: 0, time: false, narrow: false },
             status: Status::Kept,
+            back: 0,
+            is_lost: false,
             first_exit: 0,
             base: 0,
             has_vectors: false,
@@ -208,13 +231,7 @@ impl Translator {
         common: Common,
         offer: &mut dyn Offer,
     ) -> Option<Translated> {
-        self.asm.clear();
-        self.exits.clear();
-        self.links.clear();
-        self.cold.clear();
-        self.resumes.clear();
         self.setting = setting;
-        self.status = Status::Kept;
         self.first_exit = first_exit;
         self.base = base;
         let first = insns.first()?;
@@ -223,7 +240,12 @@ impl Translator {
         let mut facts = std::mem::take(&mut self.facts);
         facts.clear();
         facts.extend(insns.iter().map(|insn| self.fact(insn, offer)));
-        let result = self.block(insns, &facts, start, common);
+        dead_flags::find(insns, &mut facts);
+        let mut result = self.block(insns, &facts, start, common);
+        if self.is_lost {
+            facts.iter_mut().for_each(|fact| fact.back = 0);
+            result = self.block(insns, &facts, start, common);
+        }
         self.facts = facts;
         result
     }
@@ -240,6 +262,14 @@ impl Translator {
         }
         self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
         self.cached = None;
+        self.asm.clear();
+        self.exits.clear();
+        self.links.clear();
+        self.cold.clear();
+        self.resumes.clear();
+        self.status = Status::Kept;
+        self.back = 0;
+        self.is_lost = false;
 
         // The far entry: RBX holds the instruction pointer.
         self.asm.lea(ADDRESS, Mem::Base(ADDRESS, -i32::from(start)));
@@ -260,6 +290,7 @@ impl Translator {
                 kind => kind,
             };
             self.rest = i..facts.len();
+            self.back = fact.back;
             ends = self.instruction(insn, kind, Code { insns, facts }, common);
         }
         let last = insns.last()?;
@@ -295,6 +326,7 @@ impl Translator {
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
         let status = self.status;
+        let is_last = self.rest.len() == 1;
         let emitted = match kind {
             Kind::Nothing => {
                 self.cached = cached;
@@ -353,9 +385,14 @@ impl Translator {
                 self.jump_to(insn.near_branch_target() as i64, insn.ip() as u16);
                 return true;
             }
-            Kind::JumpIf => {
+            Kind::JumpIf if is_last => {
                 self.jump_if(insn);
                 return true;
+            }
+            Kind::JumpIf => {
+                self.jump_aside_if(insn);
+                self.cached = cached;
+                Ok(())
             }
             Kind::JumpIfCounterZero => {
                 self.keep_flags();

@@ -28,10 +28,6 @@ impl Translator {
         let is_address = |n: usize| {
             [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == n)
         };
-        let is_shift_by_register = is_shift(insn.mnemonic())
-            && (0..insn.op_count()).any(|i| {
-                insn.op_kind(i) == OpKind::Register && insn.op_register(i) == Register::CL
-            });
         let implied = implicit_registers(insn);
         // Of the registers that live elsewhere, only RAX may be implied.
         for n in implied.iter().copied() {
@@ -51,7 +47,7 @@ impl Translator {
         }
 
         // Flags.
-        let (reads, modifies) = flags(insn, is_shift_by_register);
+        let (reads, modifies) = flags(insn);
         if has_memory {
             let size = insn.memory_size().size();
             let align = x86::wants_alignment(insn);
@@ -207,13 +203,13 @@ pub(super) fn is_shift(mnemonic: Mnemonic) -> bool {
 
 /// Status flags that an instruction reads and modifies. What leaves some flags alone under a
 /// condition counts as reading them all.
-pub(super) fn flags(insn: &Instruction, is_shift_by_register: bool) -> (u32, u32) {
+pub(super) fn flags(insn: &Instruction) -> (u32, u32) {
     let (reads, modifies) = (insn.rflags_read() & ALL, insn.rflags_modified() & ALL);
-    if is_shift_by_register {
-        return (ALL, modifies);
-    }
     if is_shift(insn.mnemonic()) {
         let last = insn.op_count() - 1;
+        if insn.op_kind(last) == OpKind::Register && insn.op_register(last) == Register::CL {
+            return (ALL, modifies);
+        }
         let count = insn.try_immediate(last).unwrap_or(1) & 63;
         // A count of 0 leaves them all alone.
         let wide = matches!(insn.op0_kind(), OpKind::Memory)

@@ -13,12 +13,18 @@ impl Translator {
 
     /// The host's flags may be destroyed from here on.
     pub(super) fn destroy_flags(&mut self) {
-        self.keep_flags();
-        self.status = Status::Kept;
+        if self.status == Status::Host && self.back != 0 {
+            self.status = Status::Lost;
+        }
+        if self.status != Status::Lost {
+            self.keep_flags();
+            self.status = Status::Kept;
+        }
     }
 
     /// The host's flags hold the guest's from here on.
     pub(super) fn need_flags(&mut self) {
+        debug_assert!(self.status != Status::Lost);
         if self.status == Status::Kept {
             self.asm.restore_status();
             self.status = Status::Both;
