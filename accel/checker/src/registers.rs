@@ -149,8 +149,7 @@ impl Checker {
                     Kind::Const(_)
                     | Kind::Below(_)
                     | Kind::TlbIndex { .. }
-                    | Kind::JumpIndex { .. }
-                    | Kind::Low { .. } => return Some(source),
+                    | Kind::JumpIndex { .. } => return Some(source),
                     _ => Kind::Low { of: source.number },
                 },
                 (_, Some(value), _) => {
