@@ -16,14 +16,14 @@ pub(crate) fn write(message: &impl Serialize, writer: &mut impl Write) -> io::Re
     writer.flush()
 }
 
-/// Reads the next message; `None` at the end of the stream.
+/// Reads the next message; `None` at the end of the stream. What is no message is `InvalidData`, one
+/// that the stream's end cuts off `UnexpectedEof`.
 pub(crate) fn read<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
     let mut line = Vec::new();
     if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
         return Ok(None);
     }
-    if line.len() as u64 == MAX_LINE && !line.ends_with(b"\n") {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without an end"));
-    }
-    Ok(Some(serde_json::from_slice(&line)?))
+    let is_whole = line.ends_with(b"\n") || line.len() as u64 == MAX_LINE;
+    let kind = if is_whole { io::ErrorKind::InvalidData } else { io::ErrorKind::UnexpectedEof };
+    serde_json::from_slice(&line).map(Some).map_err(|error| io::Error::new(kind, error))
 }

@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_refused() {
-        let endless = [b' '; 2 << 20];
+        let endless = vec![b' '; 2 << 20];
         for line in [&b"hello\n"[..], b"{\"request\":\"walk\"}\n", b"\xff\n", b"\n", &endless] {
             let error = Request::read_line(&mut &line[..]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");

@@ -42,12 +42,13 @@ struct Guest<'a> {
 impl Guest<'_> {
     fn look(&mut self) -> Result<Statistics, Failure> {
         let name = self.name;
+        let gone = || {
+            format!("the guest {name} ended before it answered; `lodge ls` lists those that run")
+        };
         match self.ask() {
             Ok(Some(Answer::Statistics(statistics))) => Ok(statistics),
             Ok(Some(Answer::Error(failure))) => Err(failure),
-            Ok(None) => Err(Failure::host(format!(
-                "the guest {name} ended before it answered; `lodge ls` lists those that run"
-            ))),
+            Ok(None) => Err(Failure::host(gone())),
             Err(error) => Err(Failure::host(match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
                     "the guest {name} does not answer within {} seconds: its lodge-vmm is stopped, \
@@ -58,9 +59,9 @@ impl Guest<'_> {
                     "the guest {name} answers in another language ({error}): it was started by \
                      another version of lodge; ask with that one"
                 ),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => format!(
-                    "the guest {name} ended before it answered; `lodge ls` lists those that run"
-                ),
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::UnexpectedEof => gone(),
                 _ => format!("the guest {name} cannot be asked: {error}"),
             })),
         }

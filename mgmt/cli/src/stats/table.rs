@@ -87,7 +87,7 @@ impl<'a> Looks<'a> {
         for (index, processor) in self.second.processors.iter().enumerate() {
             let busy = self.processor_rate(index, PROCESSOR_TIME_NS);
             // The two clocks are not read at the same moment.
-            let busy = busy.map_or("-".to_owned(), |ns| format!("{:.0} %", (ns / 1e7).min(100.0)));
+            let busy = busy.map_or("-".to_owned(), |ns| percent(ns.min(1e9)));
             let rate = |name| per_second(self.processor_rate(index, name));
             let mark = if processor.current { "" } else { " *" };
             let code = match processor.levels.get("code_bytes") {
@@ -120,8 +120,13 @@ impl<'a> Looks<'a> {
             let _ = writeln!(text, "\n{title:<38} {:>20} {:>14}", "TOTAL", "PER SECOND");
             for name in names {
                 let now = sum(self.second, name);
-                let rate = per_second(self.rate(sum(self.first, name), now));
-                let _ = writeln!(text, "  {name:<36} {:>20} {rate:>14}", grouped(now));
+                let rate = self.rate(sum(self.first, name), now);
+                let (now, rate) = if name == PROCESSOR_TIME_NS {
+                    (duration(now / 1_000_000_000), rate.map_or("-".to_owned(), percent))
+                } else {
+                    (grouped(now), per_second(rate))
+                };
+                let _ = writeln!(text, "  {name:<36} {now:>20} {rate:>14}");
             }
         }
     }
@@ -183,6 +188,11 @@ fn per_second(rate: Option<f64>) -> String {
         Some(rate) if rate > 0.0 && rate < 10.0 => format!("{rate:.1}"),
         Some(rate) => grouped(rate as u64),
     }
+}
+
+/// Nanoseconds in each second.
+fn percent(ns: f64) -> String {
+    format!("{:.0} %", ns / 1e7)
 }
 
 /// A number with its thousands apart.
@@ -247,6 +257,8 @@ mod tests {
             ["1", "25", "%", "500,000", "1,500,000", "13", "MiB", "of", "40", "MiB"]
         );
         assert_eq!(line(&table, "entries"), ["entries", "2,002,000", "1,000,000"]);
+        let time = line(&table, PROCESSOR_TIME_NS);
+        assert_eq!(time, [PROCESSOR_TIME_NS, "2", "s", "50", "%"]);
         let blocks = line(&table, "code_blocks");
         assert_eq!(blocks, ["code_blocks", "4,711;", "4,711"]);
         assert!(!table.contains("capacity") && !table.contains("Others"), "{table}");
