@@ -129,12 +129,7 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.env.enter(bus);
         let entered = Entered(self);
-        let exit = entered.0.run_until_exit();
-        tracing::debug!(index = entered.0.cpu.env.index, stats = ?entered.0.cpu.stats, "stopped");
-        if let Some(transcoder) = &entered.0.transcoder {
-            tracing::debug!(counters = ?transcoder.counters, "transcoder");
-        }
-        Ok(exit)
+        Ok(entered.0.run_until_exit())
     }
 
     fn kicker(&self) -> Kicker {

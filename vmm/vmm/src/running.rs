@@ -160,7 +160,9 @@ impl Processors {
                 Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter),
                 Err(failure) => failures.report(failure),
             }
-            meter.end(Some(vcpu.statistics()));
+            let statistics = vcpu.statistics();
+            tracing::debug!(index, ?statistics, "a processor stopped");
+            meter.end(Some(statistics));
         })?;
         self.threads.push((kicker, thread));
         Ok(())

@@ -123,9 +123,9 @@ pub const GROUPS: &[Group] = &[
         figures: &[
             (
                 "interpreted_instructions",
-                "Instructions that were not run as translated code, fifty times slower. Above \
-                 some ten millions a second, most of the time goes there: the guest runs 16-bit \
-                 or 32-bit code, code that is always new (cold_runs), or code that is not \
+                "Instructions that were not run as translated code, tens of times slower: some \
+                 hundred millions a second take all of a processor's time. Many: the guest runs \
+                 16-bit or 32-bit code, code that is always new (cold_runs), or code that is not \
                  translated (exits_interpret).",
             ),
             ("cold_runs", "Runs of code that was not entered often enough to be translated."),
@@ -149,19 +149,23 @@ pub const GROUPS: &[Group] = &[
 ];
 
 const INTRODUCTION: &str = "\
-Shows what the guest's processors did since the machine was started or last
-reset, and how often per second while this command looked. Nothing is slowed
-down by counting, and to look interrupts each processor once.
+Shows what the guest's processors did since the machine was started
+or last reset, and how often per second while this command looked.
+Nothing is slowed down by counting; to look interrupts each processor
+once.
 
-Begin at the top: is the guest busy? Does it interpret much? What makes it
-leave translated code? docs/stats.md has examples.";
+Begin at the top: is the guest busy? Does it interpret much? What
+makes it leave translated code? docs/stats.md has examples.";
 
 const EXAMPLES: &str = "\
 Examples:
   lodge stats web
   lodge stats web --interval 10          rates over ten seconds
   watch lodge stats web                  again and again
-  lodge stats web --json | jq '.processors[].counts.translations'";
+  lodge stats web --json | jq '.processors[].counts.entries'";
+
+/// As much as a manual page has room for on a terminal of 80 columns.
+const LINE: usize = 70;
 
 /// What `lodge stats --help` teaches.
 pub fn help() -> String {
@@ -170,7 +174,7 @@ pub fn help() -> String {
         let _ = write!(text, "\n{}:\n", group.title);
         for (name, meaning) in group.figures {
             let _ = writeln!(text, "  {name}");
-            for line in wrap(meaning, 68) {
+            for line in wrap(meaning, LINE - 6) {
                 let _ = writeln!(text, "      {line}");
             }
         }
@@ -201,7 +205,7 @@ mod tests {
     fn the_help_and_the_documentation_know_every_number() {
         let documentation = include_str!("../../../../docs/stats.md");
         let help = help();
-        assert!(help.lines().all(|line| line.len() <= 80));
+        assert!(help.lines().all(|line| line.len() <= LINE));
         for (name, _) in GROUPS.iter().flat_map(|group| group.figures) {
             assert!(help.contains(&format!("\n  {name}\n")), "{name}");
             assert!(documentation.contains(&format!("`{name}`")), "{name}");
