@@ -56,11 +56,21 @@ fn stats(lab: &Lab, arguments: &[&str]) -> Output {
     command.arg("stats").args(arguments).output().expect("lodge starts")
 }
 
+/// Looks at a guest, all of whose processors are to answer. On a busy machine they may need more
+/// time than `lodge stats` gives them.
 fn look(lab: &Lab, name: &str) -> Value {
-    let output = stats(lab, &[name, "--json"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    let begun = Instant::now();
+    loop {
+        let output = stats(lab, &[name, "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let look: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let processors = look["processors"].as_array().expect("processors");
+        if processors.iter().all(|processor| processor["current"] == true) {
+            return look;
+        }
+        assert!(begun.elapsed() < PATIENCE, "not all processors answer: {look:#}");
+    }
 }
 
 fn count(look: &Value, processor: usize, name: &str) -> u64 {
@@ -100,7 +110,6 @@ fn a_busy_guest_is_looked_at() {
     assert_eq!(first["accelerator"], "soft");
     assert_eq!(first["resets"], 0);
     assert_eq!(first["processors"].as_array().expect("processors").len(), 1);
-    assert_eq!(first["processors"][0]["current"], true);
     assert_eq!(count(&first, 0, "translations_refused"), 0, "{first:#}");
     let level = |name: &str| first["processors"][0]["levels"][name].as_u64().expect("a level");
     assert!(level("code_blocks") > 0);
@@ -131,9 +140,7 @@ fn processors_that_sleep_answer_too() {
     let mut guest = start(&lab, "sleepy", &tiny::sleeper(), "2");
     for _ in 0..20 {
         let look = look(&lab, "sleepy");
-        for processor in look["processors"].as_array().expect("processors") {
-            assert_eq!(processor["current"], true, "{look:#}");
-        }
+        assert_eq!(look["processors"].as_array().expect("processors").len(), 2);
     }
     wait_for_growth(&lab, "sleepy", &["processor_time_ns"]);
     stop(&mut guest);

@@ -287,7 +287,10 @@ fn a_running_guest_is_asked_and_goes_on() {
         let statistics = loop {
             Request::Statistics.write_line(&mut &client).unwrap();
             match Answer::read_line(&mut reader).unwrap() {
-                Some(Answer::Statistics(statistics)) if statistics.resets == 0 => {}
+                // On a busy machine a processor may not have come to answer yet.
+                Some(Answer::Statistics(statistics))
+                    if statistics.resets == 0
+                        || statistics.processors.iter().any(|processor| !processor.current) => {}
                 Some(Answer::Statistics(statistics)) => break statistics,
                 other => panic!("{other:?}"),
             }
@@ -295,7 +298,6 @@ fn a_running_guest_is_asked_and_goes_on() {
         assert_eq!((statistics.name.as_str(), statistics.resets), ("test", 1));
         assert_eq!(statistics.processors.len(), 2);
         for processor in &statistics.processors {
-            assert!(processor.current, "{statistics:?}");
             assert_eq!(processor.counts["lives"], 2);
         }
         std::io::Write::write_all(&mut &client, b"nonsense\n").unwrap();
