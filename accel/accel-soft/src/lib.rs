@@ -10,6 +10,7 @@ mod code_memory;
 mod env;
 pub mod native;
 mod ram;
+mod statistics;
 mod transcode;
 mod vcpu;
 

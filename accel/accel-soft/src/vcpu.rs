@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use accel::{CpuBus, Exit, Fault, Kicker, Vcpu};
+use accel::{CpuBus, Exit, Fault, Kicker, Statistics, Vcpu};
 use irqchip::Attention;
 use x86::state::{Activity, Cr0, SegReg, Segment, SegmentAttributes};
 use x86::{Cpu, CpuState, state::Sections};
 
 use crate::env::{Shared, SoftEnv};
+use crate::statistics;
 use crate::transcode::engine::Transcoder;
 
 /// A processor.
@@ -128,12 +129,7 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.env.enter(bus);
         let entered = Entered(self);
-        let exit = entered.0.run_until_exit();
-        tracing::debug!(index = entered.0.cpu.env.index, stats = ?entered.0.cpu.stats, "stopped");
-        if let Some(transcoder) = &entered.0.transcoder {
-            tracing::debug!(counters = ?transcoder.counters, "transcoder");
-        }
-        Ok(exit)
+        Ok(entered.0.run_until_exit())
     }
 
     fn kicker(&self) -> Kicker {
@@ -153,5 +149,12 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.state_changed();
         Ok(())
+    }
+
+    fn statistics(&self) -> Statistics {
+        let transcoder = self.transcoder.as_ref();
+        let counters = transcoder.map(|t| t.counters).unwrap_or_default();
+        let fill = transcoder.map(|t| t.cache_fill()).unwrap_or_default();
+        statistics::of(&self.cpu.stats, &counters, &fill)
     }
 }

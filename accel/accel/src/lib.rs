@@ -6,11 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod statistics;
+
 use std::sync::Arc;
 
 use irqchip::IrqSink;
 use mem::GuestMemory;
 use runtime::{Clock, Timers};
+pub use statistics::Statistics;
 pub use x86::cpuid::CpuidTable;
 pub use x86::state::{CpuState, Sections};
 
@@ -63,6 +66,10 @@ pub trait Vcpu: Send {
 
     /// Makes changes to the sections `changed` of what [`load`](Self::load) showed take effect.
     fn store(&mut self, changed: Sections) -> Result<(), Fault>;
+
+    /// What was counted until now. Counting costs translated code nothing, because nobody can look
+    /// while [`run`](Self::run) does its work: who wants to know kicks the processor first.
+    fn statistics(&self) -> Statistics;
 }
 
 /// Why a processor stopped.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::{ImageName, PackageName};
@@ -10,7 +11,7 @@ use vmm_api::{
     Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, ForwardedPort, Protocol,
 };
 
-use crate::size;
+use crate::{size, stats};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +19,7 @@ Examples:
   lodge run debian:12                      start a fresh guest from it, here
   lodge run debian:12 --cpus 2 --memory 1G -p 2222:22
   lodge run --kernel bzImage --initrd initrd.img --cmdline console=ttyS0
+  lodge stats web                          why the guest web is slow
   lodge check                              what this machine can do, and why not";
 
 const EXIT_STATUS: &str = "\
@@ -77,6 +79,9 @@ pub enum Command {
         /// The guest's name
         name: String,
     },
+    /// Show what a running guest's processors do, so that a slow guest can be understood
+    #[command(after_long_help = stats::help())]
+    Stats(StatsArgs),
     /// Say what this machine can do for guests, what Lodge will use, and why
     #[command(after_help = "\
 Exit status: 0 if guests can run here (with --require kvm: if KVM works here), 6 if not.")]
@@ -422,6 +427,19 @@ Example:
 }
 
 #[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// The guest's name: `lodge ls` lists them
+    pub name: String,
+    /// Print what was counted until now as JSON, for each processor, at once
+    #[arg(long)]
+    pub json: bool,
+    /// For how many seconds to look, to see how often things happen
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = stats::parse_interval,
+        conflicts_with = "json")]
+    pub interval: Duration,
+}
+
+#[derive(Args, Debug)]
 pub struct CheckArgs {
     /// Print JSON
     #[arg(long)]
@@ -496,6 +514,9 @@ mod tests {
         assert!(parse("lodge run --initrd i").is_err());
         assert!(parse("lodge run debian:12 --keep").is_err());
         assert!(parse("lodge run Debian").is_err());
+        assert!(parse("lodge stats web --interval 5").is_ok());
+        assert!(parse("lodge stats web --interval 5 --json").is_err());
+        assert!(parse("lodge stats").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());
         assert!(parse("lodge image build debian:12 --include gcc,libc6-dev").is_ok());

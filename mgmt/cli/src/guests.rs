@@ -1,4 +1,5 @@
-//! The guests of one user: a directory each, with the disk that a guest writes to.
+//! The guests of one user: a directory each, with the disk that a guest of an image writes to and
+//! the socket by which a running guest's VMM is asked things.
 //!
 //! Whoever runs a guest holds the lock in its directory. So a directory whose lock is free and
 //! which is not marked to be kept was left by someone who was killed, and is removed.
@@ -7,6 +8,7 @@ use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use images::ImageName;
 use serde::{Deserialize, Serialize};
 use vmm_api::Failure;
 
-use crate::{failure, output, size};
+use crate::{failure, output, size, socket};
 
 const LOCK: &str = "lock";
 const RECORD: &str = "guest.json";
@@ -44,13 +46,6 @@ impl Guest {
     /// Makes `name` this process's guest, new or kept by an earlier run.
     pub fn claim(home: &Path, name: &str) -> Result<Guest, Failure> {
         let guests = home.join("guests");
-        fs::create_dir_all(&guests).map_err(|error| {
-            Failure::host(format!(
-                "{} cannot be created: {error}; choose another place for Lodge's files with \
-                 LODGE_HOME",
-                guests.display()
-            ))
-        })?;
         sweep(&guests);
         let directory = guests.join(name);
         // A list that looks whether the guest runs holds the lock for a moment.
@@ -69,6 +64,11 @@ impl Guest {
                 }
             }
         }
+    }
+
+    /// Where the guest's VMM is to listen.
+    pub fn listen(&self) -> io::Result<UnixListener> {
+        socket::listen(&self.directory)
     }
 
     /// What an earlier run kept.
@@ -91,9 +91,13 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if !self.record.as_ref().is_some_and(|record| record.keep) {
-            // What cannot be removed now is swept by the next run.
+        // What cannot be removed now is swept by the next run.
+        if self.record.as_ref().is_some_and(|record| record.keep) {
+            let _ = fs::remove_file(self.directory.join(socket::API));
+        } else {
             let _ = fs::remove_dir_all(&self.directory);
+            // Goes with the last guest.
+            let _ = self.directory.parent().map(fs::remove_dir);
         }
     }
 }
@@ -106,6 +110,29 @@ pub fn disk(home: &Path, name: &str) -> PathBuf {
 /// The record of a kept guest, without claiming it.
 pub fn kept(home: &Path, name: &str) -> Result<Option<Record>, Failure> {
     Ok(read_record(&home.join("guests").join(name))?.filter(|record| record.keep))
+}
+
+/// Connects to the VMM of a running guest.
+pub fn connect(name: &str) -> Result<UnixStream, Failure> {
+    vmm_api::validate_name(name).map_err(failure::config)?;
+    let directory = images::home().map_err(failure::image)?.join("guests").join(name);
+    let error = match socket::connect(&directory) {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    let is_kept = || Ok(read_record(&directory)?.is_some_and(|record| record.keep));
+    if is_running(&directory) {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        let why = match error.kind() {
+            ConnectionRefused | NotFound => "it is just starting or ending; try again".to_owned(),
+            _ => error.to_string(),
+        };
+        return Err(Failure::host(format!("the guest {name} cannot be asked: {why}")));
+    }
+    Err(Failure::configuration(match is_kept()? {
+        true => format!("the guest {name} does not run: `lodge run --name {name}` starts it"),
+        false => format!("there is no guest {name}; `lodge ls` lists guests"),
+    }))
 }
 
 /// The names of the kept guests whose disks are based on an image.
@@ -168,8 +195,18 @@ pub fn remove(name: &str) -> Result<u8, Failure> {
 /// Takes the lock of a guest's directory, making both; `None` if someone else has it.
 fn lock(directory: &Path) -> Result<Option<File>, Failure> {
     let path = directory.join(LOCK);
+    let guests = directory.parent().unwrap_or(directory);
     loop {
+        fs::create_dir_all(guests).map_err(|error| {
+            Failure::host(format!(
+                "{} cannot be created: {error}; choose another place for Lodge's files with \
+                 LODGE_HOME",
+                guests.display()
+            ))
+        })?;
         match fs::DirBuilder::new().mode(0o700).create(directory) {
+            // Another guest was the last one, and has ended just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failure::io("create", directory)(error));
             }

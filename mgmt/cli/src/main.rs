@@ -10,6 +10,8 @@ mod output;
 mod progress;
 mod run;
 mod size;
+mod socket;
+mod stats;
 mod sys;
 
 use std::process::ExitCode;
@@ -35,6 +37,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image { command } => image::run(&command),
+        Command::Stats(args) => stats::run(&args),
         Command::Ls => guests::print_list(),
         Command::Rm { name } => guests::remove(&name),
         Command::Check(args) => check::run(&args),

@@ -14,7 +14,7 @@ use std::io::{self, BufRead, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Accelerator;
+use crate::{Accelerator, line};
 
 /// Something that happened to a guest, in the order in which it happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,10 +55,7 @@ impl Event {
     ///
     /// The writer's own; a broken pipe means that nobody listens any longer.
     pub fn write_line(&self, writer: &mut impl Write) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
-        writer.write_all(&line)?;
-        writer.flush()
+        line::write(self, writer)
     }
 
     /// Reads the next event; `None` at the end of the stream.
@@ -67,11 +64,7 @@ impl Event {
     ///
     /// The reader's own, and `InvalidData` for a line that is not an event.
     pub fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Event>> {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        Ok(Some(serde_json::from_str(&line)?))
+        line::read(reader)
     }
 }
 

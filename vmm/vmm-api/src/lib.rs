@@ -6,6 +6,8 @@
 
 mod config;
 mod event;
+mod line;
+mod request;
 mod validate;
 
 pub use config::{
@@ -13,6 +15,7 @@ pub use config::{
     ForwardedPort, GuestModule, NetConfig, Protocol, VmConfig,
 };
 pub use event::{Event, Failure, FailureKind, StopReason};
+pub use request::{Answer, PROCESSOR_TIME_NS, ProcessorStatistics, Request, Statistics};
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,
 };

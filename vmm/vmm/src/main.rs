@@ -5,9 +5,11 @@
 //! [`vmm_api::Event`]s.
 
 mod accelerators;
+mod api;
 mod consoles;
 mod fds;
 mod launcher;
+mod meter;
 mod running;
 mod session;
 mod signals;
@@ -21,8 +23,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
-use vmm_api::{Event, Failure, VmConfig};
+use vmm_api::{Event, Failure, StopReason, VmConfig};
 
+use api::Api;
 use launcher::Launcher;
 
 /// Runs one guest in this process. Usually started by `lodge run`.
@@ -39,6 +42,10 @@ struct Args {
     /// is closed.
     #[arg(long, value_name = "M")]
     status_fd: Option<RawFd>,
+    /// Answer questions about the guest, as JSON lines, at this inherited file descriptor, a Unix
+    /// stream socket that listens.
+    #[arg(long, value_name = "L")]
+    api_fd: Option<RawFd>,
 }
 
 /// A configuration larger than this is none.
@@ -54,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::from(failure.kind.exit_status());
         }
     };
-    let result = read_config(&args).and_then(|config| session::run(&config, &mut launcher));
+    let result = run(&args, &mut launcher);
     let (event, status) = match result {
         Ok(reason) => (Event::Stopped { reason }, reason.exit_status()),
         Err(failure) => {
@@ -64,6 +71,12 @@ fn main() -> ExitCode {
     };
     launcher.tell(&event);
     ExitCode::from(status)
+}
+
+fn run(args: &Args, launcher: &mut Launcher) -> Result<StopReason, Failure> {
+    let mut api = Api::new(args.api_fd)?;
+    let config = read_config(args)?;
+    session::run(&config, launcher, &mut api)
 }
 
 /// Logs go to standard error. `LODGE_LOG` says how much: `debug`, or `info,virtio=trace`.

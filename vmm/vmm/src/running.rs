@@ -13,6 +13,7 @@ use vmm_api::{Failure, VmConfig};
 
 use crate::accelerators;
 use crate::consoles::Consoles;
+use crate::meter::Meter;
 use crate::signals;
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
@@ -25,8 +26,10 @@ pub struct Running {
 }
 
 /// The threads of the processors.
+#[derive(Default)]
 struct Processors {
     threads: Vec<(Kicker, JoinHandle<()>)>,
+    meters: Vec<Arc<Meter>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -84,7 +87,7 @@ impl Running {
             vcpus.push(vcpu);
         }
         clock.resume();
-        let mut processors = Processors { threads: Vec::new(), stop: Arc::default() };
+        let mut processors = Processors::default();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             processors.start(index, vcpu, &machine, &failures).map_err(no_thread)?;
         }
@@ -117,6 +120,11 @@ impl Running {
         self.failures.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// What the processors count, also when they have stopped.
+    pub fn meters(&self) -> Vec<Arc<Meter>> {
+        self.processors.meters.clone()
+    }
+
     /// Stops processors and devices and flushes the disks.
     pub fn stop(mut self) -> Result<(), Failure> {
         self.processors.stop();
@@ -141,15 +149,20 @@ impl Processors {
         failures: &Arc<Failures>,
     ) -> io::Result<()> {
         let kicker = vcpu.kicker();
+        let meter = Arc::new(Meter::new(kicker.clone()));
+        self.meters.push(meter.clone());
         let machine = machine.clone();
         let stop = self.stop.clone();
         let failures = failures.clone();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-            let _alarm = Alarm { index, failures: &failures };
+            let _alarm = Alarm { index, failures: &failures, meter: &meter };
             match signals::leave_to_other_threads() {
-                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures),
+                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter),
                 Err(failure) => failures.report(failure),
             }
+            let statistics = vcpu.statistics();
+            tracing::debug!(index, ?statistics, "a processor stopped");
+            meter.end(Some(statistics));
         })?;
         self.threads.push((kicker, thread));
         Ok(())
@@ -180,10 +193,11 @@ fn run(
     machine: &Machine,
     stop: &AtomicBool,
     failures: &Failures,
+    meter: &Meter,
 ) {
     while !stop.load(Ordering::SeqCst) {
         match vcpu.run(machine) {
-            Ok(Exit::Kicked | Exit::Debug) => {}
+            Ok(Exit::Kicked | Exit::Debug) => meter.answer(|| vcpu.statistics()),
             Ok(Exit::TripleFault) => {
                 tracing::warn!("processor {index} ended in a triple fault: the machine is reset");
                 machine.request(PowerRequest::Reset);
@@ -201,11 +215,13 @@ fn run(
 struct Alarm<'a> {
     index: usize,
     failures: &'a Failures,
+    meter: &'a Meter,
 }
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            self.meter.end(None);
             self.failures.report(Failure::internal(format!(
                 "the thread of processor {} panicked, which is a mistake in Lodge; please report \
                  the message on standard error",

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use vmm_api::{Event, Failure, StopReason, VmConfig};
 
 use crate::accelerators;
+use crate::api::{Api, Shown};
 use crate::consoles::Consoles;
 use crate::launcher::Launcher;
 use crate::running::Running;
@@ -29,14 +30,18 @@ enum Ending {
 }
 
 /// Runs the guest to its end.
-pub fn run(config: &VmConfig, launcher: &mut Launcher) -> Result<StopReason, Failure> {
+pub fn run(
+    config: &VmConfig,
+    launcher: &mut Launcher,
+    api: &mut Api,
+) -> Result<StopReason, Failure> {
     // Before the first thread, because threads inherit which signals are blocked.
     signals::block()?;
     // Before this process opens a file, whose number the configuration could name.
     let consoles = Consoles::open(config)?;
     let mut signals = Signals::new()?;
     let accelerator = accelerators::choose(config.accelerator)?;
-    run_on(accelerator.as_ref(), config, &consoles, &mut signals, launcher)
+    run_on(accelerator.as_ref(), config, &consoles, &mut signals, launcher, api)
 }
 
 fn run_on(
@@ -45,13 +50,22 @@ fn run_on(
     consoles: &Consoles,
     signals: &mut Signals,
     launcher: &mut Launcher,
+    api: &mut Api,
 ) -> Result<StopReason, Failure> {
-    let mut started = false;
+    let mut resets = 0;
     let mut brake = Brake::default();
     loop {
         let running = Running::start(config, accelerator, consoles)?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
-        launcher.tell(&if started {
+        let begun = Instant::now();
+        api.show(Shown {
+            name: config.name.clone(),
+            accelerator: accelerators::kind(accelerator),
+            resets,
+            begun,
+            meters: running.meters(),
+        })?;
+        launcher.tell(&if resets > 0 {
             Event::Reset
         } else {
             Event::Started {
@@ -60,8 +74,6 @@ fn run_on(
                 virtio_console_pty: consoles.virtio.as_deref().and_then(pty),
             }
         });
-        started = true;
-        let begun = Instant::now();
         let ending = wait(&running, signals, launcher);
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();
@@ -69,6 +81,7 @@ fn run_on(
             Ending::Stop(reason) => return stopped.map(|()| reason),
             Ending::Reset => stopped?,
         }
+        resets += 1;
         if let Advice::Pause { first } = brake.after(begun.elapsed()) {
             if first {
                 launcher.tell(&Event::Warning { message: RESETS_TOO_OFTEN.to_owned() });

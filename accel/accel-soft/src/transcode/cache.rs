@@ -41,6 +41,16 @@ impl Key {
     }
 }
 
+/// How much there is in a cache, and how much of it there may be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fill {
+    pub bytes: usize,
+    pub capacity: usize,
+    pub exits: usize,
+    pub exits_capacity: usize,
+    pub blocks: usize,
+}
+
 /// Where translated code is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Block {
@@ -159,9 +169,11 @@ impl Cache {
         has_room.then_some((used as u32, self.exits.len() as u32))
     }
 
-    /// How much there is: bytes of code, exits, blocks.
-    pub fn fill(&self) -> (usize, usize, usize) {
-        (self.code.fill().0, self.exits.len(), self.blocks.len())
+    /// How much there is.
+    pub fn fill(&self) -> Fill {
+        let (bytes, capacity) = self.code.fill();
+        let (exits, exits_capacity) = (self.exits.len(), MAX_EXITS);
+        Fill { bytes, capacity, exits, exits_capacity, blocks: self.blocks.len() }
     }
 
     /// The host's address of an offset in code memory.

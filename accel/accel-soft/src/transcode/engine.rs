@@ -7,7 +7,7 @@ use iced_x86::{FlowControl, Instruction};
 use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
-use super::cache::{Block, Cache, Key};
+use super::cache::{Block, Cache, Fill, Key};
 use super::context::{Context, ContextCell, SECOND_ENTRIES, SecondEntry, VIEWS};
 use super::entry;
 use super::lost_flags;
@@ -181,6 +181,11 @@ impl Transcoder {
                 }
             }
         }
+    }
+
+    /// How much there is in the cache.
+    pub fn cache_fill(&self) -> Fill {
+        self.cache.fill()
     }
 
     /// Learns of what happened outside: code that changed, translations that are void.

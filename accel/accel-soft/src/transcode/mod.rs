@@ -6,7 +6,7 @@
 //! translated code works on is the [`context`].
 
 mod assembler;
-mod cache;
+pub(crate) mod cache;
 mod classify;
 pub(crate) mod context;
 pub(crate) mod engine;

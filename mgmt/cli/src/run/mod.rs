@@ -6,10 +6,10 @@ mod escape;
 mod terminal;
 mod vmm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use images::{Cancel, Check, Image};
-use vmm_api::{BlockConfig, Failure};
+use vmm_api::{BlockConfig, Failure, FailureKind};
 
 use crate::args::{RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
@@ -53,8 +53,12 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
                  --disk are written in place and stay anyway",
             ));
         }
-        None => None,
+        None => register(&name)?,
     };
+    let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
+        eprintln!("lodge: `lodge stats` will not reach this guest: {error}");
+        None
+    });
     if let Some(image) = &image {
         for login in &image.manifest().logins {
             eprintln!("lodge: log in as {}, password {}", login.user, login.password);
@@ -62,7 +66,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     }
     let here = matches!(args.serial, None | Some(SerialArg::Here))
         && config.serial == vmm_api::ConsoleConfig::Null;
-    let result = vmm::run_to_end(config, here);
+    let result = vmm::run_to_end(config, here, api);
     drop(guest);
     result
 }
@@ -104,6 +108,19 @@ fn image_disk(image: &Image, overlay: &Path) -> BlockConfig {
         readonly: false,
         overlay: Some(overlay.to_owned()),
         serial: None,
+    }
+}
+
+/// Makes `name` this process's guest where there is no image. It needs no files then: without a
+/// place for them it runs all the same, only that others do not find it.
+fn register(name: &str) -> Result<Option<Guest>, Failure> {
+    let claim = |home: PathBuf| Guest::claim(&home, name);
+    match images::home().map_err(failure::image).and_then(claim) {
+        Err(failure) if failure.kind == FailureKind::Host => {
+            eprintln!("lodge: `lodge ls` and `lodge stats` will not find this guest: {failure}");
+            Ok(None)
+        }
+        result => result.map(Some),
     }
 }
 

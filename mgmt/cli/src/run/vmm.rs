@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -71,8 +71,13 @@ impl Drop for Vmm {
     }
 }
 
-/// Starts a guest, is its console if `here`, and waits for its end. The value is the exit status.
-pub fn run_to_end(mut config: VmConfig, here: bool) -> Result<u8, Failure> {
+/// Starts a guest that can be asked things at `api`, is its console if `here`, and waits for its end.
+/// The value is the exit status.
+pub fn run_to_end(
+    mut config: VmConfig,
+    here: bool,
+    api: Option<UnixListener>,
+) -> Result<u8, Failure> {
     let program = find_program()?;
     let signals = Signals::block()
         .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
@@ -84,6 +89,7 @@ pub fn run_to_end(mut config: VmConfig, here: bool) -> Result<u8, Failure> {
     let config_fd = inheritable(config_reader).map_err(plumbing)?;
     let status_fd = inheritable(vmm_status).map_err(plumbing)?;
     let console_fd = inheritable(vmm_console).map_err(plumbing)?;
+    let api_fd = api.map(inheritable).transpose().map_err(plumbing)?;
     if here {
         config.serial = ConsoleConfig::Fd(console_fd.as_raw_fd());
     }
@@ -96,12 +102,15 @@ pub fn run_to_end(mut config: VmConfig, here: bool) -> Result<u8, Failure> {
         .stdin(Stdio::null())
         // Ctrl-C at a terminal that is not raw is for this program, which then stops the guest.
         .process_group(0);
+    if let Some(api_fd) = &api_fd {
+        command.args(["--api-fd", &api_fd.as_raw_fd().to_string()]);
+    }
     sys::tie_to_this_process(&mut command);
     let child = command
         .spawn()
         .map_err(|error| Failure::host(format!("cannot start {}: {error}", program.display())))?;
     let vmm = Vmm { child };
-    drop((config_fd, status_fd, console_fd));
+    drop((config_fd, status_fd, console_fd, api_fd));
     // A VMM that does not read to the end says why on its status.
     let _ = config_writer.write_all(&json);
     drop(config_writer);
