@@ -62,6 +62,9 @@ pub struct Stubs {
     /// Jumped to in order to leave, with the number of an exit in EBP. It keeps RAX and the
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
+    /// Jumped to in order to go where the guest's instruction pointer in RBX says, with the number
+    /// of an exit in EBP. It finds translated code there, or leaves by the exit.
+    pub branch: u64,
     /// Called to load the guest's vector registers. It changes RBX and status flags.
     pub load_vectors: u64,
     /// Called if a load, or a store, of the block's view missed the soft TLB, with the number of
@@ -404,6 +407,10 @@ impl Checker {
         }
         if target == block.stubs.leave {
             return self.leave(state, block);
+        }
+        if target == block.stubs.branch {
+            let address = state.registers[RBX].kind;
+            return if address.is_secret() { Err(Problem::Leak) } else { self.leave(state, block) };
         }
         if block.targets.contains(&target) { Ok(()) } else { Err(Problem::Outside) }
     }

@@ -249,6 +249,10 @@ impl Assembler {
         self.with_mem(W, &[0x89], from.0, to);
     }
 
+    pub fn store32(&mut self, to: Mem, from: Reg) {
+        self.with_mem(0, &[0x89], from.0, to);
+    }
+
     /// PUSH on the host's stack.
     pub fn push_imm(&mut self, value: i32) {
         self.byte(0x68);

@@ -126,13 +126,16 @@ impl Cache {
         let load_vectors = asm.code.len() as u32;
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
         let mut second_level = [[0; 2]; VIEWS];
+        let mut second_jumps = [0; VIEWS];
         for view in [View::User, View::Supervisor, View::SupervisorAc] {
             for write in [false, true] {
                 second_level[view as usize][usize::from(write)] = asm.code.len() as u32;
-                second_level::emit(&mut asm, view, write, leave_label);
+                second_level::emit_access(&mut asm, view, write, leave_label);
             }
+            second_jumps[view as usize] = asm.code.len() as u32;
+            second_level::emit_branch(&mut asm, view, leave_label);
         }
-        let common = Common { leave: 0, load_vectors, second_level };
+        let common = Common { leave: 0, load_vectors, second_level, second_jumps };
         // Leaves by exit 0.
         let forgotten = asm.code.len();
         asm.mov_imm(Reg::RBP, 0);

@@ -78,6 +78,26 @@ pub struct JumpEntry {
     pub host: u64,
 }
 
+/// How many entries the second level of each view's jump cache has, powers of two.
+pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 14, 1 << 13, 1 << 12];
+
+/// An entry of the second level of a jump cache.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct SecondJump {
+    /// The guest's instruction pointer.
+    pub guest: u64,
+    /// The number of its address space ([`Context::spaces`]).
+    pub space: u64,
+    /// The far entry of the block there.
+    pub host: u64,
+}
+
+impl SecondJump {
+    /// No address space has this number.
+    pub const EMPTY: Self = Self { guest: 0, space: u64::MAX, host: 0 };
+}
+
 /// Where indirect and far branches of one view find translated code. Where: see
 /// [`JumpView::index`].
 #[repr(C)]
@@ -135,6 +155,8 @@ pub struct Context {
     pub target: u64,
     /// The second level of each view's soft TLB: [`SECOND_ENTRIES`] entries.
     pub second: [*mut SecondEntry; VIEWS],
+    /// The second level of each view's jump cache: [`SECOND_JUMPS`] entries.
+    pub second_jumps: [*mut SecondJump; VIEWS],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
     /// Entries of another epoch allow no stores.
@@ -208,6 +230,8 @@ pub mod offset {
     pub const TSC_OFFSET: i32 = from_stack(offset_of!(Context, tsc_offset));
     pub const SCRATCH: i32 = from_stack(offset_of!(Context, scratch));
     pub const STATUS: i32 = from_stack(offset_of!(Context, status));
+    pub const EXIT: i32 = from_stack(offset_of!(Context, exit));
+    pub const TARGET: i32 = from_stack(offset_of!(Context, target));
     pub const WRITE_EPOCH: i32 = from_stack(offset_of!(Context, write_epoch));
 
     pub fn selector(number: usize) -> i32 {
@@ -220,6 +244,10 @@ pub mod offset {
 
     pub fn second(view: View) -> i32 {
         from_stack(offset_of!(Context, second) + view as usize * 8)
+    }
+
+    pub fn second_jumps(view: View) -> i32 {
+        from_stack(offset_of!(Context, second_jumps) + view as usize * 8)
     }
 
     pub fn space(view: View) -> i32 {
@@ -260,6 +288,12 @@ fn nowhere(index: usize) -> u64 {
 /// address of a page of another entry.
 fn never(index: usize) -> u64 {
     (((index ^ 1) << 12) as u64).wrapping_neg()
+}
+
+/// By what jump caches find the code at `guest`. The lowest bit is left out: generated code indexes
+/// the first level by halves of entries.
+pub fn jump_hash(guest: u64) -> usize {
+    ((guest >> 12 ^ guest) as u32 >> 1) as usize
 }
 
 impl TlbView {
@@ -309,10 +343,8 @@ impl JumpView {
         self.0[Self::index(guest)] = JumpEntry { guest, host };
     }
 
-    /// The lowest bit, which would be the least even of them, is left out: generated code indexes
-    /// by halves of entries.
     fn index(guest: u64) -> usize {
-        ((guest >> 12 ^ guest) >> 1) as usize % JUMP_ENTRIES
+        jump_hash(guest) % JUMP_ENTRIES
     }
 }
 

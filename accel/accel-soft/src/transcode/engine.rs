@@ -8,7 +8,7 @@ use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key};
-use super::context::{Context, ContextCell, SECOND_ENTRIES, SecondEntry, VIEWS};
+use super::context::{Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash};
 use super::entry;
 use super::lost_flags;
 use super::proof::Proof;
@@ -70,6 +70,8 @@ pub struct Transcoder {
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
+    /// The second level of the jump cache, by view; the context points at it.
+    second_jumps: [Box<[SecondJump]>; VIEWS],
     /// Linear pages that jump caches lead to, hashed: a bit for each.
     code_pages: [u64; CODE_PAGES / 64],
     /// What each view's jump cache leads to.
@@ -112,13 +114,17 @@ impl Transcoder {
         }
         let mut second =
             SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
+        let mut second_jumps =
+            SECOND_JUMPS.map(|entries| vec![SecondJump::EMPTY; entries].into_boxed_slice());
         // SAFETY: nobody else has the context yet.
-        let tables = unsafe { &mut (*context.get()).second };
-        for (table, second) in tables.iter_mut().zip(&mut second) {
-            *table = second.as_mut_ptr();
+        let tables = unsafe { &mut *context.get() };
+        for view in 0..VIEWS {
+            tables.second[view] = second[view].as_mut_ptr();
+            tables.second_jumps[view] = second_jumps[view].as_mut_ptr();
         }
         Ok(Some(Self {
             second,
+            second_jumps,
             is_second_empty: [true; VIEWS],
             context,
             cache: Cache::new()?,
@@ -210,6 +216,7 @@ impl Transcoder {
         let forgotten = cpu.take_forgotten();
         if forgotten.all {
             self.is_local = [true; 3];
+            self.forget_second_jumps();
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
                     entries.fill(SecondEntry::EMPTY);
@@ -228,8 +235,6 @@ impl Transcoder {
                 // has global pages alone.
                 if is_local || view != View::Supervisor as usize {
                     self.context().tlb[view].clear();
-                }
-                if is_local {
                     self.context().jump[view].clear();
                 }
             }
@@ -257,6 +262,11 @@ impl Transcoder {
         self.counters.jumps_forgotten += 1;
         self.code_pages = [0; CODE_PAGES / 64];
         self.context().jump.iter_mut().for_each(|jump| jump.clear());
+        self.forget_second_jumps();
+    }
+
+    fn forget_second_jumps(&mut self) {
+        self.second_jumps.iter_mut().for_each(|entries| entries.fill(SecondJump::EMPTY));
     }
 
     fn setting(&self, cpu: &Cpu<SoftEnv>) -> Setting {
@@ -283,10 +293,17 @@ impl Transcoder {
     fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
-        self.is_local[view] |= !cpu.is_code_global();
+        let is_global = cpu.is_code_global();
+        self.is_local[view] |= !is_global;
         let (word, bit) = code_page_bit(rip);
         self.code_pages[word] |= bit;
-        self.context().jump[view].fill(rip, far);
+        let context = self.context();
+        context.jump[view].fill(rip, far);
+        if is_global || view != View::Supervisor as usize {
+            let space = context.spaces[view];
+            let entry = &mut self.second_jumps[view][jump_hash(rip) % SECOND_JUMPS[view]];
+            *entry = SecondJump { guest: rip, space, host: far };
+        }
     }
 
     fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
@@ -434,12 +451,12 @@ impl Transcoder {
                 self.counters.branches += 1;
                 let target = self.context().scratch;
                 if (target << 16) as i64 >> 16 != target as i64 {
+                    let rsp = &mut self.context().gpr[x86::state::gpr::RSP];
+                    *rsp = rsp.wrapping_sub(stack as i64 as u64);
                     self.store_state(cpu, at.into());
                     cpu.execute(1);
                     return Next::Look;
                 }
-                let rsp = &mut self.context().gpr[x86::state::gpr::RSP];
-                *rsp = rsp.wrapping_add_signed(stack.into());
                 setting.narrow = false;
                 self.go_on(cpu, *setting, target)
             }

@@ -83,6 +83,7 @@ impl Proof {
             stubs: Stubs {
                 leave: common.leave.into(),
                 load_vectors: common.load_vectors.into(),
+                branch: common.second_jumps[setting.view as usize].into(),
                 misses: common.second_level[setting.view as usize].map(u64::from),
             },
         });

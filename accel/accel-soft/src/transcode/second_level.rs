@@ -1,6 +1,7 @@
-//! The second level of the soft TLB: common code that blocks call when a check fails.
+//! The second levels of the soft TLB and the jump cache: common code that blocks come to when
+//! the first has no answer.
 //!
-//! It is larger than the first and distinguishes address spaces, so that most misses need not
+//! They are larger than the first and distinguish address spaces, so that most misses need not
 //! leave translated code, which would cost the vector registers their place in the host's.
 
 use std::mem::offset_of;
@@ -8,14 +9,16 @@ use std::mem::offset_of;
 use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
-use super::context::{SECOND_ENTRIES, SecondEntry, TLB_ENTRIES, offset};
+use super::context::{
+    JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, TLB_ENTRIES, offset,
+};
 
 /// Emits the code for loads or stores of a view, which is called with the number of an exit on the
 /// stack. RBP holds the index of the first level's entry, and RBX the linear address with that
 /// entry's tag added. If the second level has the page, the code fills the first and returns,
 /// with the number taken off the stack; RAX is as before, RBX and RBP are lost. Else it leaves by
 /// the exit.
-pub fn emit(asm: &mut Assembler, view: View, write: bool, leave: Label) {
+pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     /// The number of the exit and the return address lie below the context.
     const PUSHED: i32 = 16;
     let context = |offset: i32| Mem::Context(offset + PUSHED);
@@ -67,5 +70,44 @@ pub fn emit(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     asm.load(ENTRY, context(offset::STATUS));
     asm.load32(OTHER, Mem::Base(Reg::RSP, 8));
     asm.lea(Reg::RSP, Mem::Base(Reg::RSP, PUSHED));
+    asm.jmp(leave);
+}
+
+/// Emits the code for branches of a view to the address in RBX, with the number of an exit in EBP.
+/// If the second level has the block there, the code fills the first and goes to it. Else it
+/// leaves by the exit.
+pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
+    const TARGET: Reg = Reg::RBX;
+    const OTHER: Reg = Reg::RBP;
+    const ENTRY: Reg = Reg::RAX;
+    let missed = asm.label();
+    asm.store(Mem::Context(offset::STATUS), ENTRY);
+    asm.store32(Mem::Context(offset::EXIT), OTHER);
+    let hash = |asm: &mut Assembler, to: Reg, entries: usize| {
+        asm.mov32(to, TARGET);
+        asm.shr32(to, 12);
+        asm.alu32(Alu::Xor, to, TARGET);
+        asm.alu32_imm(Alu::And, to, 2 * entries as i32 - 2);
+    };
+    hash(asm, ENTRY, SECOND_JUMPS[view as usize]);
+    const { assert!(size_of::<SecondJump>() == 2 << 4) };
+    asm.shl32(ENTRY, 4);
+    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
+    asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
+    asm.jump_if(Cond::NotEqual, missed);
+    asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32));
+    asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::space(view)));
+    asm.jump_if(Cond::NotEqual, missed);
+    asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
+    hash(asm, OTHER, JUMP_ENTRIES);
+    asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
+    asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
+    asm.store(Mem::Context(offset::TARGET), ENTRY);
+    asm.load(ENTRY, Mem::Context(offset::STATUS));
+    asm.jmp_mem(Mem::Context(offset::TARGET));
+
+    asm.bind(missed);
+    asm.load(ENTRY, Mem::Context(offset::STATUS));
+    asm.load32(OTHER, Mem::Context(offset::EXIT));
     asm.jmp(leave);
 }

@@ -38,17 +38,19 @@ impl Translator {
     pub(super) fn look_up(&mut self, at: u16, stack: i32) {
         debug_assert!(self.status == Status::Kept);
         let view = self.setting.view;
+        if stack != 0 {
+            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
+        }
         self.asm.mov32(INDEX, ADDRESS);
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
         // Twice the number of the entry, which has 16 bytes.
         self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES as i32 - 2);
         self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
-        let miss = self.cold_exit(Exit::Branch { at, stack });
-        self.asm.jump_if(Cond::NotEqual, miss);
-        if stack != 0 {
-            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
-        }
+        let exit = self.exit(Exit::Branch { at, stack });
+        let from = self.asm.label();
+        self.cold.push(Cold::Branch { from, exit });
+        self.asm.jump_if(Cond::NotEqual, from);
         self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(view)));
     }
 

@@ -18,9 +18,14 @@ impl Translator {
     }
 
     pub(super) fn leave_by(&mut self, exit: usize, common: Common) {
+        self.go_with_exit(exit, common.leave);
+    }
+
+    /// Goes to common code with the number of an exit in EBP.
+    fn go_with_exit(&mut self, exit: usize, to: u32) {
         self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);
         let from = self.base as i32 + self.asm.code.len() as i32 + 5;
-        self.asm.jmp_by(common.leave as i32 - from);
+        self.asm.jmp_by(to as i32 - from);
     }
 
     /// Emits what comes behind the block and resolves all jumps.
@@ -37,6 +42,11 @@ impl Translator {
                 Cold::Exit { from, exit } => {
                     self.asm.bind(from);
                     self.leave_by(exit, common);
+                }
+                Cold::Branch { from, exit } => {
+                    self.asm.bind(from);
+                    let by = common.second_jumps[self.setting.view as usize];
+                    self.go_with_exit(exit, by);
                 }
                 Cold::Miss { from, exit, write, start } => {
                     let view = self.setting.view;

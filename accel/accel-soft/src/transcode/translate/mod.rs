@@ -77,7 +77,7 @@ pub enum Exit {
     Attention { at: u16 },
     /// To the block at `at`, which was not there.
     Chain { at: u16 },
-    /// To the address in `scratch`, with RSP moved by `stack`.
+    /// To the address in `scratch`. RSP was moved by `stack` for it.
     Branch { at: u16, stack: i32 },
     /// The load or store at the linear address in `scratch` missed the soft TLB. With that
     /// filled, the check can be repeated at `retry`.
@@ -131,6 +131,8 @@ enum Cold {
     Side { from: Label, is_kept: bool, target: i64, at: u16 },
     /// Leaves by an exit.
     Exit { from: Label, exit: usize },
+    /// Looks in the second level of the jump cache, and leaves if that has no answer either.
+    Branch { from: Label, exit: usize },
     /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
     Miss { from: Label, exit: usize, write: bool, start: Label },
 }
@@ -183,6 +185,8 @@ pub struct Common {
     pub load_vectors: u32,
     /// By view, for loads and stores: see [`second_level`](super::second_level).
     pub second_level: [[u32; 2]; VIEWS],
+    /// By view, for branches.
+    pub second_jumps: [u32; VIEWS],
 }
 
 /// All status flags.
