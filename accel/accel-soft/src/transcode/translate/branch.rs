@@ -101,7 +101,7 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) {
-        let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+        let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
         self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
         self.asm.store(Mem::Base(ADDRESS, at), INDEX);
@@ -177,7 +177,7 @@ impl Translator {
             0 => 0,
             _ => i32::from(insn.immediate16()),
         };
-        let at = self.near(insn, (GUEST_RSP, 0), (8, false), cached, block);
+        let at = self.near(insn, (gpr::RSP, 0), (8, false), cached, block);
         self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
         self.cached = None;
         self.destroy_flags();

@@ -10,6 +10,7 @@ mod branch;
 mod dead_flags;
 mod exits;
 mod fact;
+mod in_context;
 mod plain;
 mod special;
 mod stack;
@@ -22,7 +23,7 @@ use iced_x86::{
     Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use x86::View;
-use x86::state::Rflags;
+use x86::state::{Rflags, gpr};
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
@@ -32,9 +33,10 @@ use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 
-use address::{Checked, based, constant_step, point_at_address};
+use address::{Checked, based, constant_step, point_at, point_at_address};
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
+use in_context::leave_operand;
 
 /// Forms addresses; then the host's address of an operand.
 const ADDRESS: Reg = Reg::RBX;
