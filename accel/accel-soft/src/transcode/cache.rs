@@ -56,7 +56,9 @@ pub struct Fill {
 pub enum Block {
     /// Host addresses: with `code_base` set, and with the instruction pointer in RBX.
     Code { near: u64, far: u64 },
-    /// Its first instruction is one for the interpreter.
+    /// Its first instruction reaches into the next page: see [`Cache::find_crossing`].
+    Crossing,
+    /// Its first instruction is one for the interpreter, for reasons of its own.
     Interpret,
 }
 
@@ -84,6 +86,9 @@ type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 #[derive(Default)]
 struct PageBlocks {
     blocks: Vec<Key>,
+    /// Blocks whose first instruction begins or ends in this page: by their key and the address
+    /// of the page it ends in.
+    crossings: Vec<(Key, u64)>,
     /// Jumps to code of this page that is not yet there: the key they wait for, and where their
     /// distance stands.
     waiting: Vec<(Key, u32)>,
@@ -98,6 +103,7 @@ pub struct Cache {
     /// The end of the code that is always there.
     common_end: usize,
     blocks: Map<Key, Block>,
+    crossings: Map<(Key, u64), Block>,
     pages: Map<u64, PageBlocks>,
     exits: Vec<PackedExit>,
     /// How often code of a page was changed since the last flush.
@@ -150,6 +156,7 @@ impl Cache {
             common,
             common_end,
             blocks: Map::default(),
+            crossings: Map::default(),
             pages: Map::default(),
             exits: vec![PackedExit::pack(FORGOTTEN)],
             changes: Map::default(),
@@ -184,10 +191,17 @@ impl Cache {
         self.code.address(offset as usize)
     }
 
-    /// Keeps a block that was translated for [`next_place`](Self::next_place).
+    /// The block whose first instruction reaches from `key` into the page at `second`.
+    pub fn find_crossing(&self, key: Key, second: u64) -> Option<Block> {
+        self.crossings.get(&(key, second)).copied()
+    }
+
+    /// Keeps a block that was translated for [`next_place`](Self::next_place). `second` is the
+    /// address of the page that its first instruction reaches into, if it does.
     pub fn insert(
         &mut self,
         key: Key,
+        second: Option<u64>,
         translated: &Translated,
         code: &[u8],
         exits: &[Departure],
@@ -199,7 +213,15 @@ impl Cache {
             far: self.code.address(base),
         };
         self.exits.extend(exits.iter().map(|&exit| PackedExit::pack(exit)));
-        self.blocks.insert(key, block);
+        if let Some(second) = second {
+            self.crossings.insert((key, second), block);
+            self.insert_at(key, Block::Crossing);
+            for page in [key.page(), second] {
+                self.pages.entry(page).or_default().crossings.push((key, second));
+            }
+        } else {
+            self.insert_at(key, block);
+        }
         for link in links {
             let to = key.at(link.target);
             let at = base as u32 + link.at;
@@ -208,8 +230,10 @@ impl Cache {
                 _ => self.pages.entry(key.page()).or_default().waiting.push((to, at)),
             }
         }
+        if second.is_some() {
+            return Some(block);
+        }
         let page = self.pages.entry(key.page()).or_default();
-        page.blocks.push(key);
         let mut ready = Vec::new();
         page.waiting.retain(|&(wanted, at)| {
             if wanted == key {
@@ -227,8 +251,13 @@ impl Cache {
 
     /// Remembers that code at `key` begins with an instruction for the interpreter.
     pub fn insert_interpreted(&mut self, key: Key) {
-        self.blocks.insert(key, Block::Interpret);
-        self.pages.entry(key.page()).or_default().blocks.push(key);
+        self.insert_at(key, Block::Interpret);
+    }
+
+    fn insert_at(&mut self, key: Key, block: Block) {
+        if self.blocks.insert(key, block).is_none() {
+            self.pages.entry(key.page()).or_default().blocks.push(key);
+        }
     }
 
     /// Makes the jump whose distance stands at `at` lead to `to`.
@@ -242,8 +271,11 @@ impl Cache {
     /// it then leads out.
     pub fn forget_page(&mut self, page: u64) {
         if let Some(page) = self.pages.remove(&page) {
-            for key in page.blocks {
-                if let Some(Block::Code { far, .. }) = self.blocks.remove(&key) {
+            let blocks = page.blocks.iter().map(|key| self.blocks.remove(key));
+            let mut forgotten: Vec<Option<Block>> = blocks.collect();
+            forgotten.extend(page.crossings.iter().map(|key| self.crossings.remove(key)));
+            for block in forgotten {
+                if let Some(Block::Code { far, .. }) = block {
                     let at = far.wrapping_sub(self.code.address(0)) as usize;
                     self.code.write(at, &[0xe9]);
                     self.link(at as u32 + 1, self.forgotten);
@@ -262,6 +294,7 @@ impl Cache {
     pub fn clear(&mut self) {
         self.code.truncate(self.common_end);
         self.blocks.clear();
+        self.crossings.clear();
         self.pages.clear();
         self.exits.truncate(1);
         self.changes.clear();

@@ -79,7 +79,7 @@ pub struct JumpEntry {
 }
 
 /// How many entries the second level of each view's jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 14, 1 << 13, 1 << 12];
+pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 16, 1 << 14, 1 << 12];
 
 /// An entry of the second level of a jump cache.
 #[derive(Clone, Copy)]

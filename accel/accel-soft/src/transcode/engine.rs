@@ -20,6 +20,8 @@ use crate::ram::Page;
 const HEAT: usize = 1 << 16;
 /// A block covers at most this many bytes of guest code.
 const MAX_BYTES: usize = 512;
+/// The longest instruction (SDM Vol. 2, 2.3.11).
+const MAX_INSTRUCTION_BYTES: usize = 15;
 /// Bits of the filter that says which linear pages jump caches lead to.
 const CODE_PAGES: usize = 4096;
 
@@ -177,7 +179,7 @@ impl Transcoder {
                     self.remember_jump(cpu, far);
                     self.execute(cpu, setting, near);
                 }
-                Some(Block::Interpret) => {
+                Some(Block::Interpret | Block::Crossing) => {
                     self.counters.interpreted += 1;
                     cpu.execute(1);
                 }
@@ -293,10 +295,15 @@ impl Transcoder {
     fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
-        let is_global = cpu.is_code_global();
-        self.is_local[view] |= !is_global;
+        let mut is_global = cpu.is_code_global();
         let (word, bit) = code_page_bit(rip);
         self.code_pages[word] |= bit;
+        if may_cross(rip) {
+            is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
+            let (word, bit) = code_page_bit(rip.wrapping_add(0x1000));
+            self.code_pages[word] |= bit;
+        }
+        self.is_local[view] |= !is_global;
         let context = self.context();
         context.jump[view].fill(rip, far);
         if is_global || view != View::Supervisor as usize {
@@ -306,8 +313,19 @@ impl Transcoder {
         }
     }
 
+    /// The block at the instruction pointer, which is at `key`.
+    fn find(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> Option<Block> {
+        match self.cache.find(key) {
+            Some(Block::Crossing) => {
+                let (second, _) = in_next_page(cpu, Cpu::code_place)?;
+                self.cache.find_crossing(key, second)
+            }
+            found => found,
+        }
+    }
+
     fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
-        if let Some(block) = self.cache.find(key) {
+        if let Some(block) = self.find(cpu, key) {
             return Some(block);
         }
         let heat = &mut self.heat[key.hash() % HEAT];
@@ -329,17 +347,9 @@ impl Transcoder {
         if self.cache.is_restless(key.page()) {
             return None;
         }
-        let offset = (cpu.state.rip & 0xfff) as usize;
-        let shared = cpu.env.shared.clone();
-        let index = cpu.env.index;
-        // From here on, stores to what is about to be read are noticed: first those of this
-        // processor, then, when all have seen it, those of the others.
-        if page.add_code(offset, 1) {
-            shared.watch.page_became_code(index);
-            shared.watch.look(index, || self.forget_writes());
-        }
-        if !shared.watch.settled(index) {
-            self.counters.unsettled += 1;
+        let rip = cpu.state.rip;
+        let offset = (rip & 0xfff) as usize;
+        if !self.mark(cpu, page, offset) {
             return None;
         }
         let mut bytes = [0; MAX_BYTES];
@@ -370,9 +380,35 @@ impl Transcoder {
                 break;
             }
         }
+        let mut second = None;
+        if insns.is_empty()
+            && may_cross(rip)
+            && let Some((gpa, next_page)) = in_next_page(cpu, Cpu::code_place)
+        {
+            if !self.mark(cpu, next_page, 0) {
+                self.insns = insns;
+                return None;
+            }
+            let mut both = [0; MAX_INSTRUCTION_BYTES];
+            let (first, rest) = both.split_at_mut(bytes.len());
+            first.copy_from_slice(bytes);
+            next_page.load_bytes(0, rest);
+            if let Some(insn) = cpu.decode(&both, offset as u64) {
+                let reach = insn.len() - bytes.len();
+                next_page.add_code(0, reach);
+                if !next_page.matches(0, &both[bytes.len()..insn.len()]) {
+                    self.insns = insns;
+                    return None;
+                }
+                insns.push(insn);
+                second = Some(gpa);
+                len = bytes.len();
+            }
+        }
         page.add_code(offset, len);
         if !page.matches(offset, &bytes[..len]) {
             // It changed between the look and the mark.
+            self.insns = insns;
             return None;
         }
         let (base, first_exit) = match self.cache.next_place() {
@@ -405,7 +441,21 @@ impl Transcoder {
         }
         self.counters.translated += 1;
         let Translator { asm, exits, links, .. } = &self.translator;
-        self.cache.insert(key, &translated, &asm.code, exits, links)
+        self.cache.insert(key, second, &translated, &asm.code, exits, links)
+    }
+
+    /// Notices stores to code at `offset` in a page from here on: first those of this processor,
+    /// then, when all have seen it, those of the others. `false` as long as they have not.
+    fn mark(&mut self, cpu: &mut Cpu<SoftEnv>, page: Page, offset: usize) -> bool {
+        let watch = &cpu.env.shared.watch;
+        let index = cpu.env.index;
+        if page.add_code(offset, 1) {
+            watch.page_became_code(index);
+            watch.look(index, || self.forget_writes());
+        }
+        let is_settled = watch.settled(index);
+        self.counters.unsettled += u64::from(!is_settled);
+        is_settled
     }
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
@@ -477,7 +527,7 @@ impl Transcoder {
                     let vectors = self.context().vectors_left != 0;
                     if let Some((gpa, page)) = cpu.code_place() {
                         let key = Key::new(gpa, *setting);
-                        let block = match self.cache.find(key) {
+                        let block = match self.find(cpu, key) {
                             None => self.translate(cpu, key, page, *setting),
                             found => found,
                         };
@@ -514,8 +564,8 @@ impl Transcoder {
         }
         cpu.state.rip = self.context().code_base;
         let from = usize::from(at - u16::from(back));
-        let mut bytes = [0; 15];
-        let bytes = &mut bytes[..15.min(0x1000 - from)];
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let bytes = &mut bytes[..MAX_INSTRUCTION_BYTES.min(0x1000 - from)];
         if let Some((_, page)) = cpu.code_place() {
             page.load_bytes(from, bytes);
             let insn = cpu.decode(bytes, from as u64);
@@ -531,7 +581,7 @@ impl Transcoder {
         self.context().code_base = target & !0xfff;
         cpu.state.rip = target;
         if let Some((gpa, _)) = cpu.code_place()
-            && let Some(Block::Code { near, far }) = self.cache.find(Key::new(gpa, setting))
+            && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
             if !setting.narrow {
                 self.remember_jump(cpu, far);
@@ -609,6 +659,20 @@ impl Transcoder {
         state.msrs.kernel_gs_base = context.kernel_gs_base;
         state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
     }
+}
+
+/// Whether an instruction at `rip` may reach into the next page.
+fn may_cross(rip: u64) -> bool {
+    (rip & 0xfff) as usize + MAX_INSTRUCTION_BYTES > 0x1000
+}
+
+/// Asks the processor about the start of the page behind that of the instruction pointer.
+fn in_next_page<T>(cpu: &mut Cpu<SoftEnv>, ask: impl FnOnce(&mut Cpu<SoftEnv>) -> T) -> T {
+    let rip = cpu.state.rip;
+    cpu.state.rip = (rip | 0xfff).wrapping_add(1);
+    let answer = ask(cpu);
+    cpu.state.rip = rip;
+    answer
 }
 
 /// How loads and stores look at memory.

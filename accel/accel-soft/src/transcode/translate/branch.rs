@@ -16,6 +16,13 @@ impl Translator {
             self.add_link(exit, from, link, target);
             return;
         }
+        self.jump_far(target, at);
+    }
+
+    /// The same through the jump cache.
+    pub(super) fn jump_far(&mut self, target: i64, at: u16) {
+        self.keep_flags();
+        self.status = Status::Kept;
         match i32::try_from(target) {
             Ok(target) => {
                 self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));

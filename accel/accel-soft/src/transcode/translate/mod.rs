@@ -48,6 +48,9 @@ const STATUS: Reg = Reg::RAX;
 /// A block covers at most this many instructions, so that the interpreter can take over quickly.
 pub const MAX_INSTRUCTIONS: usize = 64;
 
+/// An instruction behind this offset may reach into the next page.
+const LAST_WHOLE: u64 = 0x1000 - 15;
+
 /// What a block was translated for besides its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -263,9 +266,6 @@ impl Translator {
         start: u16,
         common: Common,
     ) -> Option<Translated> {
-        if matches!(facts.first()?.kind, Kind::Interpret | Kind::InterpretLast) {
-            return None;
-        }
         self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
         self.cached = None;
         self.asm.clear();
@@ -301,7 +301,11 @@ impl Translator {
         }
         let last = insns.last()?;
         if !ends {
-            self.jump_to(last.next_ip() as i64, last.ip() as u16);
+            // What follows may reach into the next page: then jump caches alone can find it.
+            match last.next_ip() {
+                next if next > LAST_WHOLE => self.jump_far(next as i64, last.ip() as u16),
+                next => self.jump_to(next as i64, last.ip() as u16),
+            }
         }
         self.finish(common)?;
         Some(Translated { near })
