@@ -135,9 +135,9 @@ static const struct {
     {"opcode", opcode},    {"jump", jump},
 };
 
-/* Where the target begins in two pages: it lies within one, ends one, spans both, begins the
- * second. */
-static const int OFFSETS[] = {1000, PAGE - 16, PAGE - 3, PAGE};
+/* Where the target begins in two pages: it lies within a cache line, begins another one than the store
+ * is in, ends the page, spans both, begins the second. */
+static const int OFFSETS[] = {1000, 1026, PAGE - 16, PAGE - 3, PAGE};
 /* How many bytes are between store and target. */
 static const int GAPS[] = {0, 3, 24, 200};
 
