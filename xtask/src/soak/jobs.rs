@@ -68,6 +68,8 @@ pub const JOBS: &[Job] = &[
          cmp -n 1000000 - /mnt/corpus && sha256sum < c.gz",
     ),
     job("disk", "head -c 16000000 /mnt/random > copy && sync copy && sha256sum < copy && rm copy"),
+    // Programs lie elsewhere in memory when they are read again, where other code was before.
+    about_guest("recycle", "sleep 4; echo 3 > /proc/sys/vm/drop_caches && echo ok", "ok"),
     about_guest("network", "python3 /run/soak/network.py $PORT", "ok"),
     about_guest(
         "kernel",
