@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
+use std::time::{Duration, Instant};
 
 use x86::View;
 
-use super::assembler::{Assembler, Reg};
-use super::context::VIEWS;
+use super::assembler::{Assembler, Mem, Reg};
+use super::context::{VIEWS, offset};
 use super::packed_exit::PackedExit;
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
@@ -33,6 +34,13 @@ impl Key {
     /// The same setting at another offset in the page.
     pub fn at(self, offset: u16) -> Self {
         Self(self.0 & !0xfff | u64::from(offset & 0xfff))
+    }
+
+    /// Where a jump leads.
+    fn target(self, link: &Link) -> Self {
+        let narrow = u64::from(Setting::NARROW) << 56;
+        let Self(key) = self.at(link.target);
+        Self(key & !narrow | if link.narrow { narrow } else { 0 })
     }
 
     /// A number to count by.
@@ -106,12 +114,13 @@ pub struct Cache {
     crossings: Map<(Key, u64), Block>,
     pages: Map<u64, PageBlocks>,
     exits: Vec<PackedExit>,
-    /// How often code of a page was changed since the last flush.
-    changes: Map<u64, u32>,
+    /// How often code of a page was changed, and since when that is counted.
+    changes: Map<u64, (u32, Instant)>,
 }
 
-/// Code of a page that was changed this often is no longer translated.
+/// Code of a page that was changed this often within [`REST`] is not translated until that is over.
 const MAX_CHANGES: u32 = 64;
+const REST: Duration = Duration::from_secs(1);
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Departure = Departure { exit: Exit::Branch { at: 0, stack: 0 }, back: 0 };
 /// More exits than this are never kept: 8 bytes each.
@@ -141,7 +150,10 @@ impl Cache {
             second_jumps[view as usize] = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, view, leave_label);
         }
-        let common = Common { leave: 0, load_vectors, second_level, second_jumps };
+        let crossing = asm.code.len() as u32;
+        asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
+        asm.jmp(leave_label);
+        let common = Common { leave: 0, crossing, load_vectors, second_level, second_jumps };
         // Leaves by exit 0.
         let forgotten = asm.code.len();
         asm.mov_imm(Reg::RBP, 0);
@@ -223,7 +235,7 @@ impl Cache {
             self.insert_at(key, block);
         }
         for link in links {
-            let to = key.at(link.target);
+            let to = key.target(link);
             let at = base as u32 + link.at;
             match self.blocks.get(&to) {
                 Some(&Block::Code { near, .. }) => self.link(at, near),
@@ -282,12 +294,18 @@ impl Cache {
                 }
             }
         }
-        *self.changes.entry(page).or_default() += 1;
+        let now = Instant::now();
+        let (changes, since) = self.changes.entry(page).or_insert((0, now));
+        if now.duration_since(*since) > REST {
+            (*changes, *since) = (0, now);
+        }
+        *changes += 1;
     }
 
     /// Whether code of a page changes so often that translating it is in vain.
     pub fn is_restless(&self, page: u64) -> bool {
-        self.changes.get(&page).is_some_and(|&changes| changes >= MAX_CHANGES)
+        let changes = self.changes.get(&page);
+        changes.is_some_and(|&(n, since)| n >= MAX_CHANGES && since.elapsed() <= REST)
     }
 
     /// Forgets everything.

@@ -81,7 +81,8 @@ pub struct JumpEntry {
 /// How many entries the second level of each view's jump cache has, powers of two.
 pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 16, 1 << 14, 1 << 12];
 
-/// An entry of the second level of a jump cache.
+/// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
+/// in that whose number differs in the lowest bit.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct SecondJump {

@@ -308,8 +308,12 @@ impl Transcoder {
         context.jump[view].fill(rip, far);
         if is_global || view != View::Supervisor as usize {
             let space = context.spaces[view];
-            let entry = &mut self.second_jumps[view][jump_hash(rip) % SECOND_JUMPS[view]];
-            *entry = SecondJump { guest: rip, space, host: far };
+            let entries = &mut self.second_jumps[view];
+            let index = jump_hash(rip) % SECOND_JUMPS[view];
+            if entries[index].guest != rip {
+                entries[index ^ 1] = entries[index];
+            }
+            entries[index] = SecondJump { guest: rip, space, host: far };
         }
     }
 
@@ -460,7 +464,7 @@ impl Transcoder {
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
-    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, mut setting: Setting, near: u64) {
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         while let Next::Enter { at, vectors } = next {
@@ -477,12 +481,12 @@ impl Transcoder {
                     entry::enter(context);
                 }
             }
-            next = self.after(cpu, &mut setting);
+            next = self.after(cpu, setting);
         }
     }
 
     /// Does what translated code was left for.
-    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: &mut Setting) -> Next {
+    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
         let number = self.context().exit;
         let Some(Departure { exit, back }) = self.cache.exit(number) else {
             unreachable!("translated code left by exit {number}, which does not exist");
@@ -495,7 +499,7 @@ impl Transcoder {
             Exit::Chain { at } => {
                 self.counters.chains += 1;
                 let target = self.context().code_base.wrapping_add(at.into());
-                self.go_on(cpu, *setting, target)
+                self.go_on(cpu, setting, target)
             }
             Exit::Branch { at, stack } => {
                 self.counters.branches += 1;
@@ -507,28 +511,25 @@ impl Transcoder {
                     cpu.execute(1);
                     return Next::Look;
                 }
-                setting.narrow = false;
-                self.go_on(cpu, *setting, target)
+                self.go_on(cpu, setting, target)
             }
-            Exit::Miss { at, retry, size, write } => {
+            Exit::Miss { at, retry, size, write, merged } => {
                 self.counters.misses += 1;
                 let linear = self.context().scratch;
+                let vectors = self.context().vectors_left != 0;
                 let crosses = (linear & 0xfff) + u64::from(size) > 0x1000;
                 if !crosses && self.fill(cpu, linear, write) {
                     self.counters.filled += 1;
-                    let vectors = self.context().vectors_left != 0;
                     return Next::Enter { at: self.cache.address(retry), vectors };
                 }
                 self.recover_flags(cpu, at, back);
-                if crosses && !setting.narrow {
-                    // A check for several accesses, perhaps.
-                    setting.narrow = true;
-                    self.store_state(cpu, at.into());
-                    let vectors = self.context().vectors_left != 0;
+                self.store_state(cpu, at.into());
+                if crosses && merged {
+                    let setting = Setting { narrow: true, ..setting };
                     if let Some((gpa, page)) = cpu.code_place() {
-                        let key = Key::new(gpa, *setting);
+                        let key = Key::new(gpa, setting);
                         let block = match self.find(cpu, key) {
-                            None => self.translate(cpu, key, page, *setting),
+                            None => self.translate(cpu, key, page, setting),
                             found => found,
                         };
                         if let Some(Block::Code { near, .. }) = block {
@@ -536,7 +537,6 @@ impl Transcoder {
                         }
                     }
                 }
-                self.store_state(cpu, at.into());
                 cpu.execute(1);
                 Next::Look
             }
@@ -546,7 +546,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, *setting) {
+                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
                     return Next::Look;
                 }
                 self.counters.resumed += 1;
@@ -583,9 +583,7 @@ impl Transcoder {
         if let Some((gpa, _)) = cpu.code_place()
             && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
-            if !setting.narrow {
-                self.remember_jump(cpu, far);
-            }
+            self.remember_jump(cpu, far);
             return Next::Enter { at: near, vectors: false };
         }
         self.store_state(cpu, target & 0xfff);
@@ -602,7 +600,7 @@ impl Transcoder {
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && self.setting(cpu) == Setting { narrow: false, ..setting }
+            && self.setting(cpu) == setting
     }
 
     /// Fills the soft TLB for an access at `linear`. `false` if the interpreter

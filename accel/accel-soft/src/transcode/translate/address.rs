@@ -98,7 +98,20 @@ impl Translator {
         write: bool,
         align: bool,
     ) {
-        debug_assert!(self.status == Status::Kept);
+        self.check_range(insn, start, size, write, align, false);
+    }
+
+    /// The same for several accesses, if they are `merged`.
+    fn check_range(
+        &mut self,
+        insn: &Instruction,
+        start: Label,
+        size: usize,
+        write: bool,
+        align: bool,
+        merged: bool,
+    ) {
+        debug_assert!(matches!(self.status, Status::Kept | Status::Lost));
         let view = self.setting.view;
         let tag = offset::tlb_tag(view, write);
         // Twice the number of the entry, which has 16 bytes.
@@ -107,10 +120,10 @@ impl Translator {
         self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
         self.asm.alu_imm(Alu::Cmp, ADDRESS, 4096 - size as i32);
         let at = insn.ip() as u16;
-        let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write });
+        let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write, merged });
         self.resumes.push((exit, start));
         let miss = self.asm.label();
-        self.cold.push(Cold::Miss { from: miss, exit, write, start });
+        self.cold.push(Cold::Miss { from: miss, exit, write, start, merged });
         self.asm.jump_if(Cond::Above, miss);
         if align {
             // The interpreter raises what there is to raise.
@@ -154,6 +167,10 @@ impl Translator {
             return distance;
         }
         let checked = self.look_ahead(base, disp, size, write, block);
+        let merged = checked.span > size;
+        if merged {
+            self.keep_flags();
+        }
         self.destroy_flags();
         let start = self.asm.here();
         let base = self.register(base, ADDRESS);
@@ -161,7 +178,7 @@ impl Translator {
             0 => self.asm.mov(ADDRESS, base),
             low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
         }
-        self.check(insn, start, checked.span as usize, checked.write, false);
+        self.check_range(insn, start, checked.span as usize, checked.write, false, merged);
         self.cached = Some(checked);
         disp - checked.low
     }
@@ -175,7 +192,8 @@ impl Translator {
         write: bool,
         code: Code<'_>,
     ) -> Checked {
-        if self.setting.narrow {
+        // Who goes on elsewhere, for a page is crossed, needs the flags.
+        if self.setting.narrow || self.status == Status::Lost {
             return Checked { base, low: disp, span: size, write };
         }
         let (mut low, mut high, mut any_write) = (disp, disp + size, write);

@@ -38,7 +38,7 @@ impl Translator {
 
     pub(super) fn add_link(&mut self, exit: usize, from: Label, link: u32, target: u16) {
         self.cold.push(Cold::Exit { from, exit });
-        self.links.push(Link { at: link, target });
+        self.links.push(Link { at: link, target, narrow: false });
     }
 
     /// Goes to the address in RBX, with RSP moved by `stack`. Flags are kept and destroyed.

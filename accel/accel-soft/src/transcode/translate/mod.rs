@@ -65,12 +65,15 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// What is in the number of a setting that is narrow.
+    pub const NARROW: u8 = 1 << 5;
+
     /// A number for each setting, below 64.
     pub fn number(self) -> u64 {
         (self.view as u64) << 2
             | u64::from(self.vectors)
             | u64::from(self.time) << 4
-            | u64::from(self.narrow) << 5
+            | if self.narrow { u64::from(Self::NARROW) } else { 0 }
     }
 }
 
@@ -86,7 +89,8 @@ pub enum Exit {
     Branch { at: u16, stack: i32 },
     /// The load or store at the linear address in `scratch` missed the soft TLB. With that
     /// filled, the check can be repeated at `retry`.
-    Miss { at: u16, retry: u32, size: u8, write: bool },
+    /// If it was a check for several accesses, they may cross a page together.
+    Miss { at: u16, retry: u32, size: u8, write: bool, merged: bool },
     /// The interpreter executes the instruction. If it goes on at `next`, so does translated
     /// code at `resume` (0: nowhere).
     Interpret { at: u16, next: u16, resume: u32 },
@@ -106,6 +110,8 @@ pub struct Link {
     /// Where the distance stands in the code.
     pub at: u32,
     pub target: u16,
+    /// To the narrow translation ([`Setting::narrow`]).
+    pub narrow: bool,
 }
 
 /// The result of a translation. Offsets are relative to the start of the code.
@@ -139,7 +145,7 @@ enum Cold {
     /// Looks in the second level of the jump cache, and leaves if that has no answer either.
     Branch { from: Label, exit: usize },
     /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
-    Miss { from: Label, exit: usize, write: bool, start: Label },
+    Miss { from: Label, exit: usize, write: bool, start: Label, merged: bool },
 }
 
 /// The instructions of a block, and what there is to know of them.
@@ -187,6 +193,8 @@ pub struct Translator {
 #[derive(Clone, Copy, Debug)]
 pub struct Common {
     pub leave: u32,
+    /// Leaves by the exit whose number is in the context.
+    pub crossing: u32,
     pub load_vectors: u32,
     /// By view, for loads and stores: see [`second_level`](super::second_level).
     pub second_level: [[u32; 2]; VIEWS],
