@@ -32,6 +32,8 @@ pub struct Block<'a> {
     pub retries: &'a [Retry],
     /// The numbers of its exits.
     pub exits: Range<u32>,
+    /// Those of its exits that take RBX for the guest's instruction pointer.
+    pub branches: &'a [u32],
     /// Distances of jumps that will be overwritten, to lead to other blocks' near entries.
     pub links: &'a [u32],
     /// Addresses of other blocks' near entries that it may lead to now.
@@ -47,7 +49,7 @@ pub struct Block<'a> {
 }
 
 /// Who leaves by the exit is let in again at `at`, with the guest's vector registers loaded if
-/// they were when it left.
+/// they were when it left. RBX is taken for the linear address that missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
     /// The number of the exit.
@@ -126,11 +128,7 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables {
-            read: 0,
-            write: 0,
-            jump: 0,
-        };
+        let none = ViewTables { read: 0, write: 0, jump: 0 };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
@@ -270,14 +268,14 @@ impl Checker {
             let goes_on = if is_push(insn) {
                 // Only for the call that takes it off the stack.
                 let next = insns.get(index + 1).ok_or(found(Problem::FallsOff))?;
-                let place = self.places[index + 1];
-                if miss_stub(next, block).is_none() || place.marks != 0 || place.pending != 0 {
+                if miss_stub(next, block).is_none() {
                     return Err(found(Problem::NotAllowed));
                 }
                 true
             } else if let Some(write) = miss_stub(insn, block) {
-                let pushed = index.checked_sub(1).map(|before| &insns[before]);
-                let pushed = pushed.filter(|insn| is_push(insn));
+                // No way leads here but over the push.
+                let before = index.checked_sub(1).filter(|_| marks == 0 && pending == 0);
+                let pushed = before.map(|before| &insns[before]).filter(|insn| is_push(insn));
                 let pushed = pushed.ok_or(found(Problem::NotAllowed))?.immediate(0) as u32;
                 self.miss(now, write, pushed & !MERGED, block).map_err(found)?;
                 if pushed & MERGED != 0 {
@@ -308,8 +306,10 @@ impl Checker {
     /// above.
     fn enter(&mut self, marks: u8, offset: u32, before: Option<&State>) -> State {
         use entry::{BACK, FAR, NEAR, RESUME, RETRY};
-        // RBX holds an address of the guest's at these, what the last block left in it at others.
-        let is_rbx_secret = marks & (NEAR | BACK) != 0;
+        // RBX holds an address of the guest's for who comes from elsewhere, but what the last block
+        // left in it at the near entry, and anything from below.
+        let is_rbx_secret = marks & (NEAR | BACK) != 0
+            || before.is_some_and(|state| state.registers[RBX].kind.is_secret());
         // Whether vector registers are live on the way from above is taken for granted on ways
         // from below and behind an exit, too. Whether they are is seen there.
         let mut live = marks & (FAR | NEAR | RESUME) == 0 && before.is_none_or(|state| state.live);
@@ -420,24 +420,31 @@ impl Checker {
             return Err(Problem::Leak);
         }
         if target == block.stubs.leave {
-            return self.leave(state, block);
+            return self.leave(state, false, block);
         }
         if target == block.stubs.crossing {
             return if state.has_missed { Ok(()) } else { Err(Problem::WrongExit) };
         }
         if target == block.stubs.branch {
-            let address = state.registers[RBX].kind;
-            return if address.is_secret() { Err(Problem::Leak) } else { self.leave(state, block) };
+            return self.leave(state, true, block);
         }
         if block.targets.contains(&target) { Ok(()) } else { Err(Problem::Outside) }
     }
 
-    /// The block is left by an exit.
-    fn leave(&mut self, state: &State, block: &Block<'_>) -> Result<(), Problem> {
-        match state.registers[RBP].kind {
-            Kind::Const(number) => self.leave_by(state, number, block),
-            _ => Err(Problem::WrongExit),
+    /// The block is left by an exit. `branches` is whether RBX is an address even if the exit does
+    /// not say so.
+    fn leave(&mut self, state: &State, branches: bool, block: &Block<'_>) -> Result<(), Problem> {
+        let Kind::Const(number) = state.registers[RBP].kind else {
+            return Err(Problem::WrongExit);
+        };
+        let is_address = branches
+            || block.branches.contains(&number)
+            || block.retries.iter().any(|retry| retry.exit == number);
+        // The guest would see it in RIP, or in CR2.
+        if is_address && state.registers[RBX].kind.is_secret() {
+            return Err(Problem::Leak);
         }
+        self.leave_by(state, number, block)
     }
 
     fn leave_by(&mut self, state: &State, number: u32, block: &Block<'_>) -> Result<(), Problem> {
@@ -509,9 +516,9 @@ impl Checker {
     }
 }
 
-/// Whether the number of an exit may be what the instruction pushes.
+/// Whether the number of an exit may be what the instruction pushes. Other lengths have prefixes.
 fn is_push(insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Pushq_imm8 | Code::Pushq_imm32)
+    matches!((insn.code(), insn.len()), (Code::Pushq_imm8, 2) | (Code::Pushq_imm32, 5))
 }
 
 /// Whether the instruction calls one of the stubs for misses: that for stores?

@@ -7,8 +7,7 @@ use crate::common::*;
 /// An address in RBX with the tag for stores added, and the index in RBP.
 fn tagged(b: &mut Builder) -> Built {
     b.a.mov(rbx, rcx)?;
-    b.a.rorx(rbp, rbx, 12)?;
-    b.a.and(ebp, 1023)?;
+    tlb_index(b)?;
     b.a.add(rbx, table(rbp, T.write))
 }
 
@@ -104,6 +103,47 @@ refused! {
         b.a.push(EXITS.start as i32)?;
         b.a.set_label(&mut call)?;
         b.resume = Some(call);
+        b.a.call(MISSES[1])?;
+    }
+    the_push_has_a_prefix: NotAllowed, |b| {
+        tagged(b)?;
+        b.a.db(&[0x66, 0x48, 0x68, 7, 0, 0, 0])?;
+        b.a.call(MISSES[1])?;
+    }
+    // The stub would take the number off the stack all the same.
+    the_push_is_jumped_over: NotAllowed, |b| {
+        let mut call = b.a.create_label();
+        tagged(b)?;
+        b.a.jmp(call)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.set_label(&mut call)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_call_is_resumed_behind_a_push_that_nothing_leads_to: NotAllowed, |b| {
+        let mut call = b.a.create_label();
+        tagged(b)?;
+        b.a.jmp(b.miss)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.set_label(&mut call)?;
+        b.resume = Some(call);
+        b.a.call(MISSES[1])?;
+    }
+    the_index_is_odd: Index, |b| {
+        tagged(b)?;
+        b.a.or(ebp, 1)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    the_address_is_a_host_address: Index, |b| {
+        checked(b)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.call(MISSES[1])?;
+    }
+    a_host_address_in_a_guest_register: Leak, |b| {
+        checked(b)?;
+        b.a.mov(rdx, rbx)?;
+        tagged(b)?;
+        b.a.push(EXITS.start as i32)?;
         b.a.call(MISSES[1])?;
     }
     the_retry_has_vectors_that_the_exit_lacks: VectorsNotLive, |b| {
