@@ -334,7 +334,10 @@ impl TlbView {
         let index = (linear >> 12) as usize % TLB_ENTRIES;
         for entries in [&mut self.read, &mut self.write] {
             entries[index].tag = never(index);
-            clear_slots(entries, nowhere);
+            let tag = (linear & !0xfff).wrapping_neg();
+            for slot in entries[TLB_ENTRIES..].iter_mut().filter(|slot| slot.tag == tag) {
+                *slot = empty_slot(nowhere);
+            }
         }
     }
 
@@ -349,11 +352,11 @@ fn clear_entries(entries: &mut [TlbEntry; TLB_ENTRIES + TLB_SLOTS], nowhere: u64
     for (index, entry) in entries.iter_mut().take(TLB_ENTRIES).enumerate() {
         entry.tag = never(index);
     }
-    clear_slots(entries, nowhere);
+    entries[TLB_ENTRIES..].fill(empty_slot(nowhere));
 }
 
-fn clear_slots(entries: &mut [TlbEntry; TLB_ENTRIES + TLB_SLOTS], nowhere: u64) {
-    entries[TLB_ENTRIES..].fill(TlbEntry { tag: NOWHERE.wrapping_neg(), host: nowhere });
+fn empty_slot(nowhere: u64) -> TlbEntry {
+    TlbEntry { tag: NOWHERE.wrapping_neg(), host: nowhere }
 }
 
 impl Context {
@@ -392,7 +395,9 @@ impl JumpView {
     pub fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
             let index = Self::index(guest);
-            self.0[index].guest = nowhere(index);
+            if self.0[index].guest & !1 == guest {
+                self.0[index].guest = nowhere(index);
+            }
         }
     }
 
