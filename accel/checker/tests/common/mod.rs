@@ -69,7 +69,10 @@ pub fn layout() -> Layout {
 /// Where blocks and stubs lie.
 pub const CODE: u64 = 0x1000;
 pub const LEAVE: u64 = 0x100;
+pub const CROSSING: u64 = 0x108;
 pub const BRANCH: u64 = 0x110;
+/// In the number of an exit: the stub for misses may return behind the next jump.
+pub const MERGED: i32 = i32::MIN;
 pub const LOAD_VECTORS: u64 = 0x120;
 pub const MISSES: [u64; 2] = [0x140, 0x160];
 /// The near entry of another block.
@@ -121,6 +124,7 @@ impl Code {
             time: false,
             stubs: Stubs {
                 leave: LEAVE,
+                crossing: CROSSING,
                 branch: BRANCH,
                 load_vectors: LOAD_VECTORS,
                 misses: MISSES,

@@ -10,6 +10,7 @@ use iced_x86::{
 
 use super::{BASE, COMMON, FIRST_EXIT};
 use crate::transcode::context::offset;
+use crate::transcode::second_level::MERGED;
 use crate::transcode::translate::{Departure, Exit, Setting, Translated, Translator};
 
 /// Names for what the code refers to, so that listings depend on no layout.
@@ -57,6 +58,7 @@ impl Names {
         let [read, write] = COMMON.second_level[view as usize];
         let places = [
             (COMMON.leave, "leave"),
+            (COMMON.crossing, "crossing"),
             (COMMON.load_vectors, "load_vectors"),
             (read, "missed_load"),
             (write, "missed_store"),
@@ -147,7 +149,7 @@ pub fn host(translator: &Translator, translated: &Translated, setting: Setting) 
 
     let number_of = |at: u64| labels.binary_search(&at).ok();
     let exit = |number: u64| -> Option<String> {
-        let index = number.checked_sub(FIRST_EXIT.into())? as usize;
+        let index = (number as u32 & !MERGED).checked_sub(FIRST_EXIT)? as usize;
         let &departure = translator.exits.get(index)?;
         let resumed = resumed_at(departure.exit).and_then(number_of);
         Some(describe(departure, resumed))
@@ -168,9 +170,8 @@ pub fn host(translator: &Translator, translated: &Translated, setting: Setting) 
             Mnemonic::Mov if target == Some(u64::from(branch)) => Some(("branch or leave by", 1)),
             _ => None,
         };
-        let described = way.and_then(|(way, operand)| {
-            Some((way, exit(insn.try_immediate(operand).ok()?)?))
-        });
+        let described =
+            way.and_then(|(way, operand)| Some((way, exit(insn.try_immediate(operand).ok()?)?)));
         match described {
             Some((way, exit)) => {
                 if insn.ip() != attention {
@@ -204,9 +205,10 @@ fn describe(Departure { exit, back }: Departure, resumed: Option<usize>) -> Stri
         Exit::Chain { at } => format!("chain to {at:#x}"),
         Exit::Branch { at, stack: 0 } => format!("branch at {at:#x}"),
         Exit::Branch { at, stack } => format!("branch at {at:#x}, stack moved by {stack}"),
-        Exit::Miss { at, size, write, .. } => {
+        Exit::Miss { at, size, write, merged, .. } => {
             let what = if write { "store" } else { "load" };
-            format!("miss at {at:#x}: {what} of {size}")
+            let merged = if merged { ", merged" } else { "" };
+            format!("miss at {at:#x}: {what} of {size}{merged}")
         }
         Exit::Interpret { at, .. } => format!("interpret at {at:#x}"),
     };
@@ -248,9 +250,12 @@ pub fn difference(expected: &str, found: &str) -> String {
                 let after = pairs.take_while(|(a, b)| a == b).count();
                 let (old_end, new_end) = (old_rest.len() - after, new_rest.len() - after);
                 let same = &old_rest[old_end..];
-                for (mark, lines) in
-                    [(" ", &lines[..before]), ("-", &old_rest[..old_end]), ("+", &new_rest[..new_end]), (" ", same)]
-                {
+                for (mark, lines) in [
+                    (" ", &lines[..before]),
+                    ("-", &old_rest[..old_end]),
+                    ("+", &new_rest[..new_end]),
+                    (" ", same),
+                ] {
                     if let Some((first, others)) = lines.split_first() {
                         all(mark, first, others);
                     }
