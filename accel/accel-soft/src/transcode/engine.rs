@@ -8,7 +8,7 @@ use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key};
-use super::context::{Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash};
+use super::context::{Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash, places_of_page};
 use super::entry;
 use super::lost_flags;
 use super::proof::Proof;
@@ -248,7 +248,7 @@ impl Transcoder {
             }
             let (word, bit) = code_page_bit(linear);
             if self.code_pages[word] & bit != 0 {
-                self.forget_jumps();
+                self.forget_jumps_to(linear);
             }
         }
     }
@@ -265,6 +265,19 @@ impl Transcoder {
         self.code_pages = [0; CODE_PAGES / 64];
         self.context().jump.iter_mut().for_each(|jump| jump.clear());
         self.forget_second_jumps();
+    }
+
+    /// Forgets where jump caches lead for the page at `linear`.
+    fn forget_jumps_to(&mut self, linear: u64) {
+        self.counters.jumps_forgotten += 1;
+        for view in 0..VIEWS {
+            self.context().jump[view].clear_page(linear);
+            for guest in places_of_page(linear) {
+                let index = jump_hash(guest) % SECOND_JUMPS[view];
+                self.second_jumps[view][index] = SecondJump::EMPTY;
+                self.second_jumps[view][index ^ 1] = SecondJump::EMPTY;
+            }
+        }
     }
 
     fn forget_second_jumps(&mut self) {

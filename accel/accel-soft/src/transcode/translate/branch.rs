@@ -8,7 +8,7 @@ impl Translator {
         self.keep_flags();
         self.status = Status::Kept;
         if let Ok(target) = u16::try_from(target)
-            && target < 4096
+            && target <= LAST_WHOLE
         {
             let exit = self.exit(Exit::Chain { at: target });
             let from = self.asm.label();
@@ -16,13 +16,6 @@ impl Translator {
             self.add_link(exit, from, link, target);
             return;
         }
-        self.jump_far(target, at);
-    }
-
-    /// The same through the jump cache.
-    pub(super) fn jump_far(&mut self, target: i64, at: u16) {
-        self.keep_flags();
-        self.status = Status::Kept;
         match i32::try_from(target) {
             Ok(target) => {
                 self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
@@ -67,7 +60,7 @@ impl Translator {
         let condition = condition(insn);
         let target = insn.near_branch_target() as i64;
         let at = insn.ip() as u16;
-        if (0..4096).contains(&target) {
+        if (0..=LAST_WHOLE.into()).contains(&target) {
             let exit = self.exit(Exit::Chain { at: target as u16 });
             let from = self.asm.label();
             let link = self.asm.jcc(condition, from) as u32;
@@ -90,7 +83,7 @@ impl Translator {
         let from = self.asm.label();
         let link = self.asm.jcc(condition(insn), from) as u32;
         match u16::try_from(target) {
-            Ok(target) if self.status == Status::Both && target < 4096 => {
+            Ok(target) if self.status == Status::Both && target <= LAST_WHOLE => {
                 let exit = self.exit(Exit::Chain { at: target });
                 self.add_link(exit, from, link, target);
             }
@@ -122,7 +115,7 @@ impl Translator {
         block: Code<'_>,
     ) -> Emit {
         let target = insn.near_branch_target() as i64;
-        let is_near = (0..4096).contains(&target);
+        let is_near = (0..=LAST_WHOLE.into()).contains(&target);
         let far = i32::try_from(target).map_err(|_| Refused)?;
         self.store_return_address(insn, cached, block);
         if is_near {

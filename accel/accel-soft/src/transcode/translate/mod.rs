@@ -48,8 +48,8 @@ const STATUS: Reg = Reg::RAX;
 /// A block covers at most this many instructions, so that the interpreter can take over quickly.
 pub const MAX_INSTRUCTIONS: usize = 64;
 
-/// An instruction behind this offset may reach into the next page.
-const LAST_WHOLE: u64 = 0x1000 - 15;
+/// An instruction behind this offset may reach into the next page: jump caches alone can find it.
+const LAST_WHOLE: u16 = 0x1000 - 15;
 
 /// What a block was translated for besides its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,11 +309,7 @@ impl Translator {
         }
         let last = insns.last()?;
         if !ends {
-            // What follows may reach into the next page: then jump caches alone can find it.
-            match last.next_ip() {
-                next if next > LAST_WHOLE => self.jump_far(next as i64, last.ip() as u16),
-                next => self.jump_to(next as i64, last.ip() as u16),
-            }
+            self.jump_to(last.next_ip() as i64, last.ip() as u16);
         }
         self.finish(common)?;
         Some(Translated { near })
