@@ -8,7 +8,7 @@ use iced_x86::{
 };
 
 use crate::layout::{Layout, Table, ViewTables};
-use crate::state::{Flags, Kind, Numbers, RBP, RBX, State};
+use crate::state::{Flags, Kind, Number, Numbers, RBP, RBX, State, is_slot};
 use crate::violation::{Problem, Violation};
 
 /// A block of translated code and what belongs to it.
@@ -479,6 +479,10 @@ impl Checker {
         match (state.registers[RBX].kind, state.registers[RBP].kind) {
             (Kind::Offset { of, write: tag_write, .. }, Kind::TlbIndex { of: index_of })
                 if of == index_of && write == tag_write => {}
+            (Kind::Offset { of, write: tag_write, .. }, Kind::Const(index))
+                if is_slot(of)
+                    && index == 2 * (self.layout.tlb_entries + (Number::MAX - of))
+                    && write == tag_write => {}
             _ => return Err(Problem::Index),
         }
         if state.leaks() {

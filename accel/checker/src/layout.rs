@@ -16,6 +16,8 @@ pub struct Layout {
     /// How many entries each table of a soft TLB has, a power of two. They are indexed by the number
     /// of the page.
     pub tlb_entries: u32,
+    /// How many entries follow these that belong to no address: slots.
+    pub tlb_slots: u32,
     /// How many entries a jump cache has, a power of two. They are indexed by half the address
     /// exclusive-or the number of its page.
     pub jump_entries: u32,
@@ -74,6 +76,20 @@ impl ViewTables {
 }
 
 impl Layout {
+    /// The half of a table, and the slot, that lie at `offset`.
+    pub(crate) fn slot(&self, tables: &ViewTables, offset: u64) -> Option<(Table, u32)> {
+        [(tables.read, false), (tables.write, true)].into_iter().find_map(|(start, write)| {
+            let first = u64::from(start) + 16 * u64::from(self.tlb_entries);
+            let at = offset.checked_sub(first)?;
+            let table = match at % 16 {
+                0 => Table::Tag { write },
+                8 => Table::HostPage { write },
+                _ => return None,
+            };
+            (at / 16 < self.tlb_slots.into()).then_some((table, (at / 16) as u32))
+        })
+    }
+
     /// Whether `size` bytes at `offset` may be read, or written by blocks of `view`.
     pub(crate) fn allows(&self, offset: u64, size: u64, write: bool, view: usize) -> bool {
         if !matches!(size, 1 | 2 | 4 | 8) || !offset.is_multiple_of(size) {

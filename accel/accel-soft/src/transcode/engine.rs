@@ -236,14 +236,14 @@ impl Transcoder {
                 // The second level fills the first without a word, and only the supervisor's
                 // has global pages alone.
                 if is_local || view != View::Supervisor as usize {
-                    self.context().tlb[view].clear();
+                    self.context().clear_tlb(view);
                     self.context().jump[view].clear();
                 }
             }
         }
         for &linear in forgotten.pages() {
+            self.context().clear_page(linear);
             for view in 0..3 {
-                self.context().tlb[view].clear_page(linear);
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
             let (word, bit) = code_page_bit(linear);
@@ -256,7 +256,7 @@ impl Transcoder {
     /// Forgets what the soft TLBs allow to store to.
     fn forget_writes(&mut self) {
         let context = self.context();
-        context.tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
+        context.clear_writes();
         context.write_epoch += 1;
     }
 
@@ -630,7 +630,8 @@ impl Transcoder {
         }
         let host = target.page.host();
         let context = self.context();
-        context.tlb[view as usize].fill(linear, host, write);
+        let missed = context.missed as usize / 2;
+        context.tlb[view as usize].fill(missed, linear, host, write);
         if target.global || view != View::Supervisor {
             let tag = linear & !0xfff | context.spaces[view as usize];
             let epoch = context.write_epoch;
