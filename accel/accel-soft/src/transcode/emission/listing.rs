@@ -9,7 +9,7 @@ use iced_x86::{
 };
 
 use super::{BASE, COMMON, FIRST_EXIT};
-use crate::transcode::context::offset;
+use crate::transcode::context::{TLB_ENTRIES, TLB_SLOTS, offset};
 use crate::transcode::second_level::MERGED;
 use crate::transcode::translate::{Departure, Exit, Setting, Translated, Translator};
 
@@ -48,6 +48,13 @@ impl Names {
             (offset::jump_host(view), "jump.host"),
         ] {
             field(at, name);
+        }
+        for n in 0..TLB_SLOTS {
+            let from_start = (TLB_ENTRIES + n) as i32 * 16;
+            for (way, write) in [("read", false), ("write", true)] {
+                field(offset::tlb_tag(view, write) + from_start, &format!("slot{n}.{way}.tag"));
+                field(offset::tlb_host(view, write) + from_start, &format!("slot{n}.{way}.host"));
+            }
         }
         for n in 0..6 {
             field(offset::selector(n), ["es", "cs", "ss", "ds", "fs", "gs"][n]);
