@@ -65,7 +65,7 @@ pub struct Stubs {
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
     /// Jumped to in order to leave with the number of an exit that one of `misses` put in the
-    /// context.
+    /// context, and the linear address in RBX.
     pub crossing: u64,
     /// Jumped to in order to go where the guest's instruction pointer in RBX says, with the number
     /// of an exit in EBP. It finds translated code there, or leaves by the exit.
@@ -76,7 +76,8 @@ pub struct Stubs {
     /// an exit on the stack, the index of the entry in RBP, and the linear address with its tag
     /// added in RBX. They leave by the exit, or fill the entry, take the number off the stack and
     /// return; RBX, RBP and status flags are lost. If bit 31 of the number is set, they may return
-    /// behind the 5 bytes that follow the call instead, and what is there may jump to `crossing`.
+    /// behind the 5 bytes that follow the call instead, with the linear address in RBX, and what is
+    /// there may jump to `crossing`.
     pub misses: [u64; 2],
 }
 
@@ -282,7 +283,8 @@ impl Checker {
                     // It may return behind the next instruction, too.
                     let next = insns.get(index + 1).filter(|next| next.len() == 5);
                     let next = next.ok_or(found(Problem::NotAllowed))?;
-                    let crossing = State { has_missed: true, ..now.clone() };
+                    let mut crossing = State { has_missed: true, ..now.clone() };
+                    crossing.registers[RBX] = self.numbers.value(Kind::Any);
                     self.go(&crossing, next.next_ip(), index, false, block).map_err(found)?;
                 }
                 true
@@ -423,7 +425,11 @@ impl Checker {
             return self.leave(state, false, block);
         }
         if target == block.stubs.crossing {
-            return if state.has_missed { Ok(()) } else { Err(Problem::WrongExit) };
+            return match state.registers[RBX].kind.is_secret() {
+                _ if !state.has_missed => Err(Problem::WrongExit),
+                true => Err(Problem::Leak),
+                false => Ok(()),
+            };
         }
         if target == block.stubs.branch {
             return self.leave(state, true, block);

@@ -78,15 +78,15 @@ impl ViewTables {
 impl Layout {
     /// The half of a table, and the slot, that lie at `offset`.
     pub(crate) fn slot(&self, tables: &ViewTables, offset: u64) -> Option<(Table, u32)> {
+        let entries = 16 * u64::from(self.tlb_entries);
         [(tables.read, false), (tables.write, true)].into_iter().find_map(|(start, write)| {
-            let first = u64::from(start) + 16 * u64::from(self.tlb_entries);
-            let at = offset.checked_sub(first)?;
-            let table = match at % 16 {
-                0 => Table::Tag { write },
-                8 => Table::HostPage { write },
-                _ => return None,
-            };
-            (at / 16 < self.tlb_slots.into()).then_some((table, (at / 16) as u32))
+            let from_first = offset.checked_sub(u64::from(start) + entries)?;
+            let slot = u32::try_from(from_first / 16).ok().filter(|&slot| slot < self.tlb_slots)?;
+            match from_first % 16 {
+                0 => Some((Table::Tag { write }, slot)),
+                8 => Some((Table::HostPage { write }, slot)),
+                _ => None,
+            }
         })
     }
 

@@ -208,7 +208,7 @@ pub(crate) fn sum(a: Value, b: Value) -> Kind {
     match (a, b) {
         (Value { number, .. }, Value { kind: Kind::Tag { of, write }, .. })
         | (Value { kind: Kind::Tag { of, write }, .. }, Value { number, .. })
-            if number == of || is_slot(of) =>
+            if number == of || is_slot(of) && !a.kind.is_secret() && !b.kind.is_secret() =>
         {
             Kind::Offset { of, write, room: 0 }
         }

@@ -67,6 +67,7 @@ fn parse(line: &str) -> Golden {
         retries,
         links,
         leave,
+        crossing,
         branch,
         load,
         read_miss,
@@ -76,7 +77,7 @@ fn parse(line: &str) -> Golden {
         code,
     ] = words[..]
     else {
-        panic!("a line has 17 words, not {}", words.len());
+        panic!("a line has 18 words, not {}", words.len());
     };
     let retry = |text: &str| {
         let (exit, at) = text.split_once(':').expect("an exit and a place");
@@ -94,6 +95,7 @@ fn parse(line: &str) -> Golden {
         links: list(links, number),
         stubs: Stubs {
             leave: number(leave).into(),
+            crossing: number(crossing).into(),
             branch: number(branch).into(),
             load_vectors: number(load).into(),
             misses: [number(read_miss).into(), number(write_miss).into()],
@@ -216,7 +218,7 @@ proptest! {
             view,
             flags: u64::from(first),
             time: true,
-            stubs: Stubs { leave: !address, branch: 1, load_vectors: address, misses: [2, 3] },
+            stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3] },
         };
         let _ = Checker::new(layout()).check(&block);
     }
@@ -274,7 +276,7 @@ proptest! {
             view: 0,
             flags: 0,
             time: false,
-            stubs: Stubs { leave: 0, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60] },
+            stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60] },
         };
         let _ = Checker::new(layout()).check(&block);
     }

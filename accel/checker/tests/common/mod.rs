@@ -16,15 +16,17 @@ pub const SPILL: u32 = 24;
 pub const GPR: u32 = 32;
 pub const STATUS: u32 = 168;
 pub const RFLAGS: u32 = 176;
-pub const FS_BASE: u32 = 192;
-pub const SELECTORS: u32 = 216;
-const TSC_AUX: u32 = 240;
-const TSC_OFFSET: u32 = 248;
-pub const VECTORS: u32 = 256;
-pub const HOST_SP: u32 = 264;
-const TLB: u32 = 368;
-const JUMP: u32 = TLB + 3 * 2 * 16 * TLB_ENTRIES;
+pub const FS_BASE: u32 = 200;
+pub const SELECTORS: u32 = 224;
+const TSC_AUX: u32 = 248;
+const TSC_OFFSET: u32 = 256;
+pub const VECTORS: u32 = 264;
+pub const HOST_SP: u32 = 272;
+const TLB: u32 = 4472;
+const TABLE: u32 = 16 * (TLB_ENTRIES + TLB_SLOTS);
+const JUMP: u32 = TLB + 3 * 2 * TABLE;
 pub const TLB_ENTRIES: u32 = 1024;
+pub const TLB_SLOTS: u32 = 32;
 pub const JUMP_ENTRIES: u32 = 4096;
 /// What makes an index, twice the number of an entry.
 pub const TLB_MASK: i32 = 2 * TLB_ENTRIES as i32 - 2;
@@ -33,8 +35,8 @@ pub const JUMP_MASK: i32 = 2 * JUMP_ENTRIES as i32 - 2;
 pub const HOST: u32 = 8;
 
 pub const fn tables(view: u32) -> ViewTables {
-    let tlb = TLB + view * 2 * 16 * TLB_ENTRIES;
-    ViewTables { read: tlb, write: tlb + 16 * TLB_ENTRIES, jump: JUMP + view * 16 * JUMP_ENTRIES }
+    let tlb = TLB + view * 2 * TABLE;
+    ViewTables { read: tlb, write: tlb + TABLE, jump: JUMP + view * 16 * JUMP_ENTRIES }
 }
 
 /// The tables of the view that blocks here have.
@@ -62,6 +64,7 @@ pub fn layout() -> Layout {
         vectors_live: VECTORS_LIVE,
         views: (0..3).map(tables).collect(),
         tlb_entries: TLB_ENTRIES,
+        tlb_slots: TLB_SLOTS,
         jump_entries: JUMP_ENTRIES,
     }
 }
@@ -69,7 +72,10 @@ pub fn layout() -> Layout {
 /// Where blocks and stubs lie.
 pub const CODE: u64 = 0x1000;
 pub const LEAVE: u64 = 0x100;
+pub const CROSSING: u64 = 0x108;
 pub const BRANCH: u64 = 0x110;
+/// In the number of an exit: the stub for misses may return behind the next jump.
+pub const MERGED: i32 = i32::MIN;
 pub const LOAD_VECTORS: u64 = 0x120;
 pub const MISSES: [u64; 2] = [0x140, 0x160];
 /// The near entry of another block.
@@ -121,6 +127,7 @@ impl Code {
             time: false,
             stubs: Stubs {
                 leave: LEAVE,
+                crossing: CROSSING,
                 branch: BRANCH,
                 load_vectors: LOAD_VECTORS,
                 misses: MISSES,
@@ -281,6 +288,16 @@ pub fn checked_with(b: &mut Builder, change: impl FnOnce(&mut Check)) -> Built {
     change(&mut check);
     b.a.lea(rbx, ptr(rcx + 8))?;
     check.emit(b)
+}
+
+/// A slot, seen from the start of its table.
+pub const fn slot(number: u32) -> u32 {
+    16 * (TLB_ENTRIES + number)
+}
+
+/// Twice the number of a slot's entry.
+pub const fn slot_index(number: u32) -> u32 {
+    2 * (TLB_ENTRIES + number)
 }
 
 /// Where the address in RBX is in the soft TLB, in RBP.

@@ -9,7 +9,8 @@ use iced_x86::{
 };
 
 use super::{BASE, COMMON, FIRST_EXIT};
-use crate::transcode::context::offset;
+use crate::transcode::context::{TLB_ENTRIES, TLB_SLOTS, offset};
+use crate::transcode::second_level::MERGED;
 use crate::transcode::translate::{Departure, Exit, Setting, Translated, Translator};
 
 /// Names for what the code refers to, so that listings depend on no layout.
@@ -48,6 +49,13 @@ impl Names {
         ] {
             field(at, name);
         }
+        for n in 0..TLB_SLOTS {
+            let from_start = (TLB_ENTRIES + n) as i32 * 16;
+            for (way, write) in [("read", false), ("write", true)] {
+                field(offset::tlb_tag(view, write) + from_start, &format!("slot{n}.{way}.tag"));
+                field(offset::tlb_host(view, write) + from_start, &format!("slot{n}.{way}.host"));
+            }
+        }
         for n in 0..6 {
             field(offset::selector(n), ["es", "cs", "ss", "ds", "fs", "gs"][n]);
         }
@@ -57,6 +65,7 @@ impl Names {
         let [read, write] = COMMON.second_level[view as usize];
         let places = [
             (COMMON.leave, "leave"),
+            (COMMON.crossing, "crossing"),
             (COMMON.load_vectors, "load_vectors"),
             (read, "missed_load"),
             (write, "missed_store"),
@@ -147,7 +156,7 @@ pub fn host(translator: &Translator, translated: &Translated, setting: Setting) 
 
     let number_of = |at: u64| labels.binary_search(&at).ok();
     let exit = |number: u64| -> Option<String> {
-        let index = number.checked_sub(FIRST_EXIT.into())? as usize;
+        let index = (number as u32 & !MERGED).checked_sub(FIRST_EXIT)? as usize;
         let &departure = translator.exits.get(index)?;
         let resumed = resumed_at(departure.exit).and_then(number_of);
         Some(describe(departure, resumed))
@@ -168,9 +177,8 @@ pub fn host(translator: &Translator, translated: &Translated, setting: Setting) 
             Mnemonic::Mov if target == Some(u64::from(branch)) => Some(("branch or leave by", 1)),
             _ => None,
         };
-        let described = way.and_then(|(way, operand)| {
-            Some((way, exit(insn.try_immediate(operand).ok()?)?))
-        });
+        let described =
+            way.and_then(|(way, operand)| Some((way, exit(insn.try_immediate(operand).ok()?)?)));
         match described {
             Some((way, exit)) => {
                 if insn.ip() != attention {
@@ -204,9 +212,10 @@ fn describe(Departure { exit, back }: Departure, resumed: Option<usize>) -> Stri
         Exit::Chain { at } => format!("chain to {at:#x}"),
         Exit::Branch { at, stack: 0 } => format!("branch at {at:#x}"),
         Exit::Branch { at, stack } => format!("branch at {at:#x}, stack moved by {stack}"),
-        Exit::Miss { at, size, write, .. } => {
+        Exit::Miss { at, size, write, merged, .. } => {
             let what = if write { "store" } else { "load" };
-            format!("miss at {at:#x}: {what} of {size}")
+            let merged = if merged { ", merged" } else { "" };
+            format!("miss at {at:#x}: {what} of {size}{merged}")
         }
         Exit::Interpret { at, .. } => format!("interpret at {at:#x}"),
     };
@@ -248,9 +257,12 @@ pub fn difference(expected: &str, found: &str) -> String {
                 let after = pairs.take_while(|(a, b)| a == b).count();
                 let (old_end, new_end) = (old_rest.len() - after, new_rest.len() - after);
                 let same = &old_rest[old_end..];
-                for (mark, lines) in
-                    [(" ", &lines[..before]), ("-", &old_rest[..old_end]), ("+", &new_rest[..new_end]), (" ", same)]
-                {
+                for (mark, lines) in [
+                    (" ", &lines[..before]),
+                    ("-", &old_rest[..old_end]),
+                    ("+", &new_rest[..new_end]),
+                    (" ", same),
+                ] {
                     if let Some((first, others)) = lines.split_first() {
                         all(mark, first, others);
                     }

@@ -27,6 +27,7 @@ const FIRST_EXIT: u32 = 100;
 /// Where common code lies in code memory: any places will do.
 const COMMON: Common = Common {
     leave: 0x100,
+    crossing: 0x180,
     load_vectors: 0x200,
     second_level: [[0x300, 0x310], [0x320, 0x330], [0x340, 0x350]],
     second_jumps: [0x400, 0x410, 0x420],
