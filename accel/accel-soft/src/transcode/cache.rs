@@ -1,6 +1,6 @@
 //! Translated blocks and where they are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::{Duration, Instant};
@@ -88,6 +88,7 @@ impl Hasher for KeyHasher {
     }
 }
 
+pub type Set<K> = HashSet<K, BuildHasherDefault<KeyHasher>>;
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
 /// What is known of one page's code.

@@ -23,7 +23,7 @@ pub const VIEWS: usize = 3;
 /// Entries of one view's soft TLB, a power of two.
 pub const TLB_ENTRIES: usize = 1024;
 /// Entries of one view's jump cache, a power of two.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 2048;
 
 /// Entries of each of a view's tables that belong to no address, but to what forms it: the stack
 /// pointer, or an instruction's constant address. What they are used for mostly stays in one page,
@@ -32,9 +32,9 @@ pub const TLB_SLOTS: usize = 32;
 /// The slot for addresses relative to RSP.
 pub const STACK_SLOT: usize = 0;
 
-/// An entry of a soft TLB.
+/// An entry of a soft TLB. It lies in one cache line.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct TlbEntry {
     /// Added to a linear address, gives the offset in the page if it hits, else a number above
     /// 4095.
@@ -75,9 +75,9 @@ impl SecondEntry {
     pub const EMPTY: Self = Self { read: u64::MAX, write: u64::MAX, host: 0, epoch: 0 };
 }
 
-/// An entry of a jump cache.
+/// An entry of a jump cache. It lies in one cache line.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct JumpEntry {
     /// The guest's instruction pointer.
     pub guest: u64,
@@ -169,6 +169,9 @@ pub struct Context {
     pub second_jumps: [*mut SecondJump; VIEWS],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
+    /// Not zero: a view's soft TLB, or its jump cache, was filled since it was cleared.
+    pub tlb_used: [u64; VIEWS],
+    pub jump_used: [u64; VIEWS],
     /// Entries of another epoch allow no stores.
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
@@ -260,6 +263,14 @@ pub mod offset {
         from_stack(offset_of!(Context, second) + view as usize * 8)
     }
 
+    pub fn tlb_used(view: View) -> i32 {
+        from_stack(offset_of!(Context, tlb_used) + view as usize * 8)
+    }
+
+    pub fn jump_used(view: View) -> i32 {
+        from_stack(offset_of!(Context, jump_used) + view as usize * 8)
+    }
+
     pub fn second_jumps(view: View) -> i32 {
         from_stack(offset_of!(Context, second_jumps) + view as usize * 8)
     }
@@ -342,7 +353,7 @@ impl TlbView {
     }
 
     /// Remembers that the page at `linear` lies at `host`, for loads or for stores, in entry `index`.
-    pub fn fill(&mut self, index: usize, linear: u64, host: u64, write: bool) {
+    fn fill(&mut self, index: usize, linear: u64, host: u64, write: bool) {
         let entries = if write { &mut self.write } else { &mut self.read };
         entries[index] = TlbEntry { tag: (linear & !0xfff).wrapping_neg(), host };
     }
@@ -366,8 +377,30 @@ impl Context {
 
     /// Forgets what a view's soft TLB has.
     pub fn clear_tlb(&mut self, view: usize) {
-        let nowhere = self.nowhere();
-        self.tlb[view].clear(nowhere);
+        if std::mem::take(&mut self.tlb_used[view]) != 0 {
+            let nowhere = self.nowhere();
+            self.tlb[view].clear(nowhere);
+        }
+    }
+
+    /// Remembers in a view's soft TLB that the page at `linear` lies at `host`: in the entry that
+    /// missed last.
+    pub fn fill_tlb(&mut self, view: usize, linear: u64, host: u64, write: bool) {
+        self.tlb_used[view] = 1;
+        self.tlb[view].fill(self.missed as usize / 2, linear, host, write);
+    }
+
+    /// Forgets where a view's jump cache leads.
+    pub fn clear_jumps(&mut self, view: usize) {
+        if std::mem::take(&mut self.jump_used[view]) != 0 {
+            self.jump[view].clear();
+        }
+    }
+
+    /// Remembers in a view's jump cache that the code at `guest` is entered at `host`.
+    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64) {
+        self.jump_used[view] = 1;
+        self.jump[view].fill(guest, host);
     }
 
     /// Forgets what the soft TLBs allow to store to.
@@ -385,7 +418,7 @@ impl Context {
 
 impl JumpView {
     /// Forgets everything.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         for (index, entry) in self.0.iter_mut().enumerate() {
             entry.guest = nowhere(index);
         }
@@ -402,7 +435,7 @@ impl JumpView {
     }
 
     /// Remembers that the code at `guest` is entered at `host`.
-    pub fn fill(&mut self, guest: u64, host: u64) {
+    fn fill(&mut self, guest: u64, host: u64) {
         self.0[Self::index(guest)] = JumpEntry { guest, host };
     }
 
@@ -430,8 +463,11 @@ impl ContextCell {
             let context = context.get_mut();
             context.width = width;
             context.host_mxcsr = 0x1f80;
-            (0..VIEWS).for_each(|view| context.clear_tlb(view));
-            context.jump.iter_mut().for_each(JumpView::clear);
+            (context.tlb_used, context.jump_used) = ([1; VIEWS], [1; VIEWS]);
+            for view in 0..VIEWS {
+                context.clear_tlb(view);
+                context.clear_jumps(view);
+            }
         }
         cell
     }

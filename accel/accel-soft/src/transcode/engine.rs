@@ -7,7 +7,7 @@ use iced_x86::{FlowControl, Instruction};
 use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
-use super::cache::{Block, Cache, Fill, Key};
+use super::cache::{Block, Cache, Fill, Key, Set};
 use super::context::{Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash, places_of_page};
 use super::entry;
 use super::lost_flags;
@@ -22,14 +22,6 @@ const HEAT: usize = 1 << 16;
 const MAX_BYTES: usize = 512;
 /// The longest instruction (SDM Vol. 2, 2.3.11).
 const MAX_INSTRUCTION_BYTES: usize = 15;
-/// Bits of the filter that says which linear pages jump caches lead to.
-const CODE_PAGES: usize = 1 << 17;
-
-/// Where the filter has the page at `linear`.
-fn code_page_bit(linear: u64) -> (usize, u64) {
-    let page = ((linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % CODE_PAGES;
-    (page / 64, 1 << (page % 64))
-}
 
 /// What the transcoder did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,15 +59,17 @@ pub struct Transcoder {
     threshold: u8,
     /// Vector registers as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     width: u32,
-    /// The soft TLB or jump cache of a view has translations that are not global.
+    /// The soft TLB of a view has translations that are not global.
     is_local: [bool; 3],
+    /// The same of its jump cache.
+    are_jumps_local: [bool; 3],
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
     /// The second level of the jump cache, by view; the context points at it.
     second_jumps: [Box<[SecondJump]>; VIEWS],
-    /// Linear pages that jump caches lead to, hashed: a bit for each.
-    code_pages: Box<[u64]>,
+    /// Linear pages that jump caches lead to.
+    code_pages: Set<u64>,
     /// What each view's jump cache leads to.
     settings: [Option<Setting>; 3],
     pub counters: Counters,
@@ -137,7 +131,8 @@ impl Transcoder {
             threshold,
             width: host_width(),
             is_local: [false; 3],
-            code_pages: vec![0; CODE_PAGES / 64].into_boxed_slice(),
+            are_jumps_local: [false; 3],
+            code_pages: Set::default(),
             settings: [None; 3],
             counters: Counters::default(),
         }))
@@ -218,6 +213,7 @@ impl Transcoder {
         let forgotten = cpu.take_forgotten();
         if forgotten.all {
             self.is_local = [true; 3];
+            self.are_jumps_local = [true; 3];
             self.forget_second_jumps();
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
@@ -233,11 +229,13 @@ impl Transcoder {
         if forgotten.all || forgotten.space {
             for view in 0..3 {
                 let is_local = std::mem::take(&mut self.is_local[view]);
-                // The second level fills the first without a word, and only the supervisor's
-                // has global pages alone.
+                let are_jumps_local = std::mem::take(&mut self.are_jumps_local[view]);
+                // The second levels fill the first without a word. Some have global pages alone.
                 if is_local || view != View::Supervisor as usize {
                     self.context().clear_tlb(view);
-                    self.context().jump[view].clear();
+                }
+                if are_jumps_local || view == View::User as usize {
+                    self.context().clear_jumps(view);
                 }
             }
         }
@@ -246,8 +244,7 @@ impl Transcoder {
             for view in 0..3 {
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
-            let (word, bit) = code_page_bit(linear);
-            if self.code_pages[word] & bit != 0 {
+            if self.code_pages.remove(&(linear & !0xfff)) {
                 self.forget_jumps_to(linear);
             }
         }
@@ -262,8 +259,8 @@ impl Transcoder {
 
     fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
-        self.code_pages.fill(0);
-        self.context().jump.iter_mut().for_each(|jump| jump.clear());
+        self.code_pages.clear();
+        (0..VIEWS).for_each(|view| self.context().clear_jumps(view));
         self.forget_second_jumps();
     }
 
@@ -313,18 +310,17 @@ impl Transcoder {
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
         let mut is_global = cpu.is_code_global();
-        let (word, bit) = code_page_bit(rip);
-        self.code_pages[word] |= bit;
+        self.code_pages.insert(rip & !0xfff);
         if may_cross(rip) {
             is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
-            let (word, bit) = code_page_bit(rip.wrapping_add(0x1000));
-            self.code_pages[word] |= bit;
+            self.code_pages.insert((rip | 0xfff).wrapping_add(1));
         }
-        self.is_local[view] |= !is_global;
+        self.are_jumps_local[view] |= !is_global;
         let context = self.context();
-        context.jump[view].fill(rip, far);
-        if is_global || view != View::Supervisor as usize {
-            let space = context.spaces[view];
+        context.fill_jump(view, rip, far);
+        let is_user = view == View::User as usize;
+        if is_global || is_user {
+            let space = if is_user { context.spaces[view] } else { 0 };
             let entries = &mut self.second_jumps[view];
             let index = jump_hash(rip) % SECOND_JUMPS[view];
             if entries[index].guest != rip {
@@ -634,8 +630,7 @@ impl Transcoder {
         }
         let host = target.page.host();
         let context = self.context();
-        let missed = context.missed as usize / 2;
-        context.tlb[view as usize].fill(missed, linear, host, write);
+        context.fill_tlb(view as usize, linear, host, write);
         if target.global || view != View::Supervisor {
             let tag = linear & !0xfff | context.spaces[view as usize];
             let epoch = context.write_epoch;

@@ -63,6 +63,7 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     let crosses = asm.label();
     asm.jump_if(Cond::Equal, crosses);
     asm.store(first, ADDRESS);
+    asm.store_imm(context(offset::tlb_used(view)), 1);
     asm.store(Mem::ContextIndexed(OTHER, offset::tlb_host(view, write) + PUSHED), ENTRY);
     asm.load(ENTRY, context(offset::STATUS));
     // RET 8
@@ -112,7 +113,7 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
     asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
-    asm.load(OTHER, Mem::Context(offset::space(view)));
+    asm.load(OTHER, Mem::Context(offset::space(jump_space(view))));
     let (found, other_way) = (asm.label(), asm.label());
     for way in [other_way, missed] {
         asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
@@ -130,6 +131,7 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     asm.bind(found);
     asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
     hash(asm, OTHER, JUMP_ENTRIES);
+    asm.store_imm(Mem::Context(offset::jump_used(view)), 1);
     asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
     asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
     asm.store(Mem::Context(offset::TARGET), ENTRY);
@@ -140,4 +142,13 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     asm.load(ENTRY, Mem::Context(offset::STATUS));
     asm.load32(OTHER, Mem::Context(offset::EXIT));
     asm.jmp(leave);
+}
+
+/// The view whose number of the address space tells jumps of a view apart: those of the kernel are
+/// to global pages only.
+pub fn jump_space(view: View) -> View {
+    match view {
+        View::User => View::User,
+        _ => View::Supervisor,
+    }
 }
