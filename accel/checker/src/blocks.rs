@@ -119,11 +119,7 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables {
-            read: 0,
-            write: 0,
-            jump: 0,
-        };
+        let none = ViewTables { read: 0, write: 0, jump: 0 };
         Self {
             layout,
             info: InstructionInfoFactory::new(),

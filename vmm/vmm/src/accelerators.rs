@@ -9,14 +9,20 @@ use x86::cpuid::{self, CpuidResult, Model};
 
 /// If this is in the environment, translated code is checked before it runs (docs/checker.md).
 const CHECK: &str = "LODGE_CHECK_CODE";
+/// If this is in the environment, translated code is compared with the interpreter as it runs
+/// (docs/engine.md).
+const LOCKSTEP: &str = "LODGE_LOCKSTEP";
 
 /// The accelerator that the configuration asks for.
 pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Failure> {
     match wanted {
         vmm_api::Accelerator::Auto | vmm_api::Accelerator::Soft => {
             let mut accelerator = SoftAccelerator::default();
-            if let Execution::Transcode { check, .. } = &mut accelerator.execution {
+            if let Execution::Transcode { after, check } = &mut accelerator.execution {
                 *check = std::env::var_os(CHECK).is_some();
+                if std::env::var_os(LOCKSTEP).is_some() {
+                    accelerator.execution = Execution::Lockstep { after: *after };
+                }
             }
             Ok(Box::new(accelerator))
         }

@@ -11,6 +11,7 @@ mod classify;
 pub(crate) mod context;
 pub(crate) mod engine;
 mod entry;
+pub mod lockstep;
 mod lost_flags;
 mod packed_exit;
 pub(crate) mod proof;
