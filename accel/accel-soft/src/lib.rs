@@ -54,6 +54,9 @@ pub enum Execution {
     Lockstep {
         /// As above.
         after: u8,
+        /// Each block is compared so many times at first, then once in so many times. 1 compares
+        /// everything.
+        sample: u32,
     },
 }
 
@@ -131,9 +134,9 @@ impl Accelerator for SoftAccelerator {
                     Execution::Transcode { after, check } => {
                         Transcoder::new(context, after, check, None).map_err(no_code)?
                     }
-                    Execution::Lockstep { after } => {
+                    Execution::Lockstep { after, sample } => {
                         let native = NativeUnit::new().map_err(no_code)?;
-                        let lockstep = Lockstep::new(shared.clone(), cpuid.clone(), native);
+                        let lockstep = Lockstep::new(shared.clone(), cpuid.clone(), native, sample);
                         let lockstep = (config.cpus == 1).then_some(lockstep);
                         Transcoder::new(context, after, false, lockstep).map_err(no_code)?
                     }

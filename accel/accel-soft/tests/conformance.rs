@@ -31,7 +31,7 @@ fn the_transcoder_conforms() {
 
 #[test]
 fn the_transcoder_keeps_step_with_the_interpreter() {
-    conforms(Execution::Lockstep { after: 0 });
+    conforms(Execution::Lockstep { after: 0, sample: 1 });
     let tally = accel_soft::lockstep_tally();
     println!("{tally:?}");
     assert!(tally.blocks > 0 && tally.instructions > tally.blocks, "{tally:?}");

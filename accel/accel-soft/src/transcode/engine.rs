@@ -417,6 +417,8 @@ impl Transcoder {
             }
         };
         let common = self.cache.common;
+        #[cfg(test)]
+        lockstep::tests::spoil(&mut insns);
         let translated =
             self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
         let code = &bytes[..len];

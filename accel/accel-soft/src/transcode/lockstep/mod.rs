@@ -14,14 +14,13 @@
 mod report;
 mod shadow;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use accel::CpuidTable;
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{EncodingKind, Instruction, Mnemonic};
 use x86::state::{Rflags, SegReg, VectorState, gpr};
 use x86::{Cpu, CpuState, Forgotten};
 
@@ -39,8 +38,6 @@ pub struct Tally {
     pub blocks: u64,
     /// Their instructions.
     pub instructions: u64,
-    /// Exits in the midst of a block where the state was compared: soft TLB misses, mostly.
-    pub midway: u64,
     /// Differences in nothing but flags that the instruction leaves undefined. They are taken over.
     pub undefined: u64,
     /// Differences that came of a device that stored to RAM at the same time. They are taken over.
@@ -50,19 +47,24 @@ pub struct Tally {
 }
 
 /// The tally of this process's machines, but for those that still run.
-static TALLY: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
+static TALLY: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
 
 /// What was compared in lockstep in this process, in all machines that are gone.
 pub fn lockstep_tally() -> Tally {
-    let [blocks, instructions, midway, undefined, raced, differences] =
+    let [blocks, instructions, undefined, raced, differences] =
         TALLY.each_ref().map(|number| number.load(Ordering::Relaxed));
-    Tally { blocks, instructions, midway, undefined, raced, differences }
+    Tally { blocks, instructions, undefined, raced, differences }
 }
 
 /// A translated block.
 struct Translation {
-    /// Bytes of host code.
+    /// Where its host code lies.
+    host: u64,
     host_len: u64,
+    /// How often it was entered, or the rest of it.
+    entered: u64,
+    /// It has vector instructions.
+    has_vectors: bool,
     /// Offset of the first instruction in its page, and of what follows the last one.
     start: u16,
     end: u16,
@@ -89,7 +91,8 @@ struct Registers {
 /// The shadow before an instruction.
 struct Step {
     registers: Registers,
-    /// Vector registers, by number in [`Lockstep::vectors`].
+    /// Vector registers, by number in [`Lockstep::vectors`]. If there is none of that number, nothing
+    /// changed them.
     vectors: usize,
     /// How many stores it had made.
     stores: usize,
@@ -106,27 +109,39 @@ enum Place {
 /// The shadow of one processor, and what it did.
 pub struct Lockstep {
     shadow: Cpu<ShadowEnv>,
-    /// Translated blocks, by host address.
-    blocks: BTreeMap<u64, Translation>,
-    /// The host address of the block that runs.
-    current: u64,
+    /// One in so many executions of a block is compared, and as many at first.
+    sample: u64,
+    /// Translated blocks in the order of their host addresses, in which they are made.
+    blocks: Vec<Translation>,
+    /// The block that runs.
+    current: usize,
+    /// The current execution of it is compared.
+    is_comparing: bool,
+    /// The shadow has the processor's state, but for what [`Registers`] holds.
+    is_alike: bool,
     /// The shadow's way through it.
     steps: Vec<Step>,
     vectors: Vec<VectorState>,
     /// The shadow came out of the block.
     has_left: bool,
+    /// How many instructions of the block were compared.
+    reached: usize,
     tally: Tally,
     difference: Option<String>,
 }
 
 impl Lockstep {
-    /// For a processor of a machine.
-    pub fn new(shared: Arc<Shared>, cpuid: CpuidTable, native: NativeUnit) -> Self {
+    /// For a processor of a machine. `sample` is 1 to compare everything.
+    pub fn new(shared: Arc<Shared>, cpuid: CpuidTable, native: NativeUnit, sample: u32) -> Self {
         let state = CpuState::reset(0);
         Self {
             shadow: Cpu::new(state, ShadowEnv::new(shared, cpuid, native)),
-            blocks: BTreeMap::new(),
+            sample: sample.max(1).into(),
+            blocks: Vec::new(),
             current: 0,
+            is_comparing: false,
+            is_alike: false,
+            reached: 0,
             steps: Vec::new(),
             vectors: Vec::new(),
             has_left: false,
@@ -151,7 +166,10 @@ impl Lockstep {
             _ => None,
         });
         let translation = Translation {
+            host,
             host_len: host_len as u64,
+            entered: 0,
+            has_vectors: insns.iter().any(has_vectors),
             start: first.ip() as u16,
             end: last.next_ip() as u16,
             places: insns.iter().map(|insn| insn.ip() as u16).collect(),
@@ -159,7 +177,7 @@ impl Lockstep {
             bytes: code.into(),
             ends_in_time: ends_block(last),
         };
-        self.blocks.insert(host, translation);
+        self.blocks.push(translation);
     }
 
     /// All translated code is gone.
@@ -177,19 +195,33 @@ impl Lockstep {
         self.difference.take()
     }
 
-    /// Has the shadow execute the block, or what is left of it, that is to be entered at `host`.
-    fn begin(&mut self, state: &CpuState, host: u64) {
+    /// The block at `host`, or the rest of it, is about to be entered: says whether it is to be
+    /// compared.
+    fn enter(&mut self, host: u64) -> bool {
+        self.current = self.blocks.partition_point(|block| block.host <= host).wrapping_sub(1);
+        let Some(block) = self.blocks.get_mut(self.current) else {
+            unreachable!("no block was translated to {host:#x}");
+        };
+        assert!(host - block.host < block.host_len, "no block was translated to {host:#x}");
+        self.is_comparing = block.entered < self.sample || block.entered % self.sample == 0;
+        block.entered += 1;
+        self.is_alike &= self.is_comparing;
+        self.is_comparing
+    }
+
+    /// Has the shadow execute the block, or what is left of it.
+    fn begin(&mut self, state: &CpuState) {
         let Self { shadow, blocks, steps, vectors, has_left, current, .. } = self;
+        let Some(block) = blocks.get(*current) else { return };
         steps.clear();
         vectors.clear();
         *has_left = false;
-        let Some((&start, block)) = blocks.range(..=host).next_back() else {
-            unreachable!("no block was translated to {host:#x}");
-        };
-        assert!(host - start < block.host_len, "no block was translated to {host:#x}");
-        *current = start;
         shadow.env.clear();
-        shadow.assume(state);
+        if self.is_alike {
+            Registers::of(state).set(&mut shadow.state);
+        } else {
+            shadow.assume(state);
+        }
         let base = state.rip & !0xfff;
         let mut next = block.places.iter().position(|&at| base + u64::from(at) == state.rip);
         let mut expected = state.rip;
@@ -198,12 +230,12 @@ impl Lockstep {
                 // What is not the block's to do began with the last step.
                 return false;
             }
-            if vectors.last() != Some(&cpu.state.vector) {
+            if block.has_vectors && vectors.last() != Some(&cpu.state.vector) {
                 vectors.push(cpu.state.vector.clone());
             }
             steps.push(Step {
                 registers: Registers::of(&cpu.state),
-                vectors: vectors.len() - 1,
+                vectors: vectors.len().saturating_sub(1),
                 stores: cpu.env.stores(),
             });
             let rip = cpu.state.rip;
@@ -228,8 +260,8 @@ impl Lockstep {
         }
     }
 
-    /// Compares the processor with the shadow.
-    fn compare(&mut self, found: &Registers, place: Place, vectors: &VectorState) {
+    /// Compares the processor with the shadow. `vectors` is `None` if translated code had none.
+    fn compare(&mut self, found: &Registers, place: Place, vectors: Option<&VectorState>) {
         let is_there = |step: &Step, rip: u64| step.registers.rip == rip;
         let last = self.steps.len().saturating_sub(1);
         let index = match place {
@@ -247,18 +279,13 @@ impl Lockstep {
                 }
             }
         };
-        match place {
-            Place::Behind(_) => {
-                self.tally.blocks += 1;
-                self.tally.instructions += last as u64;
-            }
-            Place::Before(_) => self.tally.midway += 1,
-        }
+        self.is_alike = false;
         let Some(index) = index else {
             return self.differ("the way", last, found, vectors);
         };
+        self.reached = index;
         let step = &self.steps[index];
-        let Some(block) = self.blocks.get(&self.current) else { return };
+        let Some(block) = self.blocks.get(self.current) else { return };
         let mut found_here = *found;
         let is_time = block.ends_in_time && self.has_left && index == last && index > 0;
         if is_time && is_later(&step.registers, found) {
@@ -275,16 +302,32 @@ impl Lockstep {
         if found_here != step.registers {
             return self.differ("registers", index, found, vectors);
         }
-        if *vectors != self.vectors[step.vectors] {
+        let expected = self.vectors.get(step.vectors).unwrap_or(&self.shadow.state.vector);
+        if vectors.is_some_and(|vectors| vectors != expected)
+            || vectors.is_none() && block.has_vectors && *expected != self.vectors[0]
+        {
             return self.differ("vector registers", index, found, vectors);
         }
         if self.shadow.env.wrong_byte(step.stores).is_some() {
             return self.differ("memory", index, found, vectors);
         }
         self.tally.undefined += u64::from(is_undefined);
+        self.is_alike = matches!(place, Place::Behind(_));
     }
 
-    fn differ(&mut self, what: &str, index: usize, found: &Registers, vectors: &VectorState) {
+    /// The execution of a block has ended.
+    fn end(&mut self) {
+        self.tally.blocks += 1;
+        self.tally.instructions += std::mem::take(&mut self.reached) as u64;
+    }
+
+    fn differ(
+        &mut self,
+        what: &str,
+        index: usize,
+        found: &Registers,
+        vectors: Option<&VectorState>,
+    ) {
         let stores = self.steps.get(index).map_or(0, |step| step.stores);
         let text = self.report(what, index, found, vectors);
         if self.shadow.env.has_raced(stores) {
@@ -299,14 +342,14 @@ impl Lockstep {
 
 impl Drop for Lockstep {
     fn drop(&mut self) {
-        let Tally { blocks, instructions, midway, undefined, raced, differences } = self.tally;
-        let numbers = [blocks, instructions, midway, undefined, raced, differences];
+        let Tally { blocks, instructions, undefined, raced, differences } = self.tally;
+        let numbers = [blocks, instructions, undefined, raced, differences];
         for (total, number) in TALLY.iter().zip(numbers) {
             total.fetch_add(number, Ordering::Relaxed);
         }
         tracing::info!(
-            "lockstep: {blocks} blocks of {instructions} instructions and {midway} exits on the way \
-             compared, {undefined} times undefined flags and {raced} times loads differed, \
+            "lockstep: {blocks} blocks of {instructions} instructions compared, \
+             {undefined} times undefined flags and {raced} times loads differed, \
              {differences} differences"
         );
     }
@@ -340,6 +383,13 @@ fn rflags(bits: u32) -> u64 {
         .fold(0, |flags, (_, bit)| flags | 1 << bit)
 }
 
+/// Whether an instruction has to do with vector registers. It may have BMI instructions for such.
+fn has_vectors(insn: &Instruction) -> bool {
+    insn.encoding() != EncodingKind::Legacy
+        || matches!(insn.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr)
+        || (0..insn.op_count()).any(|i| insn.op_register(i).is_vector_register())
+}
+
 /// Whether in lockstep an instruction ends its block: what it gives differs, and must not be used
 /// before it was compared.
 pub fn ends_block(insn: &Instruction) -> bool {
@@ -365,6 +415,14 @@ impl Registers {
             kernel_gs_base: state.msrs.kernel_gs_base,
         }
     }
+
+    fn set(&self, state: &mut CpuState) {
+        state.gpr = self.gpr;
+        state.rip = self.rip;
+        state.rflags = self.rflags;
+        state.seg[SegReg::Gs as usize].base = self.gs_base;
+        state.msrs.kernel_gs_base = self.kernel_gs_base;
+    }
 }
 
 impl Transcoder {
@@ -382,21 +440,35 @@ impl Transcoder {
         while let Next::Enter { at, vectors } = next {
             if retry != Some(at) {
                 self.store_state(cpu, cpu.state.rip & 0xfff);
-                if let Some(lockstep) = &mut self.lockstep {
-                    lockstep.begin(&cpu.state, at);
+                if let Some(lockstep) = &mut self.lockstep
+                    && lockstep.enter(at)
+                {
+                    lockstep.begin(&cpu.state);
                 }
             }
             self.enter(at, vectors);
             let departure = self.departure();
-            self.compare(cpu, departure);
-            if self.lockstep.as_ref().is_some_and(|lockstep| lockstep.difference.is_some()) {
-                return false;
+            if self.lockstep.as_ref().is_some_and(|lockstep| lockstep.is_comparing) {
+                self.compare(cpu, departure);
             }
-            next = self.after(cpu, &mut setting);
+            next = match &mut self.lockstep {
+                Some(lockstep) if lockstep.difference.is_some() => return false,
+                _ => self.after(cpu, &mut setting),
+            };
             retry = match departure.exit {
                 Exit::Miss { retry, .. } => Some(self.cache_address(retry)),
                 _ => None,
             };
+            if let Some(lockstep) = &mut self.lockstep
+                && lockstep.is_comparing
+                && !matches!(next, Next::Enter { at, .. } if retry == Some(at))
+            {
+                lockstep.end();
+            }
+        }
+        // The interpreter is next, most of the time.
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.is_alike = false;
         }
         true
     }
@@ -407,6 +479,7 @@ impl Transcoder {
         if let Exit::Miss { at, .. } | Exit::Interpret { at, .. } = exit {
             self.recover_flags(cpu, at, back);
         }
+        let has_vectors = self.context().vectors_left != 0;
         let context = self.context();
         let base = context.code_base;
         let mut found = Registers {
@@ -438,7 +511,7 @@ impl Transcoder {
         context.status = status;
         cpu.state.rip = rip;
         if let Some(lockstep) = &mut self.lockstep {
-            lockstep.compare(&found, place, &cpu.state.vector);
+            lockstep.compare(&found, place, has_vectors.then_some(&cpu.state.vector));
         }
     }
 }

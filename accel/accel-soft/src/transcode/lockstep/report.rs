@@ -30,7 +30,7 @@ impl Lockstep {
         what: &str,
         index: usize,
         found: &Registers,
-        vectors: &VectorState,
+        vectors: Option<&VectorState>,
     ) -> String {
         let mut text =
             format!("lockstep: translated code differs from the interpreter in {what}\n");
@@ -44,7 +44,7 @@ impl Lockstep {
         text: &mut String,
         index: usize,
         found: &Registers,
-        vectors: &VectorState,
+        vectors: Option<&VectorState>,
     ) -> std::fmt::Result {
         let (Some(first), Some(step)) = (self.steps.first(), self.steps.get(index)) else {
             return writeln!(text, "the interpreter did nothing");
@@ -57,15 +57,16 @@ impl Lockstep {
             let mark = if expected == found { ' ' } else { '*' };
             writeln!(text, "{mark} {name:15}{before:016x} {expected:016x} {found:016x}")?;
         }
-        let expected = &self.vectors[step.vectors];
-        for (i, (expected, found)) in expected.zmm.iter().zip(&vectors.zmm).enumerate() {
+        let expected = self.vectors.get(step.vectors).unwrap_or(&self.shadow.state.vector);
+        let found = vectors.unwrap_or(expected);
+        for (i, (expected, found)) in expected.zmm.iter().zip(&found.zmm).enumerate() {
             if expected != found {
                 writeln!(text, "* zmm{i} {expected:016x?}\n        {found:016x?}")?;
             }
         }
-        if expected.k != vectors.k || expected.x87 != vectors.x87 {
+        if expected.k != found.k || expected.x87 != found.x87 {
             writeln!(text, "* {:x?} {:x?}", expected.k, expected.x87)?;
-            writeln!(text, "* {:x?} {:x?}", vectors.k, vectors.x87)?;
+            writeln!(text, "* {:x?} {:x?}", found.k, found.x87)?;
         }
         if let Some(wrong) = self.shadow.env.wrong_byte(step.stores) {
             let (expected, found) = (wrong.expected, wrong.found);
@@ -76,7 +77,7 @@ impl Lockstep {
         let way: Vec<_> =
             self.steps.iter().map(|step| format!("{:x}", step.registers.rip)).collect();
         writeln!(text, "the interpreter's way: {}", way.join(" "))?;
-        let Some(block) = self.blocks.get(&self.current) else { return Ok(()) };
+        let Some(block) = self.blocks.get(self.current) else { return Ok(()) };
         writeln!(text, "guest code:")?;
         for insn in block.instructions() {
             writeln!(text, "  {:x}  {insn}", page + insn.ip())?;
@@ -84,11 +85,10 @@ impl Lockstep {
         writeln!(text, "host code:")?;
         // SAFETY: the code lies in the cache, which is not cleared while `blocks` knows it; only
         // this thread, which owns the cache, changes it.
-        let host = unsafe {
-            std::slice::from_raw_parts(self.current as *const u8, block.host_len as usize)
-        };
-        for insn in iced_x86::Decoder::with_ip(64, host, self.current, 0) {
-            writeln!(text, "  {:x}  {insn}", insn.ip() - self.current)?;
+        let host =
+            unsafe { std::slice::from_raw_parts(block.host as *const u8, block.host_len as usize) };
+        for insn in iced_x86::Decoder::with_ip(64, host, block.host, 0) {
+            writeln!(text, "  {:x}  {insn}", insn.ip() - block.host)?;
         }
         Ok(())
     }
