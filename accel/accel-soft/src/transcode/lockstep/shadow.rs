@@ -107,6 +107,11 @@ impl ShadowEnv {
             for store in &stores[..count.min(stores.len())] {
                 store.lay_over(load.page, load.offset, &mut was[..load.len]);
             }
+            // The processor marks entries of page tables that the shadow only reads.
+            const MARKS: u8 = 0x60;
+            if matches!(load.len, 4 | 8) {
+                was[0] |= MARKS & now[0];
+            }
             now[..load.len] != was[..load.len]
         })
     }
