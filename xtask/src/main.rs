@@ -1,10 +1,11 @@
-//! What developers of Lodge run: checks of the house rules (`cargo xtask check`) and benchmarks
-//! (`cargo xtask bench`).
+//! What developers of Lodge run: checks of the house rules (`cargo xtask check`), benchmarks (`cargo
+//! xtask bench`) and endurance tests (`cargo xtask soak`).
 
 #![forbid(unsafe_code)]
 
 mod bench;
 mod imports;
+mod soak;
 mod unsafety;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ enum Task {
     /// code.
     Check,
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,14 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("cannot measure: {error:#}");
+                ExitCode::from(2)
+            }
+        },
+        Task::Soak(arguments) => match soak::run(&arguments) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("cannot soak: {error:#}");
                 ExitCode::from(2)
             }
         },

@@ -62,6 +62,9 @@ pub struct Stubs {
     /// Jumped to in order to leave, with the number of an exit in EBP. It keeps RAX and the
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
+    /// Jumped to in order to leave with the number of an exit that one of `misses` put in the
+    /// context.
+    pub crossing: u64,
     /// Jumped to in order to go where the guest's instruction pointer in RBX says, with the number
     /// of an exit in EBP. It finds translated code there, or leaves by the exit.
     pub branch: u64,
@@ -70,9 +73,13 @@ pub struct Stubs {
     /// Called if a load, or a store, of the block's view missed the soft TLB, with the number of
     /// an exit on the stack, the index of the entry in RBP, and the linear address with its tag
     /// added in RBX. They leave by the exit, or fill the entry, take the number off the stack and
-    /// return; RBX, RBP and status flags are lost.
+    /// return; RBX, RBP and status flags are lost. If bit 31 of the number is set, they may return
+    /// behind the 5 bytes that follow the call instead, and what is there may jump to `crossing`.
     pub misses: [u64; 2],
 }
+
+/// In the number of an exit that is pushed for one of [`Stubs::misses`]: it may return elsewhere.
+const MERGED: u32 = 1 << 31;
 
 /// More than this is no block.
 const MAX_LENGTH: usize = 1 << 20;
@@ -119,7 +126,11 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables { read: 0, write: 0, jump: 0 };
+        let none = ViewTables {
+            read: 0,
+            write: 0,
+            jump: 0,
+        };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
@@ -268,7 +279,14 @@ impl Checker {
                 let pushed = index.checked_sub(1).map(|before| &insns[before]);
                 let pushed = pushed.filter(|insn| is_push(insn));
                 let pushed = pushed.ok_or(found(Problem::NotAllowed))?.immediate(0) as u32;
-                self.miss(now, write, pushed, block).map_err(found)?;
+                self.miss(now, write, pushed & !MERGED, block).map_err(found)?;
+                if pushed & MERGED != 0 {
+                    // It may return behind the next instruction, too.
+                    let next = insns.get(index + 1).filter(|next| next.len() == 5);
+                    let next = next.ok_or(found(Problem::NotAllowed))?;
+                    let crossing = State { has_missed: true, ..now.clone() };
+                    self.go(&crossing, next.next_ip(), index, false, block).map_err(found)?;
+                }
                 true
             } else if insn.flow_control() == FlowControl::Next {
                 self.execute(now, insn, block).map_err(found)?;
@@ -403,6 +421,9 @@ impl Checker {
         }
         if target == block.stubs.leave {
             return self.leave(state, block);
+        }
+        if target == block.stubs.crossing {
+            return if state.has_missed { Ok(()) } else { Err(Problem::WrongExit) };
         }
         if target == block.stubs.branch {
             let address = state.registers[RBX].kind;

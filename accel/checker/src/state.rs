@@ -102,6 +102,8 @@ pub(crate) struct State {
     pub live: bool,
     /// An address that the jump cache was found to have.
     pub found: Option<Number>,
+    /// The number of the exit of a miss just before is in the context.
+    pub has_missed: bool,
 }
 
 pub(crate) const RDX: usize = 2;
@@ -129,7 +131,7 @@ impl State {
             RBX if is_rbx_secret => numbers.value(Kind::Secret),
             _ => numbers.value(Kind::Any),
         });
-        Self { registers, flags: Flags::Nothing, live, found: None }
+        Self { registers, flags: Flags::Nothing, live, found: None, has_missed: false }
     }
 
     /// Keeps what holds in `other`, too.
@@ -141,6 +143,7 @@ impl State {
             self.flags = Flags::Nothing;
         }
         self.live &= other.live;
+        self.has_missed &= other.has_missed;
         if self.found != other.found {
             self.found = None;
         }

@@ -156,6 +156,17 @@ impl Guest {
         Outcome { output, status: status.trim().parse().expect("a status") }
     }
 
+    /// Asserts that the guest's kernel has found nothing wrong so far.
+    #[track_caller]
+    pub fn assert_no_complaints(&mut self) {
+        let complaints = self.try_run(
+            "dmesg | grep -E 'BUG:|Oops|WARNING:|general protection|invalid opcode|soft lockup|\
+             rcu.*stall|hung_task|blocked for more than|segfault|traps:|Call Trace|unchecked MSR|\
+             I/O error|as unstable|alg: .* failed|ftrace.*(bug|failed)|jump_label: Fatal'",
+        );
+        assert_eq!(complaints.status, 1, "the guest's kernel complains:\n{}", complaints.output);
+    }
+
     /// Has the guest restart, and logs in again.
     #[track_caller]
     pub fn reboot(&mut self) {

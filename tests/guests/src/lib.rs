@@ -16,6 +16,7 @@ mod host;
 pub mod hostile;
 mod image;
 mod lab;
+mod program;
 mod shell;
 pub mod tiny;
 
@@ -23,6 +24,7 @@ pub use guest::{Guest, Launch};
 pub use host::{EchoServer, free_port, has_tool, sha256, tool};
 pub use image::Image;
 pub use lab::{Lab, Refusal};
+pub use program::compile;
 pub use shell::Outcome;
 
 use std::io::Write;

@@ -21,7 +21,7 @@ const PACKAGES: &[&str] =
     &["gcc", "libc6-dev", "python3", "sqlite3", "openssl", "p7zip-full", "stress-ng", "fio"];
 
 /// The image that `lodge image build` makes.
-const IMAGE: &str = "debian:12";
+pub const IMAGE: &str = "debian:12";
 
 /// The driver: the first program in the guest.
 const DRIVER: &str = include_str!("../../bench/driver.c");

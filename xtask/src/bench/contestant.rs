@@ -130,7 +130,7 @@ impl Contestant {
 }
 
 /// A comma within a path is written twice, by QEMU and by Lodge.
-fn escape(path: &Path) -> String {
+pub fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
@@ -175,7 +175,7 @@ fn tsc_khz() -> Option<u32> {
 }
 
 /// A command that ends when this program does, in whichever way.
-fn dies_with_us(signal: &str, program: &str) -> Command {
+pub fn dies_with_us(signal: &str, program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal, program]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,7 +1,7 @@
 //! Measures Lodge side by side with QEMU's TCG and with this machine itself: `cargo xtask bench`.
 
-mod bed;
-mod contestant;
+pub mod bed;
+pub mod contestant;
 mod cpio;
 mod facts;
 mod middle;
@@ -9,7 +9,7 @@ mod report;
 mod samples;
 mod session;
 mod table;
-mod usage;
+pub mod usage;
 mod vmlinux;
 mod workload;
 
@@ -93,15 +93,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let workloads = select(&arguments.workloads, arguments.quick)?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies nowhere")?;
-    let dir = std::env::var_os("LODGE_BENCH_DIR")
-        .map_or_else(|| root.join("target/bench"), PathBuf::from);
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let lock = File::create(dir.join("lock"))?;
-    if lock.try_lock().is_err() {
-        bail!("another benchmark is at work in {}", dir.display());
-    }
-    let bed = Bed::make(&dir, &lodge(root)?)?;
+    let root = root()?;
+    let (bed, _lock) = prepare()?;
+    let dir = &bed.dir;
     let facts = Facts::collect(&bed);
     if facts.load_before > report::BUSY {
         eprintln!(
@@ -151,6 +145,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         println!("{} is written", path.display());
     }
     Ok(rows.iter().flat_map(|row| &row.entries).all(|entry| entry.failures.is_empty()))
+}
+
+fn root() -> anyhow::Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies nowhere")
+}
+
+/// What is needed to run the image's programs, and a lock on it.
+pub fn prepare() -> anyhow::Result<(Bed, File)> {
+    let root = root()?;
+    let dir = std::env::var_os("LODGE_BENCH_DIR")
+        .map_or_else(|| root.join("target/bench"), PathBuf::from);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let lock = File::create(dir.join("lock"))?;
+    if lock.try_lock().is_err() {
+        bail!("another benchmark is at work in {}", dir.display());
+    }
+    Ok((Bed::make(&dir, &lodge(root)?)?, lock))
 }
 
 /// The workloads of these names, in the order of the table; without names, all that there is time

@@ -52,6 +52,7 @@ pub enum Alu {
 #[repr(u8)]
 #[allow(missing_docs)]
 pub enum Cond {
+    Below = 2,
     AboveEqual = 3,
     Equal = 4,
     NotEqual = 5,
@@ -398,6 +399,11 @@ impl Assembler {
     /// The status flags out of AX, which keeps them: CMP AL, 81h overflows just if AL is 1.
     pub fn restore_status(&mut self) {
         self.bytes(&[0x3c, 0x81, 0x9e]);
+    }
+
+    /// JMP to the address in a register.
+    pub fn jmp_reg(&mut self, to: Reg) {
+        self.with_reg(0, &[0xff], 4, to);
     }
 
     /// JMP through memory.

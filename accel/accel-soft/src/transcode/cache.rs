@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
+use std::time::{Duration, Instant};
 
 use x86::View;
 
-use super::assembler::{Assembler, Reg};
-use super::context::VIEWS;
+use super::assembler::{Assembler, Mem, Reg};
+use super::context::{VIEWS, offset};
 use super::packed_exit::PackedExit;
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
@@ -35,6 +36,13 @@ impl Key {
         Self(self.0 & !0xfff | u64::from(offset & 0xfff))
     }
 
+    /// Where a jump leads.
+    fn target(self, link: &Link) -> Self {
+        let narrow = u64::from(Setting::NARROW) << 56;
+        let Self(key) = self.at(link.target);
+        Self(key & !narrow | if link.narrow { narrow } else { 0 })
+    }
+
     /// A number to count by.
     pub fn hash(self) -> usize {
         (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
@@ -56,7 +64,9 @@ pub struct Fill {
 pub enum Block {
     /// Host addresses: with `code_base` set, and with the instruction pointer in RBX.
     Code { near: u64, far: u64 },
-    /// Its first instruction is one for the interpreter.
+    /// Its first instruction reaches into the next page: see [`Cache::find_crossing`].
+    Crossing,
+    /// Its first instruction is one for the interpreter, for reasons of its own.
     Interpret,
 }
 
@@ -84,6 +94,9 @@ type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 #[derive(Default)]
 struct PageBlocks {
     blocks: Vec<Key>,
+    /// Blocks whose first instruction begins or ends in this page: by their key and the address
+    /// of the page it ends in.
+    crossings: Vec<(Key, u64)>,
     /// Jumps to code of this page that is not yet there: the key they wait for, and where their
     /// distance stands.
     waiting: Vec<(Key, u32)>,
@@ -98,14 +111,16 @@ pub struct Cache {
     /// The end of the code that is always there.
     common_end: usize,
     blocks: Map<Key, Block>,
+    crossings: Map<(Key, u64), Block>,
     pages: Map<u64, PageBlocks>,
     exits: Vec<PackedExit>,
-    /// How often code of a page was changed since the last flush.
-    changes: Map<u64, u32>,
+    /// How often code of a page was changed, and since when that is counted.
+    changes: Map<u64, (u32, Instant)>,
 }
 
-/// Code of a page that was changed this often is no longer translated.
+/// Code of a page that was changed this often within [`REST`] is not translated until that is over.
 const MAX_CHANGES: u32 = 64;
+const REST: Duration = Duration::from_secs(1);
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Departure = Departure { exit: Exit::Branch { at: 0, stack: 0 }, back: 0 };
 /// More exits than this are never kept: 8 bytes each.
@@ -135,7 +150,10 @@ impl Cache {
             second_jumps[view as usize] = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, view, leave_label);
         }
-        let common = Common { leave: 0, load_vectors, second_level, second_jumps };
+        let crossing = asm.code.len() as u32;
+        asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
+        asm.jmp(leave_label);
+        let common = Common { leave: 0, crossing, load_vectors, second_level, second_jumps };
         // Leaves by exit 0.
         let forgotten = asm.code.len();
         asm.mov_imm(Reg::RBP, 0);
@@ -150,6 +168,7 @@ impl Cache {
             common,
             common_end,
             blocks: Map::default(),
+            crossings: Map::default(),
             pages: Map::default(),
             exits: vec![PackedExit::pack(FORGOTTEN)],
             changes: Map::default(),
@@ -184,10 +203,17 @@ impl Cache {
         self.code.address(offset as usize)
     }
 
-    /// Keeps a block that was translated for [`next_place`](Self::next_place).
+    /// The block whose first instruction reaches from `key` into the page at `second`.
+    pub fn find_crossing(&self, key: Key, second: u64) -> Option<Block> {
+        self.crossings.get(&(key, second)).copied()
+    }
+
+    /// Keeps a block that was translated for [`next_place`](Self::next_place). `second` is the
+    /// address of the page that its first instruction reaches into, if it does.
     pub fn insert(
         &mut self,
         key: Key,
+        second: Option<u64>,
         translated: &Translated,
         code: &[u8],
         exits: &[Departure],
@@ -199,17 +225,27 @@ impl Cache {
             far: self.code.address(base),
         };
         self.exits.extend(exits.iter().map(|&exit| PackedExit::pack(exit)));
-        self.blocks.insert(key, block);
+        if let Some(second) = second {
+            self.crossings.insert((key, second), block);
+            self.insert_at(key, Block::Crossing);
+            for page in [key.page(), second] {
+                self.pages.entry(page).or_default().crossings.push((key, second));
+            }
+        } else {
+            self.insert_at(key, block);
+        }
         for link in links {
-            let to = key.at(link.target);
+            let to = key.target(link);
             let at = base as u32 + link.at;
             match self.blocks.get(&to) {
                 Some(&Block::Code { near, .. }) => self.link(at, near),
                 _ => self.pages.entry(key.page()).or_default().waiting.push((to, at)),
             }
         }
+        if second.is_some() {
+            return Some(block);
+        }
         let page = self.pages.entry(key.page()).or_default();
-        page.blocks.push(key);
         let mut ready = Vec::new();
         page.waiting.retain(|&(wanted, at)| {
             if wanted == key {
@@ -227,8 +263,13 @@ impl Cache {
 
     /// Remembers that code at `key` begins with an instruction for the interpreter.
     pub fn insert_interpreted(&mut self, key: Key) {
-        self.blocks.insert(key, Block::Interpret);
-        self.pages.entry(key.page()).or_default().blocks.push(key);
+        self.insert_at(key, Block::Interpret);
+    }
+
+    fn insert_at(&mut self, key: Key, block: Block) {
+        if self.blocks.insert(key, block).is_none() {
+            self.pages.entry(key.page()).or_default().blocks.push(key);
+        }
     }
 
     /// Makes the jump whose distance stands at `at` lead to `to`.
@@ -242,26 +283,36 @@ impl Cache {
     /// it then leads out.
     pub fn forget_page(&mut self, page: u64) {
         if let Some(page) = self.pages.remove(&page) {
-            for key in page.blocks {
-                if let Some(Block::Code { far, .. }) = self.blocks.remove(&key) {
+            let blocks = page.blocks.iter().map(|key| self.blocks.remove(key));
+            let mut forgotten: Vec<Option<Block>> = blocks.collect();
+            forgotten.extend(page.crossings.iter().map(|key| self.crossings.remove(key)));
+            for block in forgotten {
+                if let Some(Block::Code { far, .. }) = block {
                     let at = far.wrapping_sub(self.code.address(0)) as usize;
                     self.code.write(at, &[0xe9]);
                     self.link(at as u32 + 1, self.forgotten);
                 }
             }
         }
-        *self.changes.entry(page).or_default() += 1;
+        let now = Instant::now();
+        let (changes, since) = self.changes.entry(page).or_insert((0, now));
+        if now.duration_since(*since) > REST {
+            (*changes, *since) = (0, now);
+        }
+        *changes += 1;
     }
 
     /// Whether code of a page changes so often that translating it is in vain.
     pub fn is_restless(&self, page: u64) -> bool {
-        self.changes.get(&page).is_some_and(|&changes| changes >= MAX_CHANGES)
+        let changes = self.changes.get(&page);
+        changes.is_some_and(|&(n, since)| n >= MAX_CHANGES && since.elapsed() <= REST)
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.code.truncate(self.common_end);
         self.blocks.clear();
+        self.crossings.clear();
         self.pages.clear();
         self.exits.truncate(1);
         self.changes.clear();

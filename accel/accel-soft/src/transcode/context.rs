@@ -79,9 +79,10 @@ pub struct JumpEntry {
 }
 
 /// How many entries the second level of each view's jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 14, 1 << 13, 1 << 12];
+pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
 
-/// An entry of the second level of a jump cache.
+/// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
+/// in that whose number differs in the lowest bit.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct SecondJump {
@@ -296,6 +297,14 @@ pub fn jump_hash(guest: u64) -> usize {
     ((guest >> 12 ^ guest) as u32 >> 1) as usize
 }
 
+/// An address for every place of a jump cache that may lead to instructions that begin or end in
+/// the page at `linear`. The lowest bit makes no difference there.
+pub fn places_of_page(linear: u64) -> impl Iterator<Item = u64> {
+    const LONGEST: u64 = 16;
+    let first = (linear & !0xfff).wrapping_sub(LONGEST);
+    (0..0x1000 + LONGEST).step_by(2).map(move |n| first.wrapping_add(n))
+}
+
 impl TlbView {
     /// Forgets everything.
     pub fn clear(&mut self) {
@@ -335,6 +344,14 @@ impl JumpView {
     pub fn clear(&mut self) {
         for (index, entry) in self.0.iter_mut().enumerate() {
             entry.guest = nowhere(index);
+        }
+    }
+
+    /// Forgets what lies in the page at `linear`, or reaches into it.
+    pub fn clear_page(&mut self, linear: u64) {
+        for guest in places_of_page(linear) {
+            let index = Self::index(guest);
+            self.0[index].guest = nowhere(index);
         }
     }
 

@@ -10,6 +10,7 @@ use x86::{Cpu, View};
 use super::cache::{Block, Cache, Fill, Key};
 use super::context::{
     Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
+    places_of_page,
 };
 use super::entry;
 use super::lockstep::{self, Lockstep};
@@ -23,6 +24,8 @@ use crate::ram::Page;
 const HEAT: usize = 1 << 16;
 /// A block covers at most this many bytes of guest code.
 const MAX_BYTES: usize = 512;
+/// The longest instruction (SDM Vol. 2, 2.3.11).
+const MAX_INSTRUCTION_BYTES: usize = 15;
 /// Bits of the filter that says which linear pages jump caches lead to.
 const CODE_PAGES: usize = 4096;
 
@@ -193,7 +196,7 @@ impl Transcoder {
                     self.remember_jump(cpu, far);
                     self.execute(cpu, setting, near);
                 }
-                Some(Block::Interpret) => {
+                Some(Block::Interpret | Block::Crossing) => {
                     self.counters.interpreted += 1;
                     cpu.execute(1);
                 }
@@ -270,7 +273,7 @@ impl Transcoder {
             }
             let (word, bit) = code_page_bit(linear);
             if self.code_pages[word] & bit != 0 {
-                self.forget_jumps();
+                self.forget_jumps_to(linear);
             }
         }
     }
@@ -287,6 +290,19 @@ impl Transcoder {
         self.code_pages = [0; CODE_PAGES / 64];
         self.context().jump.iter_mut().for_each(|jump| jump.clear());
         self.forget_second_jumps();
+    }
+
+    /// Forgets where jump caches lead for the page at `linear`.
+    fn forget_jumps_to(&mut self, linear: u64) {
+        self.counters.jumps_forgotten += 1;
+        for view in 0..VIEWS {
+            self.context().jump[view].clear_page(linear);
+            for guest in places_of_page(linear) {
+                let index = jump_hash(guest) % SECOND_JUMPS[view];
+                self.second_jumps[view][index] = SecondJump::EMPTY;
+                self.second_jumps[view][index ^ 1] = SecondJump::EMPTY;
+            }
+        }
     }
 
     fn forget_second_jumps(&mut self) {
@@ -320,21 +336,41 @@ impl Transcoder {
         }
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
-        let is_global = cpu.is_code_global();
-        self.is_local[view] |= !is_global;
+        let mut is_global = cpu.is_code_global();
         let (word, bit) = code_page_bit(rip);
         self.code_pages[word] |= bit;
+        if may_cross(rip) {
+            is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
+            let (word, bit) = code_page_bit(rip.wrapping_add(0x1000));
+            self.code_pages[word] |= bit;
+        }
+        self.is_local[view] |= !is_global;
         let context = self.context();
         context.jump[view].fill(rip, far);
         if is_global || view != View::Supervisor as usize {
             let space = context.spaces[view];
-            let entry = &mut self.second_jumps[view][jump_hash(rip) % SECOND_JUMPS[view]];
-            *entry = SecondJump { guest: rip, space, host: far };
+            let entries = &mut self.second_jumps[view];
+            let index = jump_hash(rip) % SECOND_JUMPS[view];
+            if entries[index].guest != rip {
+                entries[index ^ 1] = entries[index];
+            }
+            entries[index] = SecondJump { guest: rip, space, host: far };
+        }
+    }
+
+    /// The block at the instruction pointer, which is at `key`.
+    fn find(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> Option<Block> {
+        match self.cache.find(key) {
+            Some(Block::Crossing) => {
+                let (second, _) = in_next_page(cpu, Cpu::code_place)?;
+                self.cache.find_crossing(key, second)
+            }
+            found => found,
         }
     }
 
     fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
-        if let Some(block) = self.cache.find(key) {
+        if let Some(block) = self.find(cpu, key) {
             return Some(block);
         }
         let heat = &mut self.heat[key.hash() % HEAT];
@@ -356,17 +392,9 @@ impl Transcoder {
         if self.cache.is_restless(key.page()) {
             return None;
         }
-        let offset = (cpu.state.rip & 0xfff) as usize;
-        let shared = cpu.env.shared.clone();
-        let index = cpu.env.index;
-        // From here on, stores to what is about to be read are noticed: first those of this
-        // processor, then, when all have seen it, those of the others.
-        if page.add_code(offset, 1) {
-            shared.watch.page_became_code(index);
-            shared.watch.look(index, || self.forget_writes());
-        }
-        if !shared.watch.settled(index) {
-            self.counters.unsettled += 1;
+        let rip = cpu.state.rip;
+        let offset = (rip & 0xfff) as usize;
+        if !self.mark(cpu, page, offset) {
             return None;
         }
         let mut bytes = [0; MAX_BYTES];
@@ -398,9 +426,35 @@ impl Transcoder {
                 break;
             }
         }
+        let mut second = None;
+        if insns.is_empty()
+            && may_cross(rip)
+            && let Some((gpa, next_page)) = in_next_page(cpu, Cpu::code_place)
+        {
+            if !self.mark(cpu, next_page, 0) {
+                self.insns = insns;
+                return None;
+            }
+            let mut both = [0; MAX_INSTRUCTION_BYTES];
+            let (first, rest) = both.split_at_mut(bytes.len());
+            first.copy_from_slice(bytes);
+            next_page.load_bytes(0, rest);
+            if let Some(insn) = cpu.decode(&both, offset as u64) {
+                let reach = insn.len() - bytes.len();
+                next_page.add_code(0, reach);
+                if !next_page.matches(0, &both[bytes.len()..insn.len()]) {
+                    self.insns = insns;
+                    return None;
+                }
+                insns.push(insn);
+                second = Some(gpa);
+                len = bytes.len();
+            }
+        }
         page.add_code(offset, len);
         if !page.matches(offset, &bytes[..len]) {
             // It changed between the look and the mark.
+            self.insns = insns;
             return None;
         }
         let (base, first_exit) = match self.cache.next_place() {
@@ -421,7 +475,6 @@ impl Transcoder {
         lockstep::tests::spoil(&mut insns);
         let translated =
             self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
-        let code = &bytes[..len];
         self.insns = insns;
         let Some(translated) = translated else {
             self.cache.insert_interpreted(key);
@@ -439,21 +492,36 @@ impl Transcoder {
         }
         self.counters.translated += 1;
         let Translator { asm, exits, links, .. } = &self.translator;
-        let Some(lockstep) = &mut self.lockstep else {
-            return self.cache.insert(key, &translated, &asm.code, exits, links);
-        };
-        lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, code, exits);
-        self.cache.insert(key, &translated, &asm.code, exits, &[])
+        let mut links = links.as_slice();
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
+            links = &[];
+        }
+        self.cache.insert(key, second, &translated, &asm.code, exits, links)
+    }
+
+    /// Notices stores to code at `offset` in a page from here on: first those of this processor,
+    /// then, when all have seen it, those of the others. `false` as long as they have not.
+    fn mark(&mut self, cpu: &mut Cpu<SoftEnv>, page: Page, offset: usize) -> bool {
+        let watch = &cpu.env.shared.watch;
+        let index = cpu.env.index;
+        if page.add_code(offset, 1) {
+            watch.page_became_code(index);
+            watch.look(index, || self.forget_writes());
+        }
+        let is_settled = watch.settled(index);
+        self.counters.unsettled += u64::from(!is_settled);
+        is_settled
     }
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
-    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, mut setting: Setting, near: u64) {
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         while let Next::Enter { at, vectors } = next {
             self.enter(at, vectors);
-            next = self.after(cpu, &mut setting);
+            next = self.after(cpu, setting);
         }
     }
 
@@ -492,7 +560,7 @@ impl Transcoder {
     }
 
     /// Does what translated code was left for.
-    pub(super) fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: &mut Setting) -> Next {
+    pub(super) fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
         let Departure { exit, back } = self.departure();
         match exit {
             Exit::Attention { at } => {
@@ -502,7 +570,7 @@ impl Transcoder {
             Exit::Chain { at } => {
                 self.counters.chains += 1;
                 let target = self.context().code_base.wrapping_add(at.into());
-                self.go_on(cpu, *setting, target)
+                self.go_on(cpu, setting, target)
             }
             Exit::Branch { at, stack } => {
                 self.counters.branches += 1;
@@ -514,28 +582,25 @@ impl Transcoder {
                     cpu.execute(1);
                     return Next::Look;
                 }
-                setting.narrow = false;
-                self.go_on(cpu, *setting, target)
+                self.go_on(cpu, setting, target)
             }
-            Exit::Miss { at, retry, size, write } => {
+            Exit::Miss { at, retry, size, write, merged } => {
                 self.counters.misses += 1;
                 let linear = self.context().scratch;
+                let vectors = self.context().vectors_left != 0;
                 let crosses = (linear & 0xfff) + u64::from(size) > 0x1000;
                 if !crosses && self.fill(cpu, linear, write) {
                     self.counters.filled += 1;
-                    let vectors = self.context().vectors_left != 0;
                     return Next::Enter { at: self.cache.address(retry), vectors };
                 }
                 self.recover_flags(cpu, at, back);
-                if crosses && !setting.narrow {
-                    // A check for several accesses, perhaps.
-                    setting.narrow = true;
-                    self.store_state(cpu, at.into());
-                    let vectors = self.context().vectors_left != 0;
+                self.store_state(cpu, at.into());
+                if crosses && merged {
+                    let setting = Setting { narrow: true, ..setting };
                     if let Some((gpa, page)) = cpu.code_place() {
-                        let key = Key::new(gpa, *setting);
-                        let block = match self.cache.find(key) {
-                            None => self.translate(cpu, key, page, *setting),
+                        let key = Key::new(gpa, setting);
+                        let block = match self.find(cpu, key) {
+                            None => self.translate(cpu, key, page, setting),
                             found => found,
                         };
                         if let Some(Block::Code { near, .. }) = block {
@@ -543,7 +608,6 @@ impl Transcoder {
                         }
                     }
                 }
-                self.store_state(cpu, at.into());
                 cpu.execute(1);
                 Next::Look
             }
@@ -553,7 +617,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, *setting) {
+                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
                     return Next::Look;
                 }
                 self.counters.resumed += 1;
@@ -571,8 +635,8 @@ impl Transcoder {
         }
         cpu.state.rip = self.context().code_base;
         let from = usize::from(at - u16::from(back));
-        let mut bytes = [0; 15];
-        let bytes = &mut bytes[..15.min(0x1000 - from)];
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let bytes = &mut bytes[..MAX_INSTRUCTION_BYTES.min(0x1000 - from)];
         if let Some((_, page)) = cpu.code_place() {
             page.load_bytes(from, bytes);
             let insn = cpu.decode(bytes, from as u64);
@@ -588,11 +652,9 @@ impl Transcoder {
         self.context().code_base = target & !0xfff;
         cpu.state.rip = target;
         if let Some((gpa, _)) = cpu.code_place()
-            && let Some(Block::Code { near, far }) = self.cache.find(Key::new(gpa, setting))
+            && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
-            if !setting.narrow {
-                self.remember_jump(cpu, far);
-            }
+            self.remember_jump(cpu, far);
             return Next::Enter { at: near, vectors: false };
         }
         self.store_state(cpu, target & 0xfff);
@@ -609,7 +671,7 @@ impl Transcoder {
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && self.setting(cpu) == Setting { narrow: false, ..setting }
+            && self.setting(cpu) == setting
     }
 
     /// Fills the soft TLB for an access at `linear`. `false` if the interpreter
@@ -666,6 +728,20 @@ impl Transcoder {
         state.msrs.kernel_gs_base = context.kernel_gs_base;
         state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
     }
+}
+
+/// Whether an instruction at `rip` may reach into the next page.
+fn may_cross(rip: u64) -> bool {
+    (rip & 0xfff) as usize + MAX_INSTRUCTION_BYTES > 0x1000
+}
+
+/// Asks the processor about the start of the page behind that of the instruction pointer.
+fn in_next_page<T>(cpu: &mut Cpu<SoftEnv>, ask: impl FnOnce(&mut Cpu<SoftEnv>) -> T) -> T {
+    let rip = cpu.state.rip;
+    cpu.state.rip = (rip | 0xfff).wrapping_add(1);
+    let answer = ask(cpu);
+    cpu.state.rip = rip;
+    answer
 }
 
 /// How loads and stores look at memory.

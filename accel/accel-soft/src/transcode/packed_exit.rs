@@ -16,9 +16,9 @@ impl PackedExit {
             Exit::Attention { at } => (0, at, 0),
             Exit::Chain { at } => (1, at, 0),
             Exit::Branch { at, stack } => (2, at, stack as u32 as u64),
-            Exit::Miss { at, retry, size, write } => {
-                let size = u64::from(size) << PLACE;
-                (3, at, u64::from(retry) | size | u64::from(write) << (PLACE + 8))
+            Exit::Miss { at, retry, size, write, merged } => {
+                let kind = u64::from(size) | u64::from(write) << 8 | u64::from(merged) << 9;
+                (3, at, u64::from(retry) | kind << PLACE)
             }
             Exit::Interpret { at, next, resume } => {
                 (4, at, u64::from(resume) | u64::from(next & 0x1fff) << PLACE)
@@ -38,8 +38,8 @@ impl PackedExit {
             1 => Exit::Chain { at },
             2 => Exit::Branch { at, stack: rest as i32 },
             3 => {
-                let write = more & 0x100 != 0;
-                Exit::Miss { at, retry: place, size: more as u8, write }
+                let (write, merged) = (more & 0x100 != 0, more & 0x200 != 0);
+                Exit::Miss { at, retry: place, size: more as u8, write, merged }
             }
             _ => Exit::Interpret { at, next: (more & 0x1fff) as u16, resume: place },
         };
@@ -58,8 +58,8 @@ mod tests {
             Exit::Chain { at: 0 },
             Exit::Branch { at: 17, stack: -8 },
             Exit::Branch { at: 4095, stack: 0x1_0007 },
-            Exit::Miss { at: 4094, retry: 0x03ff_ffff, size: 128, write: true },
-            Exit::Miss { at: 1, retry: 1, size: 1, write: false },
+            Exit::Miss { at: 4094, retry: 0x03ff_ffff, size: 128, write: true, merged: true },
+            Exit::Miss { at: 1, retry: 1, size: 1, write: false, merged: false },
             Exit::Interpret { at: 4095, next: 4096, resume: 0x03ff_ffff },
         ] {
             for back in [0, 255] {

@@ -82,6 +82,7 @@ impl Proof {
             time: setting.time,
             stubs: Stubs {
                 leave: common.leave.into(),
+                crossing: common.crossing.into(),
                 load_vectors: common.load_vectors.into(),
                 branch: common.second_jumps[setting.view as usize].into(),
                 misses: common.second_level[setting.view as usize].map(u64::from),

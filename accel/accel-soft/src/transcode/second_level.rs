@@ -13,11 +13,15 @@ use super::context::{
     JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, TLB_ENTRIES, offset,
 };
 
+/// In the number of an exit: the check that failed was for several accesses.
+pub const MERGED: u32 = 1 << 31;
+
 /// Emits the code for loads or stores of a view, which is called with the number of an exit on the
 /// stack. RBP holds the index of the first level's entry, and RBX the linear address with that
 /// entry's tag added. If the second level has the page, the code fills the first and returns,
 /// with the number taken off the stack; RAX is as before, RBX and RBP are lost. Else it leaves by
-/// the exit.
+/// the exit; or, if the check was for several accesses ([`MERGED`] is in the number) that leave a page
+/// together, it goes on behind the jump that follows the call, with the number in the context.
 pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     /// The number of the exit and the return address lie below the context.
     const PUSHED: i32 = 16;
@@ -64,11 +68,26 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     // RET 8
     asm.bytes(&[0xc2, 8, 0]);
 
+    // Where the check was for several accesses, each has one of its own behind the next jump.
     asm.bind(crosses);
+    let leaves = asm.label();
+    asm.load(ENTRY, context(offset::STATUS));
     asm.load(ADDRESS, context(offset::SCRATCH));
+    asm.load32(OTHER, Mem::Base(Reg::RSP, 8));
+    asm.alu32_imm(Alu::Cmp, OTHER, MERGED as i32);
+    asm.jump_if(Cond::Below, leaves);
+    asm.alu32_imm(Alu::And, OTHER, !MERGED as i32);
+    asm.store32(context(offset::EXIT), OTHER);
+    asm.load(OTHER, Mem::Base(Reg::RSP, 0));
+    asm.lea(Reg::RSP, Mem::Base(Reg::RSP, PUSHED));
+    asm.lea(OTHER, Mem::Base(OTHER, 5));
+    asm.jmp_reg(OTHER);
+
     asm.bind(missed);
     asm.load(ENTRY, context(offset::STATUS));
     asm.load32(OTHER, Mem::Base(Reg::RSP, 8));
+    asm.alu32_imm(Alu::And, OTHER, !MERGED as i32);
+    asm.bind(leaves);
     asm.lea(Reg::RSP, Mem::Base(Reg::RSP, PUSHED));
     asm.jmp(leave);
 }
@@ -93,11 +112,22 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
     asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
-    asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
-    asm.jump_if(Cond::NotEqual, missed);
-    asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32));
-    asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::space(view)));
-    asm.jump_if(Cond::NotEqual, missed);
+    asm.load(OTHER, Mem::Context(offset::space(view)));
+    let (found, other_way) = (asm.label(), asm.label());
+    for way in [other_way, missed] {
+        asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
+        asm.jump_if(Cond::NotEqual, way);
+        asm.alu_mem(Alu::Cmp, OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32));
+        if way == other_way {
+            asm.jump_if(Cond::Equal, found);
+            asm.bind(other_way);
+            // The tables are aligned to two entries.
+            asm.alu_imm(Alu::Xor, ENTRY, size_of::<SecondJump>() as i32);
+        } else {
+            asm.jump_if(Cond::NotEqual, missed);
+        }
+    }
+    asm.bind(found);
     asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
     hash(asm, OTHER, JUMP_ENTRIES);
     asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);

@@ -65,15 +65,10 @@ struct Translation {
     entered: u64,
     /// It has vector instructions.
     has_vectors: bool,
-    /// Offset of the first instruction in its page, and of what follows the last one.
-    start: u16,
-    end: u16,
-    /// Offsets of the instructions.
-    places: Box<[u16]>,
+    /// Its instructions, decoded as if their page lay at address 0.
+    insns: Box<[Instruction]>,
     /// Offsets of those that are left to the interpreter in any case.
     interpreted: Box<[u16]>,
-    /// The guest's code.
-    bytes: Box<[u8]>,
     /// The last instruction reads the time, which is never the same.
     ends_in_time: bool,
 }
@@ -151,15 +146,7 @@ impl Lockstep {
     }
 
     /// Learns of a block: its host code, its guest code, and its exits.
-    pub fn add(
-        &mut self,
-        host: u64,
-        host_len: usize,
-        insns: &[Instruction],
-        code: &[u8],
-        exits: &[Departure],
-    ) {
-        let (Some(first), Some(last)) = (insns.first(), insns.last()) else { return };
+    pub fn add(&mut self, host: u64, host_len: usize, insns: &[Instruction], exits: &[Departure]) {
         let interpreted = exits.iter().filter_map(|departure| match departure.exit {
             // Those that are so under a condition do not go on.
             Exit::Interpret { at, next, .. } if next != 0 => Some(at),
@@ -170,12 +157,9 @@ impl Lockstep {
             host_len: host_len as u64,
             entered: 0,
             has_vectors: insns.iter().any(has_vectors),
-            start: first.ip() as u16,
-            end: last.next_ip() as u16,
-            places: insns.iter().map(|insn| insn.ip() as u16).collect(),
+            insns: insns.into(),
             interpreted: interpreted.collect(),
-            bytes: code.into(),
-            ends_in_time: ends_block(last),
+            ends_in_time: insns.last().is_some_and(ends_block),
         };
         self.blocks.push(translation);
     }
@@ -223,7 +207,7 @@ impl Lockstep {
             shadow.assume(state);
         }
         let base = state.rip & !0xfff;
-        let mut next = block.places.iter().position(|&at| base + u64::from(at) == state.rip);
+        let mut next = block.insns.iter().position(|insn| base + insn.ip() == state.rip);
         let mut expected = state.rip;
         shadow.observe(|cpu| {
             if cpu.env.is_outside() {
@@ -243,14 +227,13 @@ impl Lockstep {
                 *has_left = true;
                 return false;
             };
-            let Some(&at) = block.places.get(index) else {
+            let Some(insn) = block.insns.get(index) else {
                 *has_left = true;
                 return false;
             };
             next = Some(index + 1);
-            let after = block.places.get(index + 1).unwrap_or(&block.end);
-            expected = base + u64::from(*after);
-            !block.interpreted.contains(&at)
+            expected = base.wrapping_add(insn.next_ip());
+            !block.interpreted.contains(&(insn.ip() as u16))
         });
         if shadow.env.take_unmarked() {
             // A guest may count on no TLB knowing what was not marked as accessed.
@@ -360,17 +343,13 @@ impl Translation {
     fn undefined(&self, steps: &[Step]) -> u64 {
         let mut undefined = 0;
         for step in steps {
-            let at = (step.registers.rip & 0xfff) as u16;
-            if let Some(insn) = self.instructions().find(|insn| insn.ip() == u64::from(at)) {
+            let at = step.registers.rip & 0xfff;
+            if let Some(insn) = self.insns.iter().find(|insn| insn.ip() == at) {
                 undefined =
                     undefined & !rflags(insn.rflags_modified()) | rflags(insn.rflags_undefined());
             }
         }
         undefined
-    }
-
-    fn instructions(&self) -> impl Iterator<Item = Instruction> {
-        iced_x86::Decoder::with_ip(64, &self.bytes, self.start.into(), 0).into_iter()
     }
 }
 
@@ -431,7 +410,7 @@ impl Transcoder {
     pub(super) fn execute_in_lockstep(
         &mut self,
         cpu: &mut Cpu<SoftEnv>,
-        mut setting: Setting,
+        setting: Setting,
         near: u64,
     ) -> bool {
         self.load_state(cpu);
@@ -453,7 +432,7 @@ impl Transcoder {
             }
             next = match &mut self.lockstep {
                 Some(lockstep) if lockstep.difference.is_some() => return false,
-                _ => self.after(cpu, &mut setting),
+                _ => self.after(cpu, setting),
             };
             retry = match departure.exit {
                 Exit::Miss { retry, .. } => Some(self.cache_address(retry)),

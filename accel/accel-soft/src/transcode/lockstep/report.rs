@@ -79,7 +79,7 @@ impl Lockstep {
         writeln!(text, "the interpreter's way: {}", way.join(" "))?;
         let Some(block) = self.blocks.get(self.current) else { return Ok(()) };
         writeln!(text, "guest code:")?;
-        for insn in block.instructions() {
+        for insn in &block.insns {
             writeln!(text, "  {:x}  {insn}", page + insn.ip())?;
         }
         writeln!(text, "host code:")?;

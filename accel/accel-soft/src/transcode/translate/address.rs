@@ -5,7 +5,8 @@ use super::*;
 /// RBX holds the host's address of `base + low`, checked for `span` bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Checked {
-    pub(super) base: Reg,
+    /// The number of the guest's register.
+    pub(super) base: usize,
     pub(super) low: i32,
     pub(super) span: i32,
     pub(super) write: bool,
@@ -13,7 +14,7 @@ pub(super) struct Checked {
 
 impl Checked {
     /// How far from RBX `size` bytes at `base + disp` lie, if they were checked.
-    fn distance(&self, base: Reg, disp: i32, size: i32, write: bool) -> Option<i32> {
+    fn distance(&self, base: usize, disp: i32, size: i32, write: bool) -> Option<i32> {
         let distance = disp.checked_sub(self.low)?;
         let fits = distance >= 0 && distance <= self.span - size;
         (self.base == base && fits && (self.write || !write)).then_some(distance)
@@ -32,7 +33,12 @@ const MAX_SPAN: i32 = 128;
 impl Translator {
     /// Guest register `reg`, a whole one, in a host register: its own, or `temporary`.
     pub(super) fn whole(&mut self, reg: Register, temporary: Reg) -> Reg {
-        match home(number(reg)) {
+        self.register(number(reg), temporary)
+    }
+
+    /// The same by number.
+    fn register(&mut self, number: usize, temporary: Reg) -> Reg {
+        match home(number) {
             Home::Host(host) => host,
             Home::Memory(n) => {
                 self.asm.load(temporary, Mem::Context(offset::gpr(n)));
@@ -92,7 +98,20 @@ impl Translator {
         write: bool,
         align: bool,
     ) {
-        debug_assert!(self.status == Status::Kept);
+        self.check_range(insn, start, size, write, align, false);
+    }
+
+    /// The same for several accesses, if they are `merged`.
+    fn check_range(
+        &mut self,
+        insn: &Instruction,
+        start: Label,
+        size: usize,
+        write: bool,
+        align: bool,
+        merged: bool,
+    ) {
+        debug_assert!(matches!(self.status, Status::Kept | Status::Lost));
         let view = self.setting.view;
         let tag = offset::tlb_tag(view, write);
         // Twice the number of the entry, which has 16 bytes.
@@ -101,10 +120,10 @@ impl Translator {
         self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
         self.asm.alu_imm(Alu::Cmp, ADDRESS, 4096 - size as i32);
         let at = insn.ip() as u16;
-        let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write });
+        let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write, merged });
         self.resumes.push((exit, start));
         let miss = self.asm.label();
-        self.cold.push(Cold::Miss { from: miss, exit, write, start });
+        self.cold.push(Cold::Miss { from: miss, exit, write, start, merged });
         self.asm.jump_if(Cond::Above, miss);
         if align {
             // The interpreter raises what there is to raise.
@@ -136,7 +155,7 @@ impl Translator {
     pub(super) fn near(
         &mut self,
         insn: &Instruction,
-        (base, disp): (Reg, i32),
+        (base, disp): (usize, i32),
         (size, write): (i32, bool),
         cached: Option<Checked>,
         block: Code<'_>,
@@ -148,13 +167,18 @@ impl Translator {
             return distance;
         }
         let checked = self.look_ahead(base, disp, size, write, block);
+        let merged = checked.span > size;
+        if merged {
+            self.keep_flags();
+        }
         self.destroy_flags();
         let start = self.asm.here();
+        let base = self.register(base, ADDRESS);
         match checked.low {
             0 => self.asm.mov(ADDRESS, base),
             low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
         }
-        self.check(insn, start, checked.span as usize, checked.write, false);
+        self.check_range(insn, start, checked.span as usize, checked.write, false, merged);
         self.cached = Some(checked);
         disp - checked.low
     }
@@ -162,13 +186,14 @@ impl Translator {
     /// The range that one check for the current access and those behind it should cover.
     pub(super) fn look_ahead(
         &self,
-        base: Reg,
+        base: usize,
         disp: i32,
         size: i32,
         write: bool,
         code: Code<'_>,
     ) -> Checked {
-        if self.setting.narrow {
+        // Who goes on elsewhere, for a page is crossed, needs the flags.
+        if self.setting.narrow || self.status == Status::Lost {
             return Checked { base, low: disp, span: size, write };
         }
         let (mut low, mut high, mut any_write) = (disp, disp + size, write);
@@ -176,7 +201,7 @@ impl Translator {
         let mut delta = 0i32;
         for (i, (insn, fact)) in code.insns.iter().zip(code.facts).enumerate().skip(self.rest.start)
         {
-            let is_stack = base == GUEST_RSP;
+            let is_stack = base == gpr::RSP;
             let mut touches = |from: i32, size: i32, write: bool| {
                 let Some(from) = from.checked_add(delta) else { return false };
                 let to = from.saturating_add(size);
@@ -198,7 +223,7 @@ impl Translator {
                 Kind::Pop if is_stack => {
                     let fits = touches(0, 8, false);
                     delta += 8;
-                    fits && number(insn.op0_register()) != 4
+                    fits && number(insn.op0_register()) != gpr::RSP
                 }
                 Kind::Call if is_stack => {
                     touches(-8, 8, true);
@@ -238,8 +263,13 @@ impl Translator {
 
 /// Makes `[rbx + distance]` the memory operand.
 pub(super) fn point_at_address(host: &mut Instruction, distance: i32) {
+    point_at(host, Register::RBX, distance);
+}
+
+/// Makes `[base + distance]` the memory operand.
+pub(super) fn point_at(host: &mut Instruction, base: Register, distance: i32) {
     host.set_segment_prefix(Register::None);
-    host.set_memory_base(Register::RBX);
+    host.set_memory_base(base);
     host.set_memory_index(Register::None);
     host.set_memory_index_scale(1);
     let is_compressed = host.code().encoding() == iced_x86::EncodingKind::EVEX;
@@ -251,9 +281,8 @@ pub(super) fn point_at_address(host: &mut Instruction, distance: i32) {
     host.set_memory_displacement64(i64::from(distance) as u64);
 }
 
-/// The memory operand, if it is a displacement from a register that lives in one of the host's,
-/// without a segment.
-pub(super) fn based(insn: &Instruction) -> Option<(Reg, i32)> {
+/// The memory operand, if it is a displacement from a register, by number, without a segment.
+pub(super) fn based(insn: &Instruction) -> Option<(usize, i32)> {
     let base = insn.memory_base();
     if !base.is_gpr64()
         || insn.memory_index() != Register::None
@@ -266,21 +295,17 @@ pub(super) fn based(insn: &Instruction) -> Option<(Reg, i32)> {
     if disp.unsigned_abs() > 1 << 30 {
         return None;
     }
-    match home(number(base)) {
-        Home::Host(host) => Some((host, disp)),
-        Home::Memory(_) => None,
-    }
+    Some((number(base), disp))
 }
 
-/// What the instruction adds to the register whose home is `base`, if that is known.
-pub(super) fn constant_step(insn: &Instruction, fact: &Fact, base: Reg) -> Option<i32> {
-    let n = (0..16).find(|&n| home(n) == Home::Host(base))?;
-    if !fact.uses[n].1 {
+/// What the instruction adds to register `base`, if that is known.
+pub(super) fn constant_step(insn: &Instruction, fact: &Fact, base: usize) -> Option<i32> {
+    if !fact.uses[base].1 {
         return Some(0);
     }
     let is_whole = insn.op0_kind() == OpKind::Register
         && insn.op0_register().is_gpr64()
-        && number(insn.op0_register()) == n;
+        && number(insn.op0_register()) == base;
     if !is_whole || insn.op_count() != 2 {
         return None;
     }

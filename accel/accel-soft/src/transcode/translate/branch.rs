@@ -8,7 +8,7 @@ impl Translator {
         self.keep_flags();
         self.status = Status::Kept;
         if let Ok(target) = u16::try_from(target)
-            && target < 4096
+            && target <= LAST_WHOLE
         {
             let exit = self.exit(Exit::Chain { at: target });
             let from = self.asm.label();
@@ -31,7 +31,7 @@ impl Translator {
 
     pub(super) fn add_link(&mut self, exit: usize, from: Label, link: u32, target: u16) {
         self.cold.push(Cold::Exit { from, exit });
-        self.links.push(Link { at: link, target });
+        self.links.push(Link { at: link, target, narrow: false });
     }
 
     /// Goes to the address in RBX, with RSP moved by `stack`. Flags are kept and destroyed.
@@ -60,7 +60,7 @@ impl Translator {
         let condition = condition(insn);
         let target = insn.near_branch_target() as i64;
         let at = insn.ip() as u16;
-        if (0..4096).contains(&target) {
+        if (0..=LAST_WHOLE.into()).contains(&target) {
             let exit = self.exit(Exit::Chain { at: target as u16 });
             let from = self.asm.label();
             let link = self.asm.jcc(condition, from) as u32;
@@ -83,7 +83,7 @@ impl Translator {
         let from = self.asm.label();
         let link = self.asm.jcc(condition(insn), from) as u32;
         match u16::try_from(target) {
-            Ok(target) if self.status == Status::Both && target < 4096 => {
+            Ok(target) if self.status == Status::Both && target <= LAST_WHOLE => {
                 let exit = self.exit(Exit::Chain { at: target });
                 self.add_link(exit, from, link, target);
             }
@@ -101,7 +101,7 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) {
-        let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+        let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
         self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
         self.asm.store(Mem::Base(ADDRESS, at), INDEX);
@@ -115,7 +115,7 @@ impl Translator {
         block: Code<'_>,
     ) -> Emit {
         let target = insn.near_branch_target() as i64;
-        let is_near = (0..4096).contains(&target);
+        let is_near = (0..=LAST_WHOLE.into()).contains(&target);
         let far = i32::try_from(target).map_err(|_| Refused)?;
         self.store_return_address(insn, cached, block);
         if is_near {
@@ -177,7 +177,7 @@ impl Translator {
             0 => 0,
             _ => i32::from(insn.immediate16()),
         };
-        let at = self.near(insn, (GUEST_RSP, 0), (8, false), cached, block);
+        let at = self.near(insn, (gpr::RSP, 0), (8, false), cached, block);
         self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
         self.cached = None;
         self.destroy_flags();

@@ -1,5 +1,6 @@
 //! Ways out of a block, and the code behind it.
 
+use super::super::second_level::MERGED;
 use super::*;
 
 impl Translator {
@@ -48,14 +49,22 @@ impl Translator {
                     let by = common.second_jumps[self.setting.view as usize];
                     self.go_with_exit(exit, by);
                 }
-                Cold::Miss { from, exit, write, start } => {
+                Cold::Miss { from, exit, write, start, merged } => {
                     let view = self.setting.view;
                     self.asm.bind(from);
-                    self.asm.push_imm((self.first_exit + exit as u32) as i32);
+                    let number = self.first_exit + exit as u32;
+                    let flag = if merged { MERGED } else { 0 };
+                    self.asm.push_imm((number | flag) as i32);
                     let from = self.base as i32 + self.asm.code.len() as i32 + 5;
                     let second = common.second_level[view as usize][usize::from(write)];
                     self.asm.call_by(second as i32 - from);
                     self.asm.jmp(start);
+                    if merged && let Exit::Miss { at, .. } = self.exits[exit].exit {
+                        let from = self.base as i32 + self.asm.code.len() as i32 + 5;
+                        self.asm.jmp_by(common.crossing as i32 - from);
+                        let link = self.asm.code.len() as u32 - 4;
+                        self.links.push(Link { at: link, target: at, narrow: true });
+                    }
                 }
             }
         }

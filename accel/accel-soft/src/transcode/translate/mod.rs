@@ -10,6 +10,7 @@ mod branch;
 mod dead_flags;
 mod exits;
 mod fact;
+mod in_context;
 mod plain;
 mod special;
 mod stack;
@@ -22,7 +23,7 @@ use iced_x86::{
     Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use x86::View;
-use x86::state::Rflags;
+use x86::state::{Rflags, gpr};
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
@@ -32,9 +33,10 @@ use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 
-use address::{Checked, based, constant_step, point_at_address};
+use address::{Checked, based, constant_step, point_at, point_at_address};
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
+use in_context::leave_operand;
 
 /// Forms addresses; then the host's address of an operand.
 const ADDRESS: Reg = Reg::RBX;
@@ -45,6 +47,9 @@ const STATUS: Reg = Reg::RAX;
 
 /// A block covers at most this many instructions, so that the interpreter can take over quickly.
 pub const MAX_INSTRUCTIONS: usize = 64;
+
+/// An instruction behind this offset may reach into the next page: jump caches alone can find it.
+const LAST_WHOLE: u16 = 0x1000 - 15;
 
 /// What a block was translated for besides its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +65,15 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// What is in the number of a setting that is narrow.
+    pub const NARROW: u8 = 1 << 5;
+
     /// A number for each setting, below 64.
     pub fn number(self) -> u64 {
         (self.view as u64) << 2
             | u64::from(self.vectors)
             | u64::from(self.time) << 4
-            | u64::from(self.narrow) << 5
+            | if self.narrow { u64::from(Self::NARROW) } else { 0 }
     }
 }
 
@@ -81,7 +89,8 @@ pub enum Exit {
     Branch { at: u16, stack: i32 },
     /// The load or store at the linear address in `scratch` missed the soft TLB. With that
     /// filled, the check can be repeated at `retry`.
-    Miss { at: u16, retry: u32, size: u8, write: bool },
+    /// If it was a check for several accesses, they may cross a page together.
+    Miss { at: u16, retry: u32, size: u8, write: bool, merged: bool },
     /// The interpreter executes the instruction. If it goes on at `next`, so does translated
     /// code at `resume` (0: nowhere).
     Interpret { at: u16, next: u16, resume: u32 },
@@ -101,6 +110,8 @@ pub struct Link {
     /// Where the distance stands in the code.
     pub at: u32,
     pub target: u16,
+    /// To the narrow translation ([`Setting::narrow`]).
+    pub narrow: bool,
 }
 
 /// The result of a translation. Offsets are relative to the start of the code.
@@ -134,7 +145,7 @@ enum Cold {
     /// Looks in the second level of the jump cache, and leaves if that has no answer either.
     Branch { from: Label, exit: usize },
     /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
-    Miss { from: Label, exit: usize, write: bool, start: Label },
+    Miss { from: Label, exit: usize, write: bool, start: Label, merged: bool },
 }
 
 /// The instructions of a block, and what there is to know of them.
@@ -182,6 +193,8 @@ pub struct Translator {
 #[derive(Clone, Copy, Debug)]
 pub struct Common {
     pub leave: u32,
+    /// Leaves by the exit whose number is in the context.
+    pub crossing: u32,
     pub load_vectors: u32,
     /// By view, for loads and stores: see [`second_level`](super::second_level).
     pub second_level: [[u32; 2]; VIEWS],
@@ -261,9 +274,6 @@ impl Translator {
         start: u16,
         common: Common,
     ) -> Option<Translated> {
-        if matches!(facts.first()?.kind, Kind::Interpret | Kind::InterpretLast) {
-            return None;
-        }
         self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
         self.cached = None;
         self.asm.clear();

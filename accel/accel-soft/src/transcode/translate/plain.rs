@@ -78,6 +78,12 @@ impl Translator {
             }
         }
 
+        let left = if has_memory || implied.iter().any(|&n| matches!(home(n), Home::Memory(_))) {
+            None
+        } else {
+            leave_operand(&mut host, fact)
+        };
+
         // Temporaries for registers that live in memory, and for high bytes.
         let mut free =
             [Some(INDEX), (!has_memory).then_some(ADDRESS), (!implies_rax).then_some(STATUS)]
@@ -86,7 +92,7 @@ impl Translator {
         let mut is_status_spilled = false;
         let mut renamed: Vec<(usize, Reg, bool)> = Vec::new();
         for i in 0..insn.op_count() {
-            if insn.op_kind(i) != OpKind::Register {
+            if insn.op_kind(i) != OpKind::Register || left == Some(i) {
                 continue;
             }
             let reg = insn.op_register(i);

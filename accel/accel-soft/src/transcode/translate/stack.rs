@@ -11,7 +11,7 @@ impl Translator {
     ) -> Emit {
         match insn.op0_kind() {
             OpKind::Register => {
-                let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+                let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
                 let value = self.whole(insn.op0_register(), INDEX);
                 self.asm.store(Mem::Base(ADDRESS, at), value);
             }
@@ -19,14 +19,14 @@ impl Translator {
                 self.operand(insn, 8, false, false)?;
                 self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
                 self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-                let at = self.near(insn, (GUEST_RSP, -8), (8, true), None, block);
+                let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
                 self.asm.load(INDEX, Mem::Context(offset::SPILL));
                 self.asm.store(Mem::Base(ADDRESS, at), INDEX);
             }
             _ => {
                 let value = insn.try_immediate(0).map_err(|_| Refused)?;
                 let value = i32::try_from(value as i64).map_err(|_| Refused)?;
-                let at = self.near(insn, (GUEST_RSP, -8), (8, true), cached, block);
+                let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
                 self.asm.store_imm(Mem::Base(ADDRESS, at), value);
             }
         }
@@ -38,7 +38,7 @@ impl Translator {
     pub(super) fn move_stack(&mut self, by: i32) {
         self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, by));
         if let Some(cached) = self.cached
-            && cached.base == GUEST_RSP
+            && cached.base == gpr::RSP
         {
             self.cached = cached.moved(by);
         }
@@ -50,18 +50,18 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
-        let at = Mem::Base(ADDRESS, self.near(insn, (GUEST_RSP, 0), (8, false), cached, block));
-        match home(number(insn.op0_register())) {
+        let at = Mem::Base(ADDRESS, self.near(insn, (gpr::RSP, 0), (8, false), cached, block));
+        let number = number(insn.op0_register());
+        if self.cached.is_some_and(|cached| cached.base == number) {
+            self.cached = None;
+        }
+        match home(number) {
             Home::Host(GUEST_RSP) => {
                 self.asm.load(GUEST_RSP, at);
-                self.cached = None;
                 return Ok(());
             }
             Home::Host(host) => {
                 self.asm.load(host, at);
-                if self.cached.is_some_and(|cached| cached.base == host) {
-                    self.cached = None;
-                }
             }
             Home::Memory(n) => {
                 self.asm.load(INDEX, at);
@@ -78,7 +78,7 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
-        let at = self.near(insn, (GUEST_RBP, 0), (8, false), cached, block);
+        let at = self.near(insn, (gpr::RBP, 0), (8, false), cached, block);
         self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RBP, 8));
         self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, at));
         self.cached = None;
@@ -97,7 +97,7 @@ impl Translator {
         self.asm.alu_imm(Alu::And, ADDRESS, !(Rflags::STATUS.bits() as i32));
         self.asm.alu(Alu::Or, ADDRESS, INDEX);
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-        let at = self.near(insn, (GUEST_RSP, -8), (8, true), None, block);
+        let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
         self.asm.load(INDEX, Mem::Context(offset::SPILL));
         self.asm.store(Mem::Base(ADDRESS, at), INDEX);
         self.move_stack(-8);
