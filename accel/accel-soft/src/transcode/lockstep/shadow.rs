@@ -19,9 +19,14 @@ const MARGIN: usize = 16;
 /// More stores are not kept: what is compared has at most a few for each instruction.
 const MAX_STORES: usize = 4096;
 
+/// Accessed and dirty bits of a paging-structure entry, in its first byte (SDM Vol. 3, table 4-20).
+const MARKS: u8 = 0x60;
+
 /// A store that the shadow would have made.
 #[derive(Clone, Copy)]
 pub struct Store {
+    /// It sets accessed and dirty bits. The processor may know the page and not do so.
+    is_mark: bool,
     page: Page,
     offset: usize,
     len: usize,
@@ -91,7 +96,7 @@ impl ShadowEnv {
     }
 
     /// Whether a translation was used whose accessed and dirty bits were not set, since the last
-    /// call. They were not set for the shadow.
+    /// call. In RAM they were not set for the shadow.
     pub fn take_unmarked(&self) -> bool {
         self.is_unmarked.take()
     }
@@ -107,8 +112,7 @@ impl ShadowEnv {
             for store in &stores[..count.min(stores.len())] {
                 store.lay_over(load.page, load.offset, &mut was[..load.len]);
             }
-            // The processor marks entries of page tables that the shadow only reads.
-            const MARKS: u8 = 0x60;
+            // The processor marks entries of page tables, perhaps on behalf of other accesses.
             if matches!(load.len, 4 | 8) {
                 was[0] |= MARKS & now[0];
             }
@@ -130,6 +134,11 @@ impl ShadowEnv {
             let mut found = [0; CHUNK + 2 * MARGIN];
             let found = &mut found[..len];
             store.page.load_bytes(from, found);
+            for mark in stores.iter().filter(|other| other.is_mark && other.page == store.page) {
+                if let Some(i) = mark.offset.checked_sub(from).filter(|&i| i < len) {
+                    expected[i] = expected[i] & !MARKS | found[i] & MARKS;
+                }
+            }
             if let Some(i) = (0..len).find(|&i| expected[i] != found[i]) {
                 let is_there = |other: &Store| {
                     let at = from + i;
@@ -146,7 +155,7 @@ impl ShadowEnv {
         None
     }
 
-    fn keep(&self, page: Page, offset: usize, data: &[u8]) {
+    fn keep(&self, page: Page, offset: usize, data: &[u8], is_mark: bool) {
         let mut stores = self.stores.borrow_mut();
         for (chunk, at) in data.chunks(CHUNK).zip((offset..).step_by(CHUNK)) {
             if stores.len() == MAX_STORES {
@@ -154,6 +163,7 @@ impl ShadowEnv {
                 return;
             }
             let mut store = Store {
+                is_mark,
                 page,
                 offset: at,
                 len: chunk.len(),
@@ -226,7 +236,7 @@ impl Env for ShadowEnv {
 
     fn store<W: Word>(&self, page: Page, offset: usize, value: W) {
         let value: u64 = value.into();
-        self.keep(page, offset, &value.to_le_bytes()[..W::SIZE]);
+        self.keep(page, offset, &value.to_le_bytes()[..W::SIZE], false);
     }
 
     fn compare_exchange<W: Word>(
@@ -244,10 +254,15 @@ impl Env for ShadowEnv {
         Ok(old)
     }
 
-    /// The processor sets the bits when it walks itself.
-    fn mark_entry<W: Word>(&self, page: Page, offset: usize, entry: W, _: W) -> bool {
+    /// The processor sets the bits when it walks itself; until then, the shadow sees its own.
+    fn mark_entry<W: Word>(&self, page: Page, offset: usize, entry: W, marked: W) -> bool {
+        if self.load::<W>(page, offset) != entry {
+            return false;
+        }
         self.is_unmarked.set(true);
-        self.load::<W>(page, offset) == entry
+        let marked: u64 = marked.into();
+        self.keep(page, offset, &marked.to_le_bytes()[..1], true);
+        true
     }
 
     fn compare_exchange_128(
@@ -263,7 +278,7 @@ impl Env for ShadowEnv {
         if old != current {
             return Err(old);
         }
-        self.keep(page, offset, &new.to_le_bytes());
+        self.keep(page, offset, &new.to_le_bytes(), false);
         Ok(old)
     }
 
@@ -288,7 +303,7 @@ impl Env for ShadowEnv {
     }
 
     fn store_bytes(&self, page: Page, offset: usize, data: &[u8]) {
-        self.keep(page, offset, data);
+        self.keep(page, offset, data, false);
     }
 
     fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
