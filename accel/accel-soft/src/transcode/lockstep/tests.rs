@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use accel::{Accelerator, CpuBus, Exit, Fault, VmResources};
+use iced_x86::OpKind;
 use iced_x86::code_asm::*;
-use iced_x86::{MemorySize, OpKind};
 use mem::RamRange;
 use mem::vm_memory::{Bytes, GuestAddress};
 use runtime::{Clock, Timers};
@@ -42,13 +42,10 @@ pub fn spoil(insns: &mut [Instruction]) {
             }
             CONDITION if insn.is_jcc_short_or_near() => insn.negate_condition_code(),
             // More bytes are stored than should be.
-            WIDTH if is_store && insn.memory_size() == MemorySize::UInt32 => {
-                if insn.code() == iced_x86::Code::Mov_rm32_r32 {
-                    insn.set_code(iced_x86::Code::Mov_rm64_r64);
-                    let number = insn.op1_register() as u32 - iced_x86::Register::EAX as u32;
-                    let wide = iced_x86::Register::RAX + number;
-                    insn.set_op1_register(wide);
-                }
+            WIDTH if is_store && insn.code() == iced_x86::Code::Mov_rm32_r32 => {
+                insn.set_code(iced_x86::Code::Mov_rm64_r64);
+                let number = insn.op1_register() as u32 - iced_x86::Register::EAX as u32;
+                insn.set_op1_register(iced_x86::Register::RAX + number);
             }
             // INC keeps the carry, ADD does not.
             FLAGS
