@@ -8,7 +8,7 @@ use iced_x86::{
 };
 
 use crate::layout::{Layout, Table, ViewTables};
-use crate::state::{Flags, Kind, Numbers, RBP, RBX, State};
+use crate::state::{Flags, Kind, Number, Numbers, RBP, RBX, State, is_slot};
 use crate::violation::{Problem, Violation};
 
 /// A block of translated code and what belongs to it.
@@ -32,6 +32,8 @@ pub struct Block<'a> {
     pub retries: &'a [Retry],
     /// The numbers of its exits.
     pub exits: Range<u32>,
+    /// Those of its exits that take RBX for the guest's instruction pointer.
+    pub branches: &'a [u32],
     /// Distances of jumps that will be overwritten, to lead to other blocks' near entries.
     pub links: &'a [u32],
     /// Addresses of other blocks' near entries that it may lead to now.
@@ -47,7 +49,7 @@ pub struct Block<'a> {
 }
 
 /// Who leaves by the exit is let in again at `at`, with the guest's vector registers loaded if
-/// they were when it left.
+/// they were when it left. RBX is taken for the linear address that missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
     /// The number of the exit.
@@ -63,7 +65,7 @@ pub struct Stubs {
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
     /// Jumped to in order to leave with the number of an exit that one of `misses` put in the
-    /// context.
+    /// context, and the linear address in RBX.
     pub crossing: u64,
     /// Jumped to in order to go where the guest's instruction pointer in RBX says, with the number
     /// of an exit in EBP. It finds translated code there, or leaves by the exit.
@@ -74,7 +76,8 @@ pub struct Stubs {
     /// an exit on the stack, the index of the entry in RBP, and the linear address with its tag
     /// added in RBX. They leave by the exit, or fill the entry, take the number off the stack and
     /// return; RBX, RBP and status flags are lost. If bit 31 of the number is set, they may return
-    /// behind the 5 bytes that follow the call instead, and what is there may jump to `crossing`.
+    /// behind the 5 bytes that follow the call instead, with the linear address in RBX, and what is
+    /// there may jump to `crossing`.
     pub misses: [u64; 2],
 }
 
@@ -126,11 +129,7 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables {
-            read: 0,
-            write: 0,
-            jump: 0,
-        };
+        let none = ViewTables { read: 0, write: 0, jump: 0 };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
@@ -270,21 +269,22 @@ impl Checker {
             let goes_on = if is_push(insn) {
                 // Only for the call that takes it off the stack.
                 let next = insns.get(index + 1).ok_or(found(Problem::FallsOff))?;
-                let place = self.places[index + 1];
-                if miss_stub(next, block).is_none() || place.marks != 0 || place.pending != 0 {
+                if miss_stub(next, block).is_none() {
                     return Err(found(Problem::NotAllowed));
                 }
                 true
             } else if let Some(write) = miss_stub(insn, block) {
-                let pushed = index.checked_sub(1).map(|before| &insns[before]);
-                let pushed = pushed.filter(|insn| is_push(insn));
+                // No way leads here but over the push.
+                let before = index.checked_sub(1).filter(|_| marks == 0 && pending == 0);
+                let pushed = before.map(|before| &insns[before]).filter(|insn| is_push(insn));
                 let pushed = pushed.ok_or(found(Problem::NotAllowed))?.immediate(0) as u32;
                 self.miss(now, write, pushed & !MERGED, block).map_err(found)?;
                 if pushed & MERGED != 0 {
                     // It may return behind the next instruction, too.
                     let next = insns.get(index + 1).filter(|next| next.len() == 5);
                     let next = next.ok_or(found(Problem::NotAllowed))?;
-                    let crossing = State { has_missed: true, ..now.clone() };
+                    let mut crossing = State { has_missed: true, ..now.clone() };
+                    crossing.registers[RBX] = self.numbers.value(Kind::Any);
                     self.go(&crossing, next.next_ip(), index, false, block).map_err(found)?;
                 }
                 true
@@ -308,8 +308,10 @@ impl Checker {
     /// above.
     fn enter(&mut self, marks: u8, offset: u32, before: Option<&State>) -> State {
         use entry::{BACK, FAR, NEAR, RESUME, RETRY};
-        // RBX holds an address of the guest's at these, what the last block left in it at others.
-        let is_rbx_secret = marks & (NEAR | BACK) != 0;
+        // RBX holds an address of the guest's for who comes from elsewhere, but what the last block
+        // left in it at the near entry, and anything from below.
+        let is_rbx_secret = marks & (NEAR | BACK) != 0
+            || before.is_some_and(|state| state.registers[RBX].kind.is_secret());
         // Whether vector registers are live on the way from above is taken for granted on ways
         // from below and behind an exit, too. Whether they are is seen there.
         let mut live = marks & (FAR | NEAR | RESUME) == 0 && before.is_none_or(|state| state.live);
@@ -420,24 +422,35 @@ impl Checker {
             return Err(Problem::Leak);
         }
         if target == block.stubs.leave {
-            return self.leave(state, block);
+            return self.leave(state, false, block);
         }
         if target == block.stubs.crossing {
-            return if state.has_missed { Ok(()) } else { Err(Problem::WrongExit) };
+            return match state.registers[RBX].kind.is_secret() {
+                _ if !state.has_missed => Err(Problem::WrongExit),
+                true => Err(Problem::Leak),
+                false => Ok(()),
+            };
         }
         if target == block.stubs.branch {
-            let address = state.registers[RBX].kind;
-            return if address.is_secret() { Err(Problem::Leak) } else { self.leave(state, block) };
+            return self.leave(state, true, block);
         }
         if block.targets.contains(&target) { Ok(()) } else { Err(Problem::Outside) }
     }
 
-    /// The block is left by an exit.
-    fn leave(&mut self, state: &State, block: &Block<'_>) -> Result<(), Problem> {
-        match state.registers[RBP].kind {
-            Kind::Const(number) => self.leave_by(state, number, block),
-            _ => Err(Problem::WrongExit),
+    /// The block is left by an exit. `branches` is whether RBX is an address even if the exit does
+    /// not say so.
+    fn leave(&mut self, state: &State, branches: bool, block: &Block<'_>) -> Result<(), Problem> {
+        let Kind::Const(number) = state.registers[RBP].kind else {
+            return Err(Problem::WrongExit);
+        };
+        let is_address = branches
+            || block.branches.contains(&number)
+            || block.retries.iter().any(|retry| retry.exit == number);
+        // The guest would see it in RIP, or in CR2.
+        if is_address && state.registers[RBX].kind.is_secret() {
+            return Err(Problem::Leak);
         }
+        self.leave_by(state, number, block)
     }
 
     fn leave_by(&mut self, state: &State, number: u32, block: &Block<'_>) -> Result<(), Problem> {
@@ -466,6 +479,10 @@ impl Checker {
         match (state.registers[RBX].kind, state.registers[RBP].kind) {
             (Kind::Offset { of, write: tag_write, .. }, Kind::TlbIndex { of: index_of })
                 if of == index_of && write == tag_write => {}
+            (Kind::Offset { of, write: tag_write, .. }, Kind::Const(index))
+                if is_slot(of)
+                    && index == 2 * (self.layout.tlb_entries + (Number::MAX - of))
+                    && write == tag_write => {}
             _ => return Err(Problem::Index),
         }
         if state.leaks() {
@@ -509,9 +526,9 @@ impl Checker {
     }
 }
 
-/// Whether the number of an exit may be what the instruction pushes.
+/// Whether the number of an exit may be what the instruction pushes. Other lengths have prefixes.
 fn is_push(insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Pushq_imm8 | Code::Pushq_imm32)
+    matches!((insn.code(), insn.len()), (Code::Pushq_imm8, 2) | (Code::Pushq_imm32, 5))
 }
 
 /// Whether the instruction calls one of the stubs for misses: that for stores?

@@ -16,6 +16,8 @@ pub struct Layout {
     /// How many entries each table of a soft TLB has, a power of two. They are indexed by the number
     /// of the page.
     pub tlb_entries: u32,
+    /// How many entries follow these that belong to no address: slots.
+    pub tlb_slots: u32,
     /// How many entries a jump cache has, a power of two. They are indexed by half the address
     /// exclusive-or the number of its page.
     pub jump_entries: u32,
@@ -74,6 +76,20 @@ impl ViewTables {
 }
 
 impl Layout {
+    /// The half of a table, and the slot, that lie at `offset`.
+    pub(crate) fn slot(&self, tables: &ViewTables, offset: u64) -> Option<(Table, u32)> {
+        let entries = 16 * u64::from(self.tlb_entries);
+        [(tables.read, false), (tables.write, true)].into_iter().find_map(|(start, write)| {
+            let from_first = offset.checked_sub(u64::from(start) + entries)?;
+            let slot = u32::try_from(from_first / 16).ok().filter(|&slot| slot < self.tlb_slots)?;
+            match from_first % 16 {
+                0 => Some((Table::Tag { write }, slot)),
+                8 => Some((Table::HostPage { write }, slot)),
+                _ => None,
+            }
+        })
+    }
+
     /// Whether `size` bytes at `offset` may be read, or written by blocks of `view`.
     pub(crate) fn allows(&self, offset: u64, size: u64, write: bool, view: usize) -> bool {
         if !matches!(size, 1 | 2 | 4 | 8) || !offset.is_multiple_of(size) {

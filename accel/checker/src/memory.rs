@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
 
 use crate::blocks::Checker;
 use crate::layout::Table;
-use crate::state::{Kind, State, Value, bound};
+use crate::state::{Kind, State, Value, bound, is_slot, slot_number};
 use crate::violation::Problem;
 
 /// Where a memory operand was found to be.
@@ -77,6 +77,14 @@ impl Checker {
             let index = state.registers[memory.index().number()];
             return self.table(insn, at, index);
         }
+        if let Some((table, slot)) = self.layout.slot(&self.tables, at) {
+            if size != 8 || write {
+                return Err(Problem::Context);
+            }
+            let number = slot_number(slot);
+            let index = Value { number, kind: Kind::TlbIndex { of: number } };
+            return self.entry(insn, table, index);
+        }
         let field = u64::from(self.layout.flags);
         if write && at.checked_sub(field).is_some_and(|n| n < 8) {
             return self.change_flags(insn, at == field, size, flags);
@@ -97,6 +105,11 @@ impl Checker {
             | (Table::JumpGuest | Table::JumpHost, Kind::JumpIndex { .. }) => {}
             _ => return Err(Problem::Index),
         }
+        self.entry(insn, table, index)
+    }
+
+    /// The same where the entry is known to be one.
+    fn entry(&self, insn: &Instruction, table: Table, index: Value) -> Result<Operand, Problem> {
         let to_register = insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64();
         let is_tracked = matches!(insn.mnemonic(), Mnemonic::Mov | Mnemonic::Add) && to_register;
         match table {
@@ -195,7 +208,7 @@ pub(crate) fn sum(a: Value, b: Value) -> Kind {
     match (a, b) {
         (Value { number, .. }, Value { kind: Kind::Tag { of, write }, .. })
         | (Value { kind: Kind::Tag { of, write }, .. }, Value { number, .. })
-            if number == of =>
+            if number == of || is_slot(of) && !a.kind.is_secret() && !b.kind.is_secret() =>
         {
             Kind::Offset { of, write, room: 0 }
         }

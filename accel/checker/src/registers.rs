@@ -85,10 +85,10 @@ impl Checker {
                 _ => return Err(Problem::NotAllowed),
             }
         }
-        // It may only be the base of a memory operand.
-        let base = if insn.memory_base() == Register::RSP { set(Register::RSP) } else { 0 };
-        let used = uses.written | uses.operands | uses.read & !base;
-        if used & set(Register::RSP) != 0 || base != 0 && insn.mnemonic() == Mnemonic::Lea {
+        // It may only be the base of a memory operand that is accessed.
+        let is_base = insn.memory_base() == Register::RSP && memory.is_some();
+        let used = uses.written | uses.operands | if is_base { 0 } else { uses.read };
+        if used & set(Register::RSP) != 0 {
             return Err(Problem::StackPointer);
         }
         if vectors && !state.live {
@@ -199,10 +199,12 @@ impl Checker {
 
     /// What is known of a value of which only the bits in `mask` remain.
     fn masked(&self, kind: Kind, mask: u32) -> Kind {
-        // Twice the number of an entry.
+        // Twice the number of an entry, of which all bits are known.
         let selects = |entries: u32, bits: u8| {
-            let last = 2 * entries - 2;
-            entries.is_power_of_two() && mask == last && mask.checked_ilog2() < Some(bits.into())
+            let last = entries.checked_sub(1).and_then(|last| last.checked_mul(2));
+            entries.is_power_of_two()
+                && last == Some(mask)
+                && mask.checked_ilog2() < Some(bits.into())
         };
         match kind {
             Kind::Page { of, by: 11, bits } if selects(self.layout.tlb_entries, bits) => {
@@ -271,10 +273,10 @@ impl Checker {
 
 /// What is known of a value that was shifted so that the number of its page comes to its lower bits.
 fn page(value: Value, by: u8, is_wide: bool) -> Kind {
-    let bits = if is_wide { 64 } else { 32 } - by;
     match value.kind {
-        Kind::Low { of } => Kind::Page { of, by, bits: bits.min(32 - by) },
-        _ => Kind::Page { of: value.number, by, bits },
+        // It is needed for the whole value, of which the shifted copy shows as much.
+        Kind::Low { of } if !is_wide => Kind::Page { of, by, bits: 32 - by },
+        _ => Kind::Page { of: value.number, by, bits: if is_wide { 64 } else { 32 } - by },
     }
 }
 

@@ -3,6 +3,16 @@
 /// Names a value that some instruction produced. Equal numbers are equal values.
 pub(crate) type Number = u32;
 
+/// The number that stands for every address, where an entry is looked at that belongs to a slot.
+pub(crate) fn slot_number(slot: u32) -> Number {
+    Number::MAX - slot
+}
+
+/// Whether a number stands for a slot. Values have far smaller ones.
+pub(crate) fn is_slot(number: Number) -> bool {
+    number > Number::MAX / 2
+}
+
 /// What a register holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {

@@ -48,8 +48,8 @@ pub enum Problem {
     /// A jump through the jump cache without, or with too little of, a comparison before.
     #[error("a jump through the jump cache is not for the address that was looked up")]
     UncheckedJump,
-    /// The host's stack pointer is used.
-    #[error("the host's stack pointer is used")]
+    /// The stack pointer is used, and not as the base of a memory operand.
+    #[error("the stack pointer is used for something else than to reach the context")]
     StackPointer,
     /// A register is written that is neither general-purpose nor a vector or mask.
     #[error("a register is written that belongs to the host")]

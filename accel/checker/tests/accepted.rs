@@ -25,6 +25,86 @@ accepted! {
         b.a.set_label(&mut over)?;
         b.a.nop()?;
     }
+    a_side_exit: |b| {
+        let mut aside = b.a.create_label();
+        checked(b)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        b.a.mov(ptr(rbx), rcx)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.lahf()?;
+        b.a.seto(al)?;
+        b.a.jmp(OTHER)?;
+        b.has_end = false;
+    }
+    a_side_exit_that_looks_up: |b| {
+        let (mut aside, mut not_there) = (b.a.create_label(), b.a.create_label());
+        checked(b)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        b.a.mov(ptr(rbx), rcx)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.mov(rbx, context(CODE_BASE))?;
+        b.a.lea(rbx, ptr(rbx + 0x1234))?;
+        jump_index(b)?;
+        b.a.cmp(rbx, table(rbp, T.jump))?;
+        b.a.jne(not_there)?;
+        jump(b)?;
+        b.a.set_label(&mut not_there)?;
+        b.a.mov(ebp, BRANCH_EXIT)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_side_exit_that_stores_under_the_same_check: |b| {
+        let mut aside = b.a.create_label();
+        checked(b)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.mov(ptr(rbx), rcx)?;
+    }
+    several_side_exits_to_one_place: |b| {
+        let mut aside = b.a.create_label();
+        checked(b)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        b.a.js(aside)?;
+        b.a.mov(ptr(rbx), rcx)?;
+        b.a.jo(aside)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.mov(ptr(rbx), rdx)?;
+    }
+    a_branch_whose_target_is_looked_up_by_the_stub_only: |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.mov(ebp, BRANCH_EXIT)?;
+        b.a.jmp(BRANCH)?;
+        b.has_end = false;
+    }
+    an_address_that_is_a_lower_half: |b| {
+        b.a.mov(ecx, edx)?;
+        b.a.mov(rbx, rcx)?;
+        CHECK.emit(b)?;
+        b.a.mov(ptr(rbx), rcx)?;
+    }
+    a_branch_to_a_lower_half: |b| {
+        b.a.mov(ecx, edx)?;
+        b.a.mov(rbx, rcx)?;
+        look_up(b)?;
+        jump(b)?;
+    }
+    a_branch_to_a_constant: |b| {
+        b.a.mov(ebx, 0x1234)?;
+        look_up(b)?;
+        jump(b)?;
+    }
+    flags_put_aside: |b| {
+        b.a.mov(context(STATUS), rax)?;
+        b.a.mov(eax, 1)?;
+        b.a.mov(rax, context(STATUS))?;
+    }
     one_check_for_several_operands: |b| {
         checked_with(b, |c| c.limit = 4096 - 32)?;
         b.a.mov(ptr(rbx), rcx)?;
@@ -62,10 +142,7 @@ accepted! {
     }
     a_load_under_a_check_for_stores: |b| { checked(b)?; b.a.mov(rcx, ptr(rbx))?; }
     loads_under_a_check_for_loads: |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.add(rcx, ptr(rbx))?;
         b.a.cmp(ptr(rbx), rcx)?;
         b.a.bt(dword_ptr(rbx), 5)?;
@@ -83,56 +160,52 @@ accepted! {
         let mut hit = b.a.create_label();
         let miss = b.miss;
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.jbe(hit)?;
         b.a.jmp(miss)?;
         b.a.set_label(&mut hit)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_by_shifting: |b| {
         b.a.mov(rbx, rcx)?;
         b.a.mov(rbp, rbx)?;
-        b.a.shr(rbp, 12)?;
-        b.a.and(rbp, 1023)?;
+        b.a.shr(rbp, 11)?;
+        b.a.and(rbp, TLB_MASK)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_by_shifting_the_lower_half: |b| {
         b.a.mov(rbx, rcx)?;
         b.a.mov(ebp, ebx)?;
-        b.a.shr(ebp, 12)?;
-        b.a.and(ebp, 1023)?;
+        b.a.shr(ebp, 11)?;
+        b.a.and(ebp, TLB_MASK)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         b.a.mov(ptr(rbx), rcx)?;
     }
     an_index_in_a_guest_register_of_its_own: |b| {
-        b.a.rorx(rax, rcx, 12)?;
-        b.a.and(eax, 1023)?;
+        b.a.rorx(rax, rcx, 11)?;
+        b.a.and(eax, TLB_MASK)?;
         b.a.mov(rbx, table(rax, T.write))?;
         b.a.add(rbx, rcx)?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.mov(rbp, table(rax, T.write_host))?;
+        b.a.mov(rbp, table(rax, T.write + HOST))?;
         b.a.mov(ptr(rbp + rbx), rcx)?;
         b.a.lea(rbx, ptr(rbp + rbx))?;
         b.a.mov(ptr(rbx), rcx)?;
         b.a.mov(eax, 0)?;
     }
     one_index_for_loads_and_stores: |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.mov(rdx, ptr(rbx))?;
         b.a.lea(rbx, ptr(rcx + 8))?;
         CHECK.emit(b)?;
@@ -141,24 +214,16 @@ accepted! {
     the_address_of_a_miss_computed_again: |b| {
         let (mut miss, mut done) = (b.a.create_label(), b.a.create_label());
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(miss)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         b.a.mov(ptr(rbx), rcx)?;
-        b.a.mov(rbx, rdx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
-        b.a.add(rbx, table(rbp, T.write))?;
-        b.a.cmp(rbx, 4088)?;
-        b.a.ja(miss)?;
         b.a.jmp(done)?;
-        // Of either access.
         b.a.set_label(&mut miss)?;
         b.a.sub(rbx, table(rbp, T.write))?;
-        b.a.mov(gs_spill(), rbx)?;
+        b.a.mov(context(SPILL), rbx)?;
         b.a.set_label(&mut done)?;
     }
     two_ways_that_check_alike: |b| {
@@ -199,6 +264,7 @@ accepted! {
         let mut label = b.a.create_label();
         b.a.set_label(&mut label)?;
         b.retry = Some((EXITS.start + 1, label));
+        b.a.mov(rbx, rcx)?;
         b.a.paddb(xmm0, xmm1)?;
         b.a.vpaddb(ymm0, ymm1, ymm2)?;
         b.a.vpaddb(zmm30.k1(), zmm1, zmm2)?;
@@ -220,10 +286,6 @@ accepted! {
         b.a.mulx(r9, r10, r11)?;
         b.a.imul_2(rcx, rdx)?;
     }
-}
-
-fn gs_spill() -> AsmMemoryOperand {
-    context(SPILL)
 }
 
 #[test]

@@ -8,13 +8,14 @@ use common::layout;
 use proptest::prelude::*;
 
 /// A line of the file: a block's address, its near entry, its view, its first exit, how many of
-/// them it has, places to resume at, exits with places to retry them, links, the stubs, flags
-/// that it may change, whether it may read the time stamp counter, and its code.
+/// them it has, those that branch, places to resume at, exits with places to retry them, links, the
+/// stubs, flags that it may change, whether it may read the time stamp counter, and its code.
 struct Golden {
     address: u64,
     near: u32,
     view: usize,
     exits: std::ops::Range<u32>,
+    branches: Vec<u32>,
     resumes: Vec<u32>,
     retries: Vec<Retry>,
     links: Vec<u32>,
@@ -34,6 +35,7 @@ impl Golden {
             resumes: &self.resumes,
             retries: &self.retries,
             exits: self.exits.clone(),
+            branches: &self.branches,
             links: &self.links,
             targets: &[],
             view: self.view,
@@ -60,10 +62,13 @@ fn parse(line: &str) -> Golden {
         view,
         first,
         exits,
+        branches,
         resumes,
         retries,
         links,
         leave,
+        crossing,
+        branch,
         load,
         read_miss,
         write_miss,
@@ -72,7 +77,7 @@ fn parse(line: &str) -> Golden {
         code,
     ] = words[..]
     else {
-        panic!("a line has 15 words, not {}", words.len());
+        panic!("a line has 18 words, not {}", words.len());
     };
     let retry = |text: &str| {
         let (exit, at) = text.split_once(':').expect("an exit and a place");
@@ -84,11 +89,14 @@ fn parse(line: &str) -> Golden {
         near: number(near),
         view: number(view) as usize,
         exits: number(first)..number(first) + number(exits),
+        branches: list(branches, number),
         resumes: list(resumes, number),
         retries: list(retries, retry),
         links: list(links, number),
         stubs: Stubs {
             leave: number(leave).into(),
+            crossing: number(crossing).into(),
+            branch: number(branch).into(),
             load_vectors: number(load).into(),
             misses: [number(read_miss).into(), number(write_miss).into()],
         },
@@ -143,10 +151,10 @@ fn without_one_part_of_a_check_they_are_refused() {
     for mut golden in all() {
         let code = golden.code.clone();
         for at in 0..code.len().saturating_sub(14) {
-            // AND EBP, 1023; ADD RBX, GS:[RBP*8+...]; and JA, which follows CMP RBX.
+            // AND EBP, 2046; ADD RBX, [RSP+RBP*8+...]; and JA, which follows CMP RBX.
             let length = match &code[at..] {
-                [0x81, 0xe5, 0xff, 0x03, 0, 0, ..] => 6,
-                [0x65, 0x48, 0x03, 0x1c, 0xed, ..] => 9,
+                [0x81, 0xe5, 0xfe, 0x07, 0, 0, ..] => 6,
+                [0x48, 0x03, 0x9c, 0xec, ..] => 8,
                 [0x48, 0x81, 0xfb, _, 0x0f, 0, 0, 0x0f, 0x87, ..] => 13,
                 _ => continue,
             };
@@ -204,12 +212,13 @@ proptest! {
             resumes: &entries,
             retries: &retries,
             exits,
+            branches: &entries,
             links: &entries,
             targets: &[address],
             view,
             flags: u64::from(first),
             time: true,
-            stubs: Stubs { leave: !address, load_vectors: address, misses: [2, 3] },
+            stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3] },
         };
         let _ = Checker::new(layout()).check(&block);
     }
@@ -221,12 +230,15 @@ proptest! {
     ) {
         const PIECES: &[&[u8]] = &[
             &[0x48, 0x8b, 0xd9],
-            &[0xc4, 0xe3, 0xfb, 0xf0, 0xeb, 0x0c],
-            &[0x81, 0xe5, 0xff, 0x03, 0, 0],
-            &[0x65, 0x48, 0x03, 0x1c, 0xed, 0x18, 0x01, 0, 0],
+            &[0xc4, 0xe3, 0xfb, 0xf0, 0xeb, 0x0b],
+            &[0x81, 0xe5, 0xfe, 0x07, 0, 0],
+            &[0x48, 0x03, 0x9c, 0xec, 0x70, 0x01, 0, 0],
             &[0x48, 0x81, 0xfb, 0xf8, 0x0f, 0, 0],
             &[0x0f, 0x87, 0, 0, 0, 0],
-            &[0x65, 0x48, 0x03, 0x1c, 0xed, 0x18, 0x41, 0, 0],
+            &[0x48, 0x03, 0x9c, 0xec, 0x78, 0x01, 0, 0],
+            &[0x48, 0x89, 0x4c, 0x24, 0x20],
+            &[0x68, 0, 0, 0, 0],
+            &[0xe8, 0, 0, 0, 0],
             &[0x48, 0x8b, 0x0b],
             &[0x48, 0x8d, 0x5b, 0x7f],
             &[0x48, 0x81, 0xc3, 0xff, 0xff, 0xff, 0x7f],
@@ -258,12 +270,13 @@ proptest! {
             resumes: &[],
             retries: &[],
             exits: 0..100,
+            branches: &[],
             links: &[],
             targets: &[],
             view: 0,
             flags: 0,
             time: false,
-            stubs: Stubs { leave: 0, load_vectors: 0x20, misses: [0x40, 0x60] },
+            stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60] },
         };
         let _ = Checker::new(layout()).check(&block);
     }

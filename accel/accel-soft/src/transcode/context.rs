@@ -25,6 +25,13 @@ pub const TLB_ENTRIES: usize = 1024;
 /// Entries of one view's jump cache, a power of two.
 pub const JUMP_ENTRIES: usize = 4096;
 
+/// Entries of each of a view's tables that belong to no address, but to what forms it: the stack
+/// pointer, or an instruction's constant address. What they are used for mostly stays in one page,
+/// and where the entry is need not be computed.
+pub const TLB_SLOTS: usize = 32;
+/// The slot for addresses relative to RSP.
+pub const STACK_SLOT: usize = 0;
+
 /// An entry of a soft TLB.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -39,10 +46,10 @@ pub struct TlbEntry {
 /// The soft TLB of one view. A linear address belongs to entry `address >> 12 % TLB_ENTRIES`.
 #[repr(C)]
 pub struct TlbView {
-    pub read: [TlbEntry; TLB_ENTRIES],
+    pub read: [TlbEntry; TLB_ENTRIES + TLB_SLOTS],
     /// For stores, apart: a copy from one array to another must not make two entries fight for
     /// one place.
-    pub write: [TlbEntry; TLB_ENTRIES],
+    pub write: [TlbEntry; TLB_ENTRIES + TLB_SLOTS],
 }
 
 /// Entries of the second level of each view's soft TLB, powers of two. Programs use more memory
@@ -64,8 +71,8 @@ pub struct SecondEntry {
 }
 
 impl SecondEntry {
-    /// No linear page has this tag: it is not canonical.
-    pub const EMPTY: Self = Self { read: 1 << 63, write: 1 << 63, host: 0, epoch: 0 };
+    /// No page has this tag: numbers of address spaces are below 4095.
+    pub const EMPTY: Self = Self { read: u64::MAX, write: u64::MAX, host: 0, epoch: 0 };
 }
 
 /// An entry of a jump cache.
@@ -137,6 +144,8 @@ pub struct Context {
     pub rflags: u64,
     /// RBX at an exit: mostly an address.
     pub scratch: u64,
+    /// Twice the number of the entry of the soft TLB that missed.
+    pub missed: u64,
     /// Segment bases.
     pub fs_base: u64,
     pub gs_base: u64,
@@ -164,6 +173,8 @@ pub struct Context {
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
     pub host_mxcsr: u32,
+    /// What empty slots of the soft TLB lead to.
+    nowhere: [u8; 4096],
     pub tlb: [TlbView; VIEWS],
     pub jump: [JumpView; VIEWS],
 }
@@ -207,6 +218,7 @@ pub fn layout() -> Layout {
         vectors_live: (offset_of!(Context, vectors_live) - STACK) as u32,
         views: (0..VIEWS).map(view).collect(),
         tlb_entries: TLB_ENTRIES as u32,
+        tlb_slots: TLB_SLOTS as u32,
         jump_entries: JUMP_ENTRIES as u32,
     }
 }
@@ -229,6 +241,7 @@ pub mod offset {
     pub const KERNEL_GS_BASE: i32 = from_stack(offset_of!(Context, kernel_gs_base));
     pub const TSC_AUX: i32 = from_stack(offset_of!(Context, tsc_aux));
     pub const TSC_OFFSET: i32 = from_stack(offset_of!(Context, tsc_offset));
+    pub const MISSED: i32 = from_stack(offset_of!(Context, missed));
     pub const SCRATCH: i32 = from_stack(offset_of!(Context, scratch));
     pub const STATUS: i32 = from_stack(offset_of!(Context, status));
     pub const EXIT: i32 = from_stack(offset_of!(Context, exit));
@@ -305,37 +318,68 @@ pub fn places_of_page(linear: u64) -> impl Iterator<Item = u64> {
     (0..0x1000 + LONGEST).step_by(2).map(move |n| first.wrapping_add(n))
 }
 
+/// The page that empty slots have. A slot has to have some page; this one is not canonical, and who
+/// goes there nevertheless gets nobody's bytes.
+const NOWHERE: u64 = 0x9a5b_17e3_c2d4_6000;
+
 impl TlbView {
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        for (index, (read, write)) in self.read.iter_mut().zip(&mut self.write).enumerate() {
-            read.tag = never(index);
-            write.tag = never(index);
+    /// Forgets everything. Empty slots lead to `nowhere`.
+    fn clear(&mut self, nowhere: u64) {
+        clear_entries(&mut self.read, nowhere);
+        clear_entries(&mut self.write, nowhere);
+    }
+
+    /// Forgets the page at `linear`.
+    fn clear_page(&mut self, linear: u64, nowhere: u64) {
+        let index = (linear >> 12) as usize % TLB_ENTRIES;
+        for entries in [&mut self.read, &mut self.write] {
+            entries[index].tag = never(index);
+            let tag = (linear & !0xfff).wrapping_neg();
+            for slot in entries[TLB_ENTRIES..].iter_mut().filter(|slot| slot.tag == tag) {
+                *slot = empty_slot(nowhere);
+            }
         }
     }
 
-    /// Forgets what allows stores.
+    /// Remembers that the page at `linear` lies at `host`, for loads or for stores, in entry `index`.
+    pub fn fill(&mut self, index: usize, linear: u64, host: u64, write: bool) {
+        let entries = if write { &mut self.write } else { &mut self.read };
+        entries[index] = TlbEntry { tag: (linear & !0xfff).wrapping_neg(), host };
+    }
+}
+
+fn clear_entries(entries: &mut [TlbEntry; TLB_ENTRIES + TLB_SLOTS], nowhere: u64) {
+    for (index, entry) in entries.iter_mut().take(TLB_ENTRIES).enumerate() {
+        entry.tag = never(index);
+    }
+    entries[TLB_ENTRIES..].fill(empty_slot(nowhere));
+}
+
+fn empty_slot(nowhere: u64) -> TlbEntry {
+    TlbEntry { tag: NOWHERE.wrapping_neg(), host: nowhere }
+}
+
+impl Context {
+    fn nowhere(&self) -> u64 {
+        self.nowhere.as_ptr() as u64
+    }
+
+    /// Forgets what a view's soft TLB has.
+    pub fn clear_tlb(&mut self, view: usize) {
+        let nowhere = self.nowhere();
+        self.tlb[view].clear(nowhere);
+    }
+
+    /// Forgets what the soft TLBs allow to store to.
     pub fn clear_writes(&mut self) {
-        for (index, write) in self.write.iter_mut().enumerate() {
-            write.tag = never(index);
-        }
+        let nowhere = self.nowhere();
+        self.tlb.iter_mut().for_each(|tlb| clear_entries(&mut tlb.write, nowhere));
     }
 
     /// Forgets the page at `linear`.
     pub fn clear_page(&mut self, linear: u64) {
-        let index = Self::index(linear);
-        self.read[index].tag = never(index);
-        self.write[index].tag = never(index);
-    }
-
-    /// Remembers that the page at `linear` lies at `host`, for loads or for stores.
-    pub fn fill(&mut self, linear: u64, host: u64, write: bool) {
-        let entries = if write { &mut self.write } else { &mut self.read };
-        entries[Self::index(linear)] = TlbEntry { tag: (linear & !0xfff).wrapping_neg(), host };
-    }
-
-    fn index(linear: u64) -> usize {
-        (linear >> 12) as usize % TLB_ENTRIES
+        let nowhere = self.nowhere();
+        self.tlb.iter_mut().for_each(|tlb| tlb.clear_page(linear, nowhere));
     }
 }
 
@@ -351,7 +395,9 @@ impl JumpView {
     pub fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
             let index = Self::index(guest);
-            self.0[index].guest = nowhere(index);
+            if self.0[index].guest & !1 == guest {
+                self.0[index].guest = nowhere(index);
+            }
         }
     }
 
@@ -384,7 +430,7 @@ impl ContextCell {
             let context = context.get_mut();
             context.width = width;
             context.host_mxcsr = 0x1f80;
-            context.tlb.iter_mut().for_each(TlbView::clear);
+            (0..VIEWS).for_each(|view| context.clear_tlb(view));
             context.jump.iter_mut().for_each(JumpView::clear);
         }
         cell
@@ -425,7 +471,7 @@ mod tests {
         }
         for index in 0..TLB_ENTRIES {
             let page = never(index).wrapping_neg();
-            assert_ne!(TlbView::index(page), index);
+            assert_ne!((page >> 12) as usize % TLB_ENTRIES, index);
         }
     }
 }

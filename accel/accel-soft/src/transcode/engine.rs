@@ -27,11 +27,11 @@ const MAX_BYTES: usize = 512;
 /// The longest instruction (SDM Vol. 2, 2.3.11).
 const MAX_INSTRUCTION_BYTES: usize = 15;
 /// Bits of the filter that says which linear pages jump caches lead to.
-const CODE_PAGES: usize = 4096;
+const CODE_PAGES: usize = 1 << 17;
 
 /// Where the filter has the page at `linear`.
 fn code_page_bit(linear: u64) -> (usize, u64) {
-    let page = (linear >> 12 ^ linear >> 24) as usize % CODE_PAGES;
+    let page = ((linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % CODE_PAGES;
     (page / 64, 1 << (page % 64))
 }
 
@@ -79,7 +79,7 @@ pub struct Transcoder {
     /// The second level of the jump cache, by view; the context points at it.
     second_jumps: [Box<[SecondJump]>; VIEWS],
     /// Linear pages that jump caches lead to, hashed: a bit for each.
-    code_pages: [u64; CODE_PAGES / 64],
+    code_pages: Box<[u64]>,
     /// What each view's jump cache leads to.
     settings: [Option<Setting>; 3],
     /// Compares translated code with the interpreter, if that is wanted.
@@ -148,7 +148,7 @@ impl Transcoder {
             threshold,
             width: host_width(),
             is_local: [false; 3],
-            code_pages: [0; CODE_PAGES / 64],
+            code_pages: vec![0; CODE_PAGES / 64].into_boxed_slice(),
             settings: [None; 3],
             lockstep: lockstep.map(Box::new),
             counters: Counters::default(),
@@ -261,14 +261,14 @@ impl Transcoder {
                 // The second level fills the first without a word, and only the supervisor's
                 // has global pages alone.
                 if is_local || view != View::Supervisor as usize {
-                    self.context().tlb[view].clear();
+                    self.context().clear_tlb(view);
                     self.context().jump[view].clear();
                 }
             }
         }
         for &linear in forgotten.pages() {
+            self.context().clear_page(linear);
             for view in 0..3 {
-                self.context().tlb[view].clear_page(linear);
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
             let (word, bit) = code_page_bit(linear);
@@ -281,13 +281,13 @@ impl Transcoder {
     /// Forgets what the soft TLBs allow to store to.
     fn forget_writes(&mut self) {
         let context = self.context();
-        context.tlb.iter_mut().for_each(|tlb| tlb.clear_writes());
+        context.clear_writes();
         context.write_epoch += 1;
     }
 
     fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
-        self.code_pages = [0; CODE_PAGES / 64];
+        self.code_pages.fill(0);
         self.context().jump.iter_mut().for_each(|jump| jump.clear());
         self.forget_second_jumps();
     }
@@ -299,8 +299,12 @@ impl Transcoder {
             self.context().jump[view].clear_page(linear);
             for guest in places_of_page(linear) {
                 let index = jump_hash(guest) % SECOND_JUMPS[view];
-                self.second_jumps[view][index] = SecondJump::EMPTY;
-                self.second_jumps[view][index ^ 1] = SecondJump::EMPTY;
+                for index in [index, index ^ 1] {
+                    let entry = &mut self.second_jumps[view][index];
+                    if entry.guest & !1 == guest {
+                        *entry = SecondJump::EMPTY;
+                    }
+                }
             }
         }
     }
@@ -688,7 +692,8 @@ impl Transcoder {
         }
         let host = target.page.host();
         let context = self.context();
-        context.tlb[view as usize].fill(linear, host, write);
+        let missed = context.missed as usize / 2;
+        context.tlb[view as usize].fill(missed, linear, host, write);
         if target.global || view != View::Supervisor {
             let tag = linear & !0xfff | context.spaces[view as usize];
             let epoch = context.write_epoch;

@@ -9,6 +9,8 @@ mod assembler;
 pub(crate) mod cache;
 mod classify;
 pub(crate) mod context;
+#[cfg(test)]
+mod emission;
 pub(crate) mod engine;
 mod entry;
 pub mod lockstep;

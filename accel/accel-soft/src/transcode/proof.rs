@@ -23,6 +23,7 @@ pub struct Proof {
     checker: Checker,
     resumes: Vec<u32>,
     retries: Vec<Retry>,
+    branches: Vec<u32>,
     links: Vec<u32>,
 }
 
@@ -33,6 +34,7 @@ impl Proof {
             checker: Checker::new(context::layout()),
             resumes: Vec::new(),
             retries: Vec::new(),
+            branches: Vec::new(),
             links: Vec::new(),
         }
     }
@@ -50,6 +52,7 @@ impl Proof {
     ) -> Result<(), Violation> {
         self.resumes.clear();
         self.retries.clear();
+        self.branches.clear();
         for (exit, number) in translator.exits.iter().zip(first_exit..) {
             match exit.exit {
                 Exit::Miss { retry, .. } => {
@@ -58,6 +61,7 @@ impl Proof {
                 Exit::Interpret { resume, .. } if resume != 0 => {
                     self.resumes.push(resume.wrapping_sub(base));
                 }
+                Exit::Branch { .. } => self.branches.push(number),
                 _ => {}
             }
         }
@@ -75,6 +79,7 @@ impl Proof {
             resumes: &self.resumes,
             retries: &self.retries,
             exits: first_exit..first_exit + translator.exits.len() as u32,
+            branches: &self.branches,
             links: &self.links,
             targets: &[],
             view: setting.view as usize,

@@ -10,14 +10,14 @@ use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::context::{
-    JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, TLB_ENTRIES, offset,
+    JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset,
 };
 
 /// In the number of an exit: the check that failed was for several accesses.
 pub const MERGED: u32 = 1 << 31;
 
 /// Emits the code for loads or stores of a view, which is called with the number of an exit on the
-/// stack. RBP holds the index of the first level's entry, and RBX the linear address with that
+/// stack. RBP holds twice the number of the first level's entry, and RBX the linear address with that
 /// entry's tag added. If the second level has the page, the code fills the first and returns,
 /// with the number taken off the stack; RAX is as before, RBX and RBP are lost. Else it leaves by
 /// the exit; or, if the check was for several accesses ([`MERGED`] is in the number) that leave a page
@@ -32,6 +32,7 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     let missed = asm.label();
     let first = Mem::ContextIndexed(OTHER, offset::tlb_tag(view, write) + PUSHED);
     asm.alu_mem(Alu::Sub, ADDRESS, first);
+    asm.store(context(offset::MISSED), OTHER);
     asm.store(context(offset::STATUS), ENTRY);
 
     asm.mov32(ENTRY, ADDRESS);
@@ -54,8 +55,7 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
 
     // The negated page is the tag of the first level. If that is there already, the access
     // leaves its page, which is for others to handle.
-    asm.rorx(OTHER, ADDRESS, 11);
-    asm.alu32_imm(Alu::And, OTHER, 2 * TLB_ENTRIES as i32 - 2);
+    asm.load(OTHER, context(offset::MISSED));
     asm.store(context(offset::SCRATCH), ADDRESS);
     asm.alu_imm(Alu::And, ADDRESS, -4096);
     asm.neg(ADDRESS);

@@ -22,7 +22,7 @@ refused! {
     a_call_through_the_jump_cache: NotAllowed, |b| {
         b.a.mov(rbx, rcx)?;
         look_up(b)?;
-        b.a.call(qword_ptr(table(rbp, T.jump_host)))?;
+        b.a.call(qword_ptr(table(rbp, T.jump + HOST)))?;
     }
     a_loop_instruction: NotAllowed, |b| { b.a.loop_(b.near)?; }
     a_jump_if_ecx_is_zero: NotAllowed, |b| { b.a.db(&[0x67, 0xe3, 0])?; }
@@ -52,6 +52,63 @@ refused! {
         b.a.mov(ebp, EXITS.start)?;
         b.a.mov(bpl, cl)?;
         b.a.jmp(LEAVE)?;
+    }
+    the_stub_for_branches_is_called: NotAllowed, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.call(BRANCH)?;
+    }
+    next_to_the_stub_for_branches: Outside, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.jmp(BRANCH + 1)?;
+    }
+    a_branch_without_the_number_of_an_exit: WrongExit, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_branch_by_the_exit_of_another_block: WrongExit, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.mov(ebp, EXITS.end)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_branch_whose_index_is_still_in_rbp: WrongExit, |b| {
+        b.a.mov(rbx, rcx)?;
+        jump_index(b)?;
+        b.a.cmp(rbx, table(rbp, T.jump))?;
+        b.a.jne(BRANCH)?;
+    }
+    a_branch_with_an_exit_pushed: NotAllowed, |b| {
+        b.a.mov(rbx, rcx)?;
+        b.a.push(EXITS.start as i32)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_branch_to_a_host_address: Leak, |b| {
+        checked(b)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_branch_to_what_the_last_block_left: Leak, |b| {
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.jmp(BRANCH)?;
+    }
+    a_branch_with_a_host_address_in_a_guest_register: Leak, |b| {
+        checked(b)?;
+        b.a.mov(rdx, rbx)?;
+        b.a.mov(rbx, rcx)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.jmp(BRANCH)?;
+    }
+    the_exit_of_a_branch_with_a_host_address: Leak, |b| {
+        checked(b)?;
+        b.a.mov(ebp, BRANCH_EXIT)?;
+        b.a.jmp(LEAVE)?;
+    }
+    the_exit_of_a_miss_with_a_host_address: Leak, |b| {
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.retry = Some((EXITS.start + 1, label));
+        checked(b)?;
     }
     the_block_is_left_conditionally_without_a_number: WrongExit, |b| { b.a.jne(LEAVE)?; }
 }

@@ -7,17 +7,17 @@ use iced_x86::code_asm::*;
 refused! {
     no_check_at_all: Unchecked, |b| { b.a.mov(rbx, rcx)?; store(b)?; }
     a_guest_register_is_the_address: Unchecked, |b| { b.a.mov(ptr(rcx), rdx)?; }
-    the_rotation_is_missing: Unchecked, |b| {
+    the_rotation_is_missing: Index, |b| {
         b.a.mov(rbp, rcx)?;
         checked_with(b, |c| c.without = Some(Step::Rotate))?;
         b.a.mov(ptr(rcx), rdx)?;
     }
-    the_rotation_is_short_by_one: Unchecked, |b| {
-        checked_with(b, |c| c.rotate = 11)?;
+    the_rotation_is_short_by_one: Index, |b| {
+        checked_with(b, |c| c.rotate = 10)?;
         store(b)?;
     }
-    the_rotation_is_long_by_one: Unchecked, |b| {
-        checked_with(b, |c| c.rotate = 13)?;
+    the_rotation_is_long_by_one: Index, |b| {
+        checked_with(b, |c| c.rotate = 12)?;
         store(b)?;
     }
     the_mask_is_missing: Index, |b| {
@@ -25,31 +25,57 @@ refused! {
         store(b)?;
     }
     the_mask_is_too_wide: Index, |b| {
-        checked_with(b, |c| c.mask = 2 * TLB_ENTRIES as i32 - 1)?;
+        checked_with(b, |c| c.mask = 2 * TLB_MASK + 2)?;
         store(b)?;
     }
     the_mask_is_too_wide_by_a_high_bit: Index, |b| {
-        checked_with(b, |c| c.mask = (1 << 30) | (TLB_ENTRIES as i32 - 1))?;
+        checked_with(b, |c| c.mask = (1 << 30) | TLB_MASK)?;
         store(b)?;
     }
     the_mask_is_negative: Index, |b| {
         checked_with(b, |c| c.mask = -1)?;
         store(b)?;
     }
-    the_mask_is_too_narrow: Unchecked, |b| {
-        checked_with(b, |c| c.mask = TLB_ENTRIES as i32 / 2 - 1)?;
+    the_mask_is_too_narrow: Index, |b| {
+        checked_with(b, |c| c.mask = TLB_MASK / 2 - 1)?;
         store(b)?;
     }
-    the_mask_has_a_hole: Unchecked, |b| {
-        checked_with(b, |c| c.mask = TLB_ENTRIES as i32 - 3)?;
+    the_mask_has_a_hole: Index, |b| {
+        checked_with(b, |c| c.mask = TLB_MASK - 4)?;
         store(b)?;
     }
     the_mask_of_64_bits_keeps_the_upper_half: Index, |b| {
         checked_with(b, |c| {
             c.without = Some(Step::Mask);
-            c.then = Some((Step::Rotate, |a| a.and(rbp, -1024)));
+            c.then = Some((Step::Rotate, |a| a.and(rbp, -2048)));
         })?;
         store(b)?;
+    }
+    // Half of one entry would be taken with half of the next.
+    the_mask_lets_the_index_be_odd: Index, |b| {
+        checked_with(b, |c| c.mask = TLB_MASK + 1)?;
+        store(b)?;
+    }
+    the_mask_is_the_number_of_entries: Index, |b| {
+        checked_with(b, |c| c.mask = TLB_ENTRIES as i32 - 1)?;
+        store(b)?;
+    }
+    the_index_becomes_odd: Index, |b| {
+        checked_with(b, |c| c.then = Some((Step::Mask, |a| a.or(ebp, 1))))?;
+        store(b)?;
+    }
+    the_index_becomes_that_of_the_next_entry: Index, |b| {
+        checked_with(b, |c| c.then = Some((Step::Branch, |a| a.lea(rbp, ptr(rbp + 2)))))?;
+        store(b)?;
+    }
+    the_index_is_doubled: Index, |b| {
+        checked_with(b, |c| c.then = Some((Step::Mask, |a| a.add(ebp, ebp))))?;
+        store(b)?;
+    }
+    the_index_is_of_the_jump_cache: Index, |b| {
+        b.a.mov(rbx, rcx)?;
+        jump_index(b)?;
+        b.a.add(rbx, table(rbp, T.write))?;
     }
     the_tag_is_missing: Unchecked, |b| {
         checked_with(b, |c| c.without = Some(Step::Tag))?;
@@ -70,12 +96,12 @@ refused! {
     the_host_address_comes_before_the_branch: Unchecked, |b| {
         checked_with(b, |c| {
             c.without = Some(Step::Host);
-            c.then = Some((Step::Compare, |a| a.add(rbx, table(rbp, T.write_host))));
+            c.then = Some((Step::Compare, |a| a.add(rbx, table(rbp, T.write + HOST))));
         })?;
         store(b)?;
     }
     the_host_address_is_added_twice: Unchecked, |b| {
-        checked_with(b, |c| c.then = Some((Step::Host, |a| a.add(rbx, table(rbp, T.write_host)))))?;
+        checked_with(b, |c| c.then = Some((Step::Host, |a| a.add(rbx, table(rbp, T.write + HOST)))))?;
         store(b)?;
     }
     the_condition_is_signed: Unchecked, |b| { checked_with(b, |c| c.over = Over::G)?; store(b)?; }
@@ -147,28 +173,45 @@ refused! {
         store(b)?;
     }
     the_page_is_of_another_view: Context, |b| {
-        checked_with(b, |c| c.host = tables(2).write_host)?;
+        checked_with(b, |c| c.host = tables(2).write + HOST)?;
         store(b)?;
     }
-    the_tag_is_for_loads: ReadOnly, |b| { checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?; store(b)?; }
-    the_tag_is_the_page: Leak, |b| { checked_with(b, |c| c.tag = T.write_host)?; store(b)?; }
+    the_tag_is_for_loads: ReadOnly, |b| { checked_with(b, |c| c.loads())?; store(b)?; }
+    the_tag_is_the_page: Leak, |b| { checked_with(b, |c| c.tag = T.write + HOST)?; store(b)?; }
     the_page_is_the_tag: Unchecked, |b| { checked_with(b, |c| c.host = T.write)?; store(b)?; }
     the_tag_is_of_the_next_entry: Context, |b| {
-        checked_with(b, |c| c.tag = T.write + 8)?;
+        checked_with(b, |c| c.tag = T.write + 16)?;
+        store(b)?;
+    }
+    the_page_is_the_tag_of_the_next_entry: Context, |b| {
+        checked_with(b, |c| c.host = T.write + 16)?;
+        store(b)?;
+    }
+    the_tag_is_the_page_of_the_entry_before: Context, |b| {
+        checked_with(b, |c| c.tag = T.write - 8)?;
+        store(b)?;
+    }
+    the_tag_is_of_the_jump_cache: Index, |b| {
+        checked_with(b, |c| c.tag = T.jump)?;
+        store(b)?;
+    }
+    the_page_is_of_the_jump_cache: Index, |b| {
+        checked_with(b, |c| c.host = T.jump + HOST)?;
+        store(b)?;
+    }
+    the_page_is_for_loads: Unchecked, |b| {
+        checked_with(b, |c| c.host = T.read + HOST)?;
         store(b)?;
     }
     the_tag_is_misaligned: Context, |b| { checked_with(b, |c| c.tag = T.write + 1)?; store(b)?; }
     the_page_is_of_the_next_entry: Context, |b| {
-        checked_with(b, |c| c.host = T.write_host + 8)?;
+        checked_with(b, |c| c.host = T.write + 16 + HOST)?;
         store(b)?;
     }
     the_index_is_of_another_register: Unchecked, |b| {
         checked_with(b, |c| {
             c.without = Some(Step::Rotate);
-            c.then = Some((Step::Rotate, |a| a.rorx(rbp, rcx, 12)));
+            c.then = Some((Step::Rotate, |a| a.rorx(rbp, rcx, 11)));
         })?;
         store(b)?;
     }
@@ -184,7 +227,7 @@ refused! {
         checked_with(b, |c| c.then = Some((Step::Branch, |a| a.mov(rbp, rcx))))?;
         store(b)?;
     }
-    the_index_is_masked_again_before_the_page: Unchecked, |b| {
+    the_index_is_masked_again_before_the_page: Index, |b| {
         checked_with(b, |c| c.then = Some((Step::Branch, |a| a.and(ebp, 1))))?;
         store(b)?;
     }
@@ -194,27 +237,33 @@ refused! {
     }
     the_index_is_scaled_wrongly: Context, |b| {
         b.a.lea(rbx, ptr(rcx))?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
-        b.a.add(rbx, ptr(rbp * 4 + T.write as i32).gs())?;
+        tlb_index(b)?;
+        b.a.add(rbx, ptr(rsp + rbp * 4 + T.write as i32))?;
     }
     the_index_is_a_base_without_scale: Context, |b| {
         b.a.lea(rbx, ptr(rcx))?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
-        b.a.add(rbx, ptr(rbp + T.write as i32).gs())?;
+        tlb_index(b)?;
+        b.a.add(rbx, ptr(rsp + rbp + T.write as i32))?;
     }
-    the_table_has_a_base_besides_the_index: Context, |b| {
+    the_table_has_another_base: Unchecked, |b| {
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
-        b.a.add(rbx, ptr(rcx + rbp * 8 + T.write as i32).gs())?;
+        tlb_index(b)?;
+        b.a.add(rbx, ptr(rcx + rbp * 8 + T.write as i32))?;
     }
-    the_index_is_of_32_bit_addressing: Context, |b| {
+    the_table_has_no_base: Unchecked, |b| {
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
-        b.a.add(rbx, ptr(ebp * 8 + T.write as i32).gs())?;
+        tlb_index(b)?;
+        b.a.add(rbx, ptr(rbp * 8 + T.write as i32))?;
+    }
+    the_table_is_behind_gs: Unchecked, |b| {
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.add(rbx, table(rbp, T.write).gs())?;
+    }
+    the_index_is_of_32_bit_addressing: StackPointer, |b| {
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.add(rbx, ptr(esp + ebp * 8 + T.write as i32))?;
     }
     the_address_changes_before_the_tag: Unchecked, |b| {
         checked_with(b, |c| c.then = Some((Step::Rotate, |a| a.inc(rbx))))?;
@@ -249,12 +298,12 @@ refused! {
     only_a_part_of_the_page_number_is_known: Unchecked, |b| {
         b.a.mov(rbx, rcx)?;
         b.a.movzx(ebp, bx)?;
-        b.a.shr(ebp, 12)?;
-        b.a.and(ebp, 1023)?;
+        b.a.shr(ebp, 11)?;
+        b.a.and(ebp, TLB_MASK)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(b.miss)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         store(b)?;
     }
 }

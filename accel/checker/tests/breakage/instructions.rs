@@ -12,8 +12,48 @@ refused! {
     the_stack_pointer_is_moved: StackPointer, |b| { b.a.add(rsp, 8)?; }
     the_stack_pointer_is_moved_by_lea: StackPointer, |b| { b.a.lea(rsp, ptr(rsp + 8))?; }
     the_stack_pointers_low_byte: StackPointer, |b| { b.a.mov(spl, cl)?; }
-    memory_at_the_stack_pointer: StackPointer, |b| { b.a.mov(rcx, ptr(rsp + 8))?; }
+    memory_at_the_stack_pointer: Context, |b| { b.a.mov(rcx, ptr(rsp + 8))?; }
     the_stack_pointer_is_exchanged: StackPointer, |b| { b.a.xchg(rsp, rcx)?; }
+    the_stack_pointer_is_exchanged_with_memory: StackPointer, |b| {
+        b.a.xchg(context(GPR), rsp)?;
+    }
+    the_stack_pointer_is_stored: StackPointer, |b| { b.a.mov(context(GPR), rsp)?; }
+    the_stack_pointer_is_stored_in_guest_memory: StackPointer, |b| {
+        checked(b)?;
+        b.a.mov(ptr(rbx), rsp)?;
+    }
+    the_stack_pointer_is_loaded: StackPointer, |b| { b.a.mov(rsp, context(GPR))?; }
+    the_stack_pointer_is_loaded_from_guest_memory: StackPointer, |b| {
+        checked(b)?;
+        b.a.mov(rsp, ptr(rbx))?;
+    }
+    the_stack_pointers_lower_half: StackPointer, |b| { b.a.mov(esp, ecx)?; }
+    the_stack_pointers_lower_half_is_read: StackPointer, |b| { b.a.mov(ecx, esp)?; }
+    the_stack_pointers_lower_half_is_cleared: StackPointer, |b| { b.a.xor(esp, esp)?; }
+    the_stack_pointers_word: StackPointer, |b| { b.a.inc(sp)?; }
+    the_stack_pointer_is_moved_conditionally: StackPointer, |b| { b.a.cmove(rsp, rcx)?; }
+    the_stack_pointer_is_rotated: StackPointer, |b| { b.a.rorx(rsp, rcx, 11)?; }
+    the_stack_pointer_is_rotated_away: StackPointer, |b| { b.a.rorx(rbp, rsp, 11)?; }
+    the_stack_pointer_is_a_product: StackPointer, |b| { b.a.mulx(rsp, rcx, rsi)?; }
+    the_stack_pointer_is_swapped: StackPointer, |b| { b.a.bswap(rsp)?; }
+    the_stack_pointer_is_exchanged_and_added: StackPointer, |b| { b.a.xadd(rcx, rsp)?; }
+    the_stack_pointer_is_compared: StackPointer, |b| { b.a.cmp(rsp, rcx)?; }
+    the_stack_pointer_is_tested: StackPointer, |b| { b.a.test(rsp, rsp)?; }
+    the_stack_pointer_is_a_bit_offset: StackPointer, |b| { b.a.bt(context(GPR), rsp)?; }
+    the_stack_pointer_is_set_by_a_flag: StackPointer, |b| { b.a.setne(spl)?; }
+    the_stack_pointer_comes_from_a_vector: StackPointer, |b| {
+        b.a.call(LOAD_VECTORS)?;
+        b.a.movq(rsp, xmm0)?;
+    }
+    the_stack_pointer_goes_to_a_vector: StackPointer, |b| {
+        b.a.call(LOAD_VECTORS)?;
+        b.a.movq(xmm0, rsp)?;
+    }
+    the_stack_pointer_comes_from_a_mask: StackPointer, |b| {
+        b.a.call(LOAD_VECTORS)?;
+        b.a.kmovq(rsp, k1)?;
+    }
+    the_stack_pointer_counts: StackPointer, |b| { b.a.popcnt(rsp, context(GPR))?; }
     the_time_stamp_counter: NotAllowed, |b| { b.a.rdtsc()?; }
 }
 
@@ -23,7 +63,16 @@ const FORBIDDEN: &[(&str, &[u8])] = &[
     // The stack.
     ("push rax", &[0x50]),
     ("push imm", &[0x6a, 0x01]),
+    ("push imm of 32 bits", &[0x68, 7, 0, 0, 0]),
     ("push [rbx]", &[0xff, 0x33]),
+    ("push rsp", &[0x54]),
+    ("push [rsp + 32]", &[0xff, 0x74, 0x24, 0x20]),
+    ("pop rsp", &[0x5c]),
+    ("pop [rsp + 32]", &[0x8f, 0x44, 0x24, 0x20]),
+    ("popfd", &[0x66, 0x9d]),
+    ("enter of level 1", &[0xc8, 0, 0, 1]),
+    ("call [rsp + 32]", &[0xff, 0x54, 0x24, 0x20]),
+    ("call [rbx]", &[0xff, 0x13]),
     ("push fs", &[0x0f, 0xa0]),
     ("pop rax", &[0x58]),
     ("pop [rbx]", &[0x8f, 0x03]),

@@ -24,6 +24,7 @@ mod jump_cache;
 mod misses;
 mod operands;
 mod secrets;
+mod slots;
 mod vectors;
 mod ways;
 

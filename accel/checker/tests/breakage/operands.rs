@@ -39,38 +39,26 @@ refused! {
     the_address_is_a_scaled_index: Unchecked, |b| { checked(b)?; b.a.mov(ptr(rbx * 2), rdx)?; }
     the_address_in_32_bits: Unchecked, |b| { checked(b)?; b.a.mov(ptr(ebx), rdx)?; }
     the_fs_segment: Unchecked, |b| { checked(b)?; b.a.mov(ptr(rbx).fs(), rdx)?; }
-    the_gs_segment: Context, |b| { checked(b)?; b.a.mov(ptr(rbx).gs(), rdx)?; }
+    the_gs_segment: Unchecked, |b| { checked(b)?; b.a.mov(ptr(rbx).gs(), rdx)?; }
     a_store_after_a_check_for_loads: ReadOnly, |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.add(ptr(rbx), rcx)?;
     }
     an_exchange_after_a_check_for_loads: ReadOnly, |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.xchg(ptr(rbx), rcx)?;
     }
     a_comparing_exchange_after_a_check_for_loads: ReadOnly, |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.lock().cmpxchg(ptr(rbx), rcx)?;
     }
     a_bit_is_set_after_a_check_for_loads: ReadOnly, |b| {
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.bts(qword_ptr(rbx), 3)?;
     }
     a_vector_store_after_a_check_for_loads: ReadOnly, |b| {
         b.a.call(LOAD_VECTORS)?;
-        checked_with(b, |c| { c.tag = T.read; c.host = T.read_host; c.limit = 4080; })?;
+        checked_with(b, |c| { c.loads(); c.limit = 4080; })?;
         b.a.movups(ptr(rbx), xmm0)?;
     }
     a_masked_store_of_more_than_checked: BeyondCheck, |b| {

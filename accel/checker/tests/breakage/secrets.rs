@@ -40,16 +40,19 @@ refused! {
         b.a.mov(rcx, rbx)?;
     }
     the_table_of_pages_is_read: Leak, |b| {
-        b.a.and(ecx, 1023)?;
-        b.a.mov(rcx, table(rcx, T.write_host))?;
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.mov(rcx, table(rbp, T.write + HOST))?;
     }
     the_table_of_pages_is_computed_with: Leak, |b| {
-        b.a.and(ecx, 1023)?;
-        b.a.xor(rdx, table(rcx, T.write_host))?;
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.xor(rdx, table(rbp, T.write + HOST))?;
     }
     the_table_of_host_code_is_read: Leak, |b| {
-        b.a.and(ecx, 1023)?;
-        b.a.mov(rcx, table(rcx, T.jump_host))?;
+        b.a.mov(rbx, rcx)?;
+        jump_index(b)?;
+        b.a.mov(rcx, table(rbp, T.jump + HOST))?;
     }
     the_address_of_the_code: Leak, |b| { b.a.db(&[0x48, 0x8d, 0x0d, 0, 0, 0, 0])?; }
     what_the_host_left_in_rbp: Leak, |b| { b.a.mov(rcx, rbp)?; }
@@ -57,6 +60,30 @@ refused! {
     what_the_call_for_vectors_left_in_rbx: Leak, |b| {
         b.a.mov(rbx, rcx)?;
         b.a.call(LOAD_VECTORS)?;
+        b.a.mov(rcx, rbx)?;
+    }
+    the_table_of_pages_goes_to_a_vector: Leak, |b| {
+        b.a.call(LOAD_VECTORS)?;
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.movq(xmm0, table(rbp, T.write + HOST))?;
+    }
+    the_context_by_lea: StackPointer, |b| { b.a.lea(rcx, ptr(rsp))?; }
+    the_context_by_lea_with_an_index: StackPointer, |b| { b.a.lea(rcx, ptr(rsp + rdx * 2 + 8))?; }
+    half_the_context_by_lea: StackPointer, |b| { b.a.lea(ecx, ptr(rsp))?; }
+    the_context_by_lea_of_32_bits: StackPointer, |b| { b.a.lea(rcx, ptr(esp))?; }
+    a_host_address_in_rbx_where_it_is_resumed: Leak, |b| {
+        checked(b)?;
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.resume = Some(label);
+        b.a.mov(rcx, rbx)?;
+    }
+    a_host_address_in_rbx_where_it_is_retried: Leak, |b| {
+        checked(b)?;
+        let mut label = b.a.create_label();
+        b.a.set_label(&mut label)?;
+        b.retry = Some((EXITS.start, label));
         b.a.mov(rcx, rbx)?;
     }
     a_host_address_behind_a_place_to_resume_at: Leak, |b| {

@@ -48,11 +48,17 @@ refused! {
         b.a.paddb(xmm0, xmm1)?;
     }
     vectors_behind_a_retry_of_an_exit_without: VectorsNotLive, |b| {
-        // The exit is that of the attention, too, before vectors are loaded.
+        let mut over = b.a.create_label();
+        b.a.mov(rbx, rcx)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(over)?;
+        b.a.mov(ebp, EXITS.start + 2)?;
+        b.a.jmp(LEAVE)?;
+        b.a.set_label(&mut over)?;
         make_live(b)?;
         let mut label = b.a.create_label();
         b.a.set_label(&mut label)?;
-        b.retry = Some((EXITS.start, label));
+        b.retry = Some((EXITS.start + 2, label));
         b.a.paddb(xmm0, xmm1)?;
     }
 }

@@ -17,13 +17,12 @@ refused! {
     the_way_that_fails_the_check_goes_on: Unchecked, |b| {
         let mut join = b.a.create_label();
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(join)?;
         b.a.set_label(&mut join)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         store(b)?;
     }
     two_ways_check_for_different_sizes: BeyondCheck, |b| {
@@ -44,12 +43,78 @@ refused! {
         checked(b)?;
         b.a.jmp(join)?;
         b.a.set_label(&mut other)?;
-        checked_with(b, |c| {
- c.tag = T.read;
- c.host = T.read_host;
- })?;
+        checked_with(b, |c| c.loads())?;
         b.a.set_label(&mut join)?;
         store(b)?;
+    }
+    an_index_of_either_of_two_addresses: Index, |b| {
+        let mut join = b.a.create_label();
+        b.a.mov(rbx, rcx)?;
+        tlb_index(b)?;
+        b.a.test(rdx, rdx)?;
+        b.a.je(join)?;
+        b.a.mov(rbx, rdx)?;
+        tlb_index(b)?;
+        b.a.set_label(&mut join)?;
+        b.a.add(rbx, table(rbp, T.write))?;
+    }
+    a_side_exit_that_comes_before_the_check: Unchecked, |b| {
+        let mut aside = b.a.create_label();
+        b.a.mov(rbx, rcx)?;
+        b.a.test(rdx, rdx)?;
+        b.a.je(aside)?;
+        checked(b)?;
+        b.a.js(aside)?;
+        store(b)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        store(b)?;
+    }
+    a_side_exit_whose_check_was_for_another_address: Unchecked, |b| {
+        let mut aside = b.a.create_label();
+        checked(b)?;
+        b.a.test(rdx, rdx)?;
+        b.a.je(aside)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.lea(rbx, ptr(rcx + 8))?;
+        store(b)?;
+    }
+    a_side_exit_that_keeps_a_host_address: Leak, |b| {
+        let mut aside = b.a.create_label();
+        checked(b)?;
+        b.a.mov(rdx, rbx)?;
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        b.a.mov(edx, ecx)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.jmp(OTHER)?;
+        b.has_end = false;
+    }
+    a_side_exit_with_vectors_that_are_not_live: VectorsNotLive, |b| {
+        let mut aside = b.a.create_label();
+        b.a.test(rcx, rcx)?;
+        b.a.je(aside)?;
+        make_live(b)?;
+        b.a.paddb(xmm0, xmm1)?;
+        b.a.jo(aside)?;
+        b.a.jmp(b.miss)?;
+        b.a.set_label(&mut aside)?;
+        b.a.paddb(xmm0, xmm1)?;
+    }
+    a_side_exit_that_jumps_where_something_else_was_found: UncheckedJump, |b| {
+        let (mut aside, mut other) = (b.a.create_label(), b.a.create_label());
+        b.a.mov(rbx, rcx)?;
+        b.a.test(rdx, rdx)?;
+        b.a.je(other)?;
+        look_up(b)?;
+        b.a.jmp(aside)?;
+        b.a.set_label(&mut other)?;
+        b.a.mov(rbx, rdx)?;
+        look_up(b)?;
+        b.a.set_label(&mut aside)?;
+        jump(b)?;
     }
     two_ways_have_different_exits: WrongExit, |b| {
         let mut join = b.a.create_label();
@@ -72,13 +137,12 @@ refused! {
     a_way_from_below_into_a_check: Index, |b| {
         let mut back = b.a.create_label();
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.set_label(&mut back)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         b.a.ja(back)?;
-        b.a.add(rbx, table(rbp, T.write_host))?;
+        b.a.add(rbx, table(rbp, T.write + HOST))?;
         store(b)?;
     }
     a_place_to_resume_at_behind_the_check: Unchecked, |b| {
@@ -97,8 +161,7 @@ refused! {
     }
     a_place_to_resume_at_between_comparison_and_branch: Unchecked, |b| {
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.cmp(rbx, 4088)?;
         let mut label = b.a.create_label();
@@ -115,8 +178,7 @@ refused! {
     }
     a_table_that_changed_since: Unchecked, |b| {
         b.a.mov(rbx, rcx)?;
-        b.a.rorx(rbp, rbx, 12)?;
-        b.a.and(ebp, 1023)?;
+        tlb_index(b)?;
         b.a.add(rbx, table(rbp, T.write))?;
         b.a.push(EXITS.start as i32)?;
         b.a.call(MISSES[1])?;

@@ -9,31 +9,34 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 
 pub const ATTENTION: u32 = 0;
 pub const VECTORS_LIVE: u32 = 8;
-pub const GPR: u32 = 24;
-pub const CODE_BASE: u32 = 152;
-pub const STATUS: u32 = 160;
-pub const RFLAGS: u32 = 168;
-pub const SPILL: u32 = 184;
-pub const FS_BASE: u32 = 192;
-pub const SELECTORS: u32 = 216;
-pub const VECTORS: u32 = 256;
-pub const HOST_SP: u32 = 264;
-const TLB: u32 = 344;
-const JUMP: u32 = TLB + 3 * 4 * 8 * TLB_ENTRIES;
+/// The number of an exit, which only stubs touch.
+pub const EXIT: u32 = 12;
+pub const CODE_BASE: u32 = 16;
+pub const SPILL: u32 = 24;
+pub const GPR: u32 = 32;
+pub const STATUS: u32 = 168;
+pub const RFLAGS: u32 = 176;
+pub const FS_BASE: u32 = 200;
+pub const SELECTORS: u32 = 224;
+const TSC_AUX: u32 = 248;
+const TSC_OFFSET: u32 = 256;
+pub const VECTORS: u32 = 264;
+pub const HOST_SP: u32 = 272;
+const TLB: u32 = 4472;
+const TABLE: u32 = 16 * (TLB_ENTRIES + TLB_SLOTS);
+const JUMP: u32 = TLB + 3 * 2 * TABLE;
 pub const TLB_ENTRIES: u32 = 1024;
+pub const TLB_SLOTS: u32 = 32;
 pub const JUMP_ENTRIES: u32 = 4096;
+/// What makes an index, twice the number of an entry.
+pub const TLB_MASK: i32 = 2 * TLB_ENTRIES as i32 - 2;
+pub const JUMP_MASK: i32 = 2 * JUMP_ENTRIES as i32 - 2;
+/// From the first half of an entry to the second.
+pub const HOST: u32 = 8;
 
 pub const fn tables(view: u32) -> ViewTables {
-    let tlb = TLB + view * 4 * 8 * TLB_ENTRIES;
-    let jump = JUMP + view * 2 * 8 * JUMP_ENTRIES;
-    ViewTables {
-        read: tlb,
-        read_host: tlb + 8 * TLB_ENTRIES,
-        write: tlb + 16 * TLB_ENTRIES,
-        write_host: tlb + 24 * TLB_ENTRIES,
-        jump_guest: jump,
-        jump_host: jump + 8 * JUMP_ENTRIES,
-    }
+    let tlb = TLB + view * 2 * TABLE;
+    ViewTables { read: tlb, write: tlb + TABLE, jump: JUMP + view * 16 * JUMP_ENTRIES }
 }
 
 /// The tables of the view that blocks here have.
@@ -48,18 +51,20 @@ pub fn layout() -> Layout {
             field(VECTORS_LIVE, 4, false),
             field(GPR, 16 * 8, true),
             field(CODE_BASE, 8, true),
+            field(STATUS, 8, true),
             field(SPILL, 8, true),
             field(FS_BASE, 8, false),
             // Of a kernel only; blocks here have the view 1 unless they are the translator's.
             Field { offset: FS_BASE + 8, size: 16, writers: 6 },
             field(SELECTORS, 24, false),
-            field(240, 4, false),
-            field(248, 8, false),
+            field(TSC_AUX, 4, false),
+            field(TSC_OFFSET, 8, false),
         ],
         flags: RFLAGS,
         vectors_live: VECTORS_LIVE,
         views: (0..3).map(tables).collect(),
         tlb_entries: TLB_ENTRIES,
+        tlb_slots: TLB_SLOTS,
         jump_entries: JUMP_ENTRIES,
     }
 }
@@ -67,11 +72,17 @@ pub fn layout() -> Layout {
 /// Where blocks and stubs lie.
 pub const CODE: u64 = 0x1000;
 pub const LEAVE: u64 = 0x100;
+pub const CROSSING: u64 = 0x108;
+pub const BRANCH: u64 = 0x110;
+/// In the number of an exit: the stub for misses may return behind the next jump.
+pub const MERGED: i32 = i32::MIN;
 pub const LOAD_VECTORS: u64 = 0x120;
 pub const MISSES: [u64; 2] = [0x140, 0x160];
 /// The near entry of another block.
 pub const OTHER: u64 = 0x800;
 pub const EXITS: std::ops::Range<u32> = 7..10;
+/// The exit that takes RBX for the guest's instruction pointer.
+pub const BRANCH_EXIT: u32 = 9;
 pub const DF: u64 = 1 << 10;
 
 pub type Built = Result<(), IcedError>;
@@ -108,12 +119,19 @@ impl Code {
             resumes: &self.resumes,
             retries: &self.retries,
             exits: EXITS,
+            branches: &[BRANCH_EXIT],
             links: &self.links,
             targets: &[OTHER],
             view: 1,
             flags: DF,
             time: false,
-            stubs: Stubs { leave: LEAVE, load_vectors: LOAD_VECTORS, misses: MISSES },
+            stubs: Stubs {
+                leave: LEAVE,
+                crossing: CROSSING,
+                branch: BRANCH,
+                load_vectors: LOAD_VECTORS,
+                misses: MISSES,
+            },
         }
     }
 
@@ -123,11 +141,11 @@ impl Code {
 }
 
 pub fn context(offset: u32) -> AsmMemoryOperand {
-    ptr(offset).gs()
+    ptr(rsp + offset as i32)
 }
 
 pub fn table(index: AsmRegister64, offset: u32) -> AsmMemoryOperand {
-    ptr(index * 8 + offset as i32).gs()
+    ptr(rsp + index * 8 + offset as i32)
 }
 
 /// Entries, `body`, and ways out behind it.
@@ -208,17 +226,23 @@ pub struct Check {
 }
 
 pub const CHECK: Check = Check {
-    rotate: 12,
-    mask: TLB_ENTRIES as i32 - 1,
+    rotate: 11,
+    mask: TLB_MASK,
     tag: T.write,
     limit: 4096 - 8,
     over: Over::A,
-    host: T.write_host,
+    host: T.write + HOST,
     without: None,
     then: None,
 };
 
 impl Check {
+    /// For loads, then.
+    pub fn loads(&mut self) {
+        self.tag = T.read;
+        self.host = T.read + HOST;
+    }
+
     pub fn emit(self, b: &mut Builder) -> Built {
         let a = &mut b.a;
         let miss = b.miss;
@@ -266,20 +290,41 @@ pub fn checked_with(b: &mut Builder, change: impl FnOnce(&mut Check)) -> Built {
     check.emit(b)
 }
 
-/// Looks the address in RBX up in the jump cache, up to the comparison's branch.
-pub fn look_up(b: &mut Builder) -> Built {
+/// A slot, seen from the start of its table.
+pub const fn slot(number: u32) -> u32 {
+    16 * (TLB_ENTRIES + number)
+}
+
+/// Twice the number of a slot's entry.
+pub const fn slot_index(number: u32) -> u32 {
+    2 * (TLB_ENTRIES + number)
+}
+
+/// Where the address in RBX is in the soft TLB, in RBP.
+pub fn tlb_index(b: &mut Builder) -> Built {
+    b.a.rorx(rbp, rbx, 11)?;
+    b.a.and(ebp, TLB_MASK)
+}
+
+/// Where the address in RBX is in the jump cache, in RBP.
+pub fn jump_index(b: &mut Builder) -> Built {
     b.a.mov(ebp, ebx)?;
     b.a.shr(ebp, 12)?;
     b.a.xor(ebp, ebx)?;
-    b.a.and(ebp, JUMP_ENTRIES as i32 - 1)?;
-    b.a.cmp(rbx, table(rbp, T.jump_guest))?;
+    b.a.and(ebp, JUMP_MASK)
+}
+
+/// Looks the address in RBX up in the jump cache, up to the comparison's branch.
+pub fn look_up(b: &mut Builder) -> Built {
+    jump_index(b)?;
+    b.a.cmp(rbx, table(rbp, T.jump))?;
     b.a.jne(b.miss)
 }
 
 /// Jumps to what was found.
 pub fn jump(b: &mut Builder) -> Built {
     b.has_end = false;
-    b.a.jmp(qword_ptr(table(rbp, T.jump_host)))
+    b.a.jmp(qword_ptr(table(rbp, T.jump + HOST)))
 }
 
 /// Asserts that a block is refused for a reason.

@@ -26,6 +26,34 @@ impl Checked {
     }
 }
 
+/// The entry of the soft TLB that a check looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// By the address.
+    Indexed,
+    /// One for what the address is formed of.
+    Slot(usize),
+}
+
+/// Twice the number of a slot's entry.
+pub(super) fn slot_index(slot: usize) -> i32 {
+    2 * (TLB_ENTRIES + slot) as i32
+}
+
+/// The slot for the memory operand, if its address is a constant, seen from the block or a segment's
+/// base.
+fn constant_address(insn: &Instruction) -> Option<usize> {
+    let segment = match insn.memory_segment() {
+        Register::FS => 1,
+        Register::GS => 2,
+        _ => 0,
+    };
+    let is_constant = insn.is_ip_rel_memory_operand()
+        || insn.memory_base() == Register::None && insn.memory_index() == Register::None;
+    let page = (insn.memory_displacement64() >> 12) as usize;
+    is_constant.then(|| STACK_SLOT + 1 + (page + 11 * segment) % (TLB_SLOTS - 1))
+}
+
 /// One check covers at most this many bytes: the more, the likelier they cross a page, and then
 /// the interpreter has to help.
 const MAX_SPAN: i32 = 128;
@@ -98,13 +126,15 @@ impl Translator {
         write: bool,
         align: bool,
     ) {
-        self.check_range(insn, start, size, write, align, false);
+        let entry = constant_address(insn).map_or(Entry::Indexed, Entry::Slot);
+        self.check_range(insn, entry, start, size, write, align, false);
     }
 
     /// The same for several accesses, if they are `merged`.
     fn check_range(
         &mut self,
         insn: &Instruction,
+        entry: Entry,
         start: Label,
         size: usize,
         write: bool,
@@ -114,16 +144,26 @@ impl Translator {
         debug_assert!(matches!(self.status, Status::Kept | Status::Lost));
         let view = self.setting.view;
         let tag = offset::tlb_tag(view, write);
-        // Twice the number of the entry, which has 16 bytes.
-        self.asm.rorx(INDEX, ADDRESS, 11);
-        self.asm.alu32_imm(Alu::And, INDEX, 2 * TLB_ENTRIES as i32 - 2);
-        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, tag));
+        let host = offset::tlb_host(view, write);
+        let (tag, host) = match entry {
+            Entry::Indexed => {
+                // Twice the number of the entry, which has 16 bytes.
+                self.asm.rorx(INDEX, ADDRESS, 11);
+                self.asm.alu32_imm(Alu::And, INDEX, 2 * TLB_ENTRIES as i32 - 2);
+                (Mem::ContextIndexed(INDEX, tag), Mem::ContextIndexed(INDEX, host))
+            }
+            Entry::Slot(slot) => {
+                let at = slot_index(slot) * 8;
+                (Mem::Context(tag + at), Mem::Context(host + at))
+            }
+        };
+        self.asm.alu_mem(Alu::Add, ADDRESS, tag);
         self.asm.alu_imm(Alu::Cmp, ADDRESS, 4096 - size as i32);
         let at = insn.ip() as u16;
         let exit = self.exit(Exit::Miss { at, retry: 0, size: size as u8, write, merged });
         self.resumes.push((exit, start));
         let miss = self.asm.label();
-        self.cold.push(Cold::Miss { from: miss, exit, write, start, merged });
+        self.cold.push(Cold::Miss { from: miss, exit, write, start, merged, entry });
         self.asm.jump_if(Cond::Above, miss);
         if align {
             // The interpreter raises what there is to raise.
@@ -131,8 +171,7 @@ impl Translator {
             self.asm.test_bl(size as u8 - 1);
             self.asm.jump_if(Cond::NotEqual, odd);
         }
-        let host = offset::tlb_host(view, write);
-        self.asm.alu_mem(Alu::Add, ADDRESS, Mem::ContextIndexed(INDEX, host));
+        self.asm.alu_mem(Alu::Add, ADDRESS, host);
     }
 
     /// The host's address of the memory operand, into RBX.
@@ -178,7 +217,11 @@ impl Translator {
             0 => self.asm.mov(ADDRESS, base),
             low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
         }
-        self.check_range(insn, start, checked.span as usize, checked.write, false, merged);
+        let entry = match checked.base {
+            gpr::RSP => Entry::Slot(STACK_SLOT),
+            _ => Entry::Indexed,
+        };
+        self.check_range(insn, entry, start, checked.span as usize, checked.write, false, merged);
         self.cached = Some(checked);
         disp - checked.low
     }

@@ -49,9 +49,12 @@ impl Translator {
                     let by = common.second_jumps[self.setting.view as usize];
                     self.go_with_exit(exit, by);
                 }
-                Cold::Miss { from, exit, write, start, merged } => {
+                Cold::Miss { from, exit, write, start, merged, entry } => {
                     let view = self.setting.view;
                     self.asm.bind(from);
+                    if let Entry::Slot(slot) = entry {
+                        self.asm.mov_imm(INDEX, slot_index(slot));
+                    }
                     let number = self.first_exit + exit as u32;
                     let flag = if merged { MERGED } else { 0 };
                     self.asm.push_imm((number | flag) as i32);

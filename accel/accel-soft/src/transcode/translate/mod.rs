@@ -27,13 +27,13 @@ use x86::state::{Rflags, gpr};
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
-use super::context::{JUMP_ENTRIES, TLB_ENTRIES, VIEWS, offset};
+use super::context::{JUMP_ENTRIES, STACK_SLOT, TLB_ENTRIES, TLB_SLOTS, VIEWS, offset};
 use super::lost_flags;
 use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 
-use address::{Checked, based, constant_step, point_at, point_at_address};
+use address::{Checked, Entry, based, constant_step, point_at, point_at_address, slot_index};
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
 use in_context::leave_operand;
@@ -145,7 +145,7 @@ enum Cold {
     /// Looks in the second level of the jump cache, and leaves if that has no answer either.
     Branch { from: Label, exit: usize },
     /// Looks in the second level of the soft TLB, and leaves if that has no answer either.
-    Miss { from: Label, exit: usize, write: bool, start: Label, merged: bool },
+    Miss { from: Label, exit: usize, write: bool, start: Label, merged: bool, entry: Entry },
 }
 
 /// The instructions of a block, and what there is to know of them.
