@@ -29,6 +29,8 @@ use native::NativeUnit;
 use ram::Ram;
 use transcode::context::ContextCell;
 use transcode::engine::{Transcoder, host_width};
+use transcode::lockstep::Lockstep;
+pub use transcode::lockstep::{Tally, lockstep_tally};
 pub use transcode::proof::refused_blocks;
 use transcode::watch::Watch;
 use vcpu::SoftVcpu;
@@ -45,6 +47,16 @@ pub enum Execution {
         /// Each translation is checked before it runs; what the checker cannot follow is
         /// interpreted.
         check: bool,
+    },
+    /// For tests: as with [`Transcode`](Self::Transcode), but each block is executed by the interpreter,
+    /// too, and what they do is compared. A difference ends the machine with an error. Machines of
+    /// more than one processor, which see each other's stores at any time, are not compared.
+    Lockstep {
+        /// As above.
+        after: u8,
+        /// Each block is compared so many times at first, then once in so many times. 1 compares
+        /// everything.
+        sample: u32,
     },
 }
 
@@ -120,7 +132,13 @@ impl Accelerator for SoftAccelerator {
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
                     Execution::Transcode { after, check } => {
-                        Transcoder::new(context, after, check).map_err(no_code)?
+                        Transcoder::new(context, after, check, None).map_err(no_code)?
+                    }
+                    Execution::Lockstep { after, sample } => {
+                        let native = NativeUnit::new().map_err(no_code)?;
+                        let lockstep = Lockstep::new(shared.clone(), cpuid.clone(), native, sample);
+                        let lockstep = (config.cpus == 1).then_some(lockstep);
+                        Transcoder::new(context, after, false, lockstep).map_err(no_code)?
                     }
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);

@@ -89,20 +89,25 @@ impl SoftVcpu {
         self.cpu.env.shared.watch.leave(self.cpu.env.index);
     }
 
-    fn run_until_exit(&mut self) -> Exit {
+    fn run_until_exit(&mut self) -> Result<Exit, Fault> {
         loop {
             if self.cpu.env.slot().take_kick() {
-                return Exit::Kicked;
+                return Ok(Exit::Kicked);
             }
             self.take_events();
             match self.cpu.state.activity {
                 Activity::Active => match &mut self.transcoder {
-                    Some(transcoder) => transcoder.run(&mut self.cpu),
+                    Some(transcoder) => {
+                        transcoder.run(&mut self.cpu);
+                        if let Some(difference) = transcoder.take_difference() {
+                            return Err(Fault::Wrong(difference));
+                        }
+                    }
                     None => {
                         self.cpu.run();
                     }
                 },
-                Activity::Shutdown => return Exit::TripleFault,
+                Activity::Shutdown => return Ok(Exit::TripleFault),
                 Activity::Halted => {
                     self.leave();
                     let cpu = &self.cpu;
@@ -129,7 +134,7 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.env.enter(bus);
         let entered = Entered(self);
-        Ok(entered.0.run_until_exit())
+        entered.0.run_until_exit()
     }
 
     fn kicker(&self) -> Kicker {

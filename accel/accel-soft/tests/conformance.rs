@@ -30,6 +30,15 @@ fn the_transcoder_conforms() {
 }
 
 #[test]
+fn the_transcoder_keeps_step_with_the_interpreter() {
+    conforms(Execution::Lockstep { after: 0, sample: 1 });
+    let tally = accel_soft::lockstep_tally();
+    println!("{tally:?}");
+    assert!(tally.blocks > 0 && tally.instructions > tally.blocks, "{tally:?}");
+    assert_eq!(tally.differences, 0, "{tally:?}");
+}
+
+#[test]
 fn a_wrong_expectation_fails() {
     for case in conformance::impossible_cases() {
         let name = case.name.clone();

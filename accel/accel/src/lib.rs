@@ -134,4 +134,7 @@ pub enum Fault {
     /// The configuration asks for something that this accelerator does not have.
     #[error("{0}")]
     Unsupported(String),
+    /// The accelerator executed guest code wrongly, and noticed.
+    #[error("{0}")]
+    Wrong(String),
 }

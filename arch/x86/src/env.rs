@@ -83,6 +83,13 @@ pub trait Env {
         new: u128,
     ) -> Result<u128, u128>;
 
+    /// Sets accessed and dirty bits: replaces a paging-structure entry that is `entry` by `marked`.
+    /// `false` if it was something else.
+    #[inline]
+    fn mark_entry<W: Word>(&self, page: Self::Page, offset: usize, entry: W, marked: W) -> bool {
+        self.compare_exchange(page, offset, entry, marked).is_ok()
+    }
+
     /// Copies out of RAM. `offset + data.len()` is at most 4096.
     fn load_bytes(&self, page: Self::Page, offset: usize, data: &mut [u8]);
 

@@ -263,8 +263,9 @@ fn mark<E: Env, W: crate::Word>(env: &mut E, at: u64, entry: u64, bits: u64) -> 
         && let Some(page) = env.ram_page(at)
     {
         let offset = (at & 0xfff) as usize;
-        env.compare_exchange(page, offset, W::truncate(entry), W::truncate(entry | bits))
-            .map_err(|_| RETRY)?;
+        if !env.mark_entry(page, offset, W::truncate(entry), W::truncate(entry | bits)) {
+            return Err(RETRY);
+        }
     }
     Ok(())
 }

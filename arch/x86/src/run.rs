@@ -135,6 +135,59 @@ impl<E: Env> Cpu<E> {
         self.stats.instructions += executed;
     }
 
+    /// Executes instructions as long as `go_on` says so, which is asked before each of them. An
+    /// exception is not delivered: it ends the run before the instruction that raises it. Nobody
+    /// looks whether something waits.
+    pub fn observe(&mut self, mut go_on: impl FnMut(&mut Self) -> bool) {
+        let mut blocks = core::mem::take(&mut self.blocks);
+        while self.state.activity == Activity::Active && self.observe_block(&mut blocks, &mut go_on)
+        {
+        }
+        self.blocks = blocks;
+    }
+
+    /// One block of [`observe`](Self::observe); `false` at its end.
+    fn observe_block(
+        &mut self,
+        blocks: &mut BlockCache<E>,
+        go_on: &mut impl FnMut(&mut Self) -> bool,
+    ) -> bool {
+        if !go_on(self) {
+            return false;
+        }
+        self.insn_ip = self.state.rip;
+        let fetched = if self.mode.careful { Ok(None) } else { self.fetch_block(blocks) };
+        let (range, page) = match fetched {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                let done = self.try_step();
+                if done.is_err() {
+                    self.state.rip = self.insn_ip;
+                }
+                self.update_mode();
+                return done.is_ok();
+            }
+            Err(Raised(())) => return false,
+        };
+        self.code_page = Some(page);
+        self.leave_block = false;
+        for (i, op) in blocks.ops[range].iter().enumerate() {
+            if i > 0 && !go_on(self) {
+                return false;
+            }
+            self.insn_ip = self.state.rip;
+            self.state.rip = self.insn_ip.wrapping_add(op.len.into());
+            if (op.run)(self, op).is_err() {
+                self.state.rip = self.insn_ip;
+                return false;
+            }
+            if self.leave_block {
+                break;
+            }
+        }
+        true
+    }
+
     /// The linear address of the next instruction.
     pub(crate) fn code_linear(&self) -> u64 {
         if self.mode.code_bits == 64 {

@@ -3,6 +3,7 @@
 
 use iced_x86::{Code, Instruction};
 
+use crate::CpuState;
 use crate::cpu::{Cpu, Mode};
 use crate::decode;
 use crate::env::Env;
@@ -75,6 +76,30 @@ impl<E: Env> Cpu<E> {
     /// Whether the next [`take_forgotten`](Self::take_forgotten) would say nothing.
     pub fn has_forgotten_nothing(&self) -> bool {
         self.tlb.forgotten.is_empty()
+    }
+
+    /// Takes over the state of another processor that executes the same instructions, but keeps the
+    /// TLB, which [`follow`](Self::follow) keeps right.
+    pub fn assume(&mut self, state: &CpuState) {
+        self.state.clone_from(state);
+        self.single_step = false;
+        self.stack_loaded = false;
+        self.debug_hits = 0;
+        self.update_mode();
+    }
+
+    /// Forgets what another processor forgot ([`take_forgotten`](Self::take_forgotten)), and all
+    /// but global pages may go with it.
+    pub fn follow(&mut self, forgotten: &Forgotten) {
+        if forgotten.all {
+            self.tlb.flush_all();
+        } else if forgotten.space {
+            self.tlb.switch(0, false);
+        }
+        for &linear in forgotten.pages() {
+            self.tlb.flush_page(linear);
+        }
+        self.take_forgotten();
     }
 
     /// Decodes the first instruction of `bytes`, as if it lay at `ip`. `None` if there are too

@@ -62,6 +62,13 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// With something in the environment of `lodge`.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Starts it.
     #[must_use]
     pub fn start(mut self) -> Guest {
@@ -170,10 +177,11 @@ impl Guest {
 
     /// Has the guest switch itself off, which ends `lodge` in good order.
     #[track_caller]
-    pub fn power_off(mut self) {
+    pub fn power_off(mut self) -> String {
         self.console.type_text("poweroff\n");
         let status = self.wait_for_end();
         assert_eq!(status.code(), Some(0), "{}", self.story());
+        self.errors()
     }
 
     /// Ends the guest's VMM as the kernel would for want of memory; the exit status of `lodge`

@@ -9,14 +9,26 @@ use x86::cpuid::{self, CpuidResult, Model};
 
 /// If this is in the environment, translated code is checked before it runs (docs/checker.md).
 const CHECK: &str = "LODGE_CHECK_CODE";
+/// If this is in the environment, translated code is compared with the interpreter as it runs: each
+/// block as often as this number says, and then once in so many times (docs/engine.md).
+const LOCKSTEP: &str = "LODGE_LOCKSTEP";
 
 /// The accelerator that the configuration asks for.
 pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Failure> {
     match wanted {
         vmm_api::Accelerator::Auto | vmm_api::Accelerator::Soft => {
             let mut accelerator = SoftAccelerator::default();
-            if let Execution::Transcode { check, .. } = &mut accelerator.execution {
+            if let Execution::Transcode { after, check } = &mut accelerator.execution {
                 *check = std::env::var_os(CHECK).is_some();
+                if let Ok(sample) = std::env::var(LOCKSTEP) {
+                    let sample = sample.parse().map_err(|_| {
+                        Failure::configuration(format!(
+                            "{LOCKSTEP} is {sample:?}, which is no number: set it to 1 to have all \
+                             code compared, or to a higher number for samples"
+                        ))
+                    })?;
+                    accelerator.execution = Execution::Lockstep { after: *after, sample };
+                }
             }
             Ok(Box::new(accelerator))
         }

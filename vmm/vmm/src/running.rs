@@ -235,6 +235,7 @@ fn fault(fault: Fault) -> Failure {
     match fault {
         Fault::Host { .. } => Failure::host(fault),
         Fault::Unsupported(_) => Failure::configuration(fault),
+        Fault::Wrong(_) => Failure::internal(fault),
     }
 }
 

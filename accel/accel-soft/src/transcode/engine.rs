@@ -8,8 +8,12 @@ use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key, Set};
-use super::context::{Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash, places_of_page};
+use super::context::{
+    Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
+    places_of_page,
+};
 use super::entry;
+use super::lockstep::{self, Lockstep};
 use super::lost_flags;
 use super::proof::Proof;
 use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
@@ -72,6 +76,8 @@ pub struct Transcoder {
     code_pages: Set<u64>,
     /// What each view's jump cache leads to.
     settings: [Option<Setting>; 3],
+    /// Compares translated code with the interpreter, if that is wanted.
+    pub(super) lockstep: Option<Box<Lockstep>>,
     pub counters: Counters,
 }
 
@@ -92,7 +98,7 @@ pub fn host_width() -> u32 {
 }
 
 /// What follows an exit from translated code.
-enum Next {
+pub(super) enum Next {
     /// Enter translated code at this address; with vector registers loaded first if they were
     /// live before.
     Enter { at: u64, vectors: bool },
@@ -103,8 +109,13 @@ enum Next {
 impl Transcoder {
     /// A transcoder that works on `context`. Fails if the host gives no executable memory;
     /// `None` if it lacks what translated code needs. With `check`, translations are checked
-    /// before they run.
-    pub fn new(context: Arc<ContextCell>, threshold: u8, check: bool) -> io::Result<Option<Self>> {
+    /// before they run; with `lockstep`, what they do is compared with the interpreter.
+    pub fn new(
+        context: Arc<ContextCell>,
+        threshold: u8,
+        check: bool,
+        lockstep: Option<Lockstep>,
+    ) -> io::Result<Option<Self>> {
         if !entry::is_possible() {
             return Ok(None);
         }
@@ -134,12 +145,13 @@ impl Transcoder {
             are_jumps_local: [false; 3],
             code_pages: Set::default(),
             settings: [None; 3],
+            lockstep: lockstep.map(Box::new),
             counters: Counters::default(),
         }))
     }
 
     /// The context. Not to be called while another reference to it is in use.
-    fn context(&mut self) -> &mut Context {
+    pub(super) fn context(&mut self) -> &mut Context {
         // SAFETY: the context belongs to this processor, whose thread has `self` exclusively;
         // others touch `attention` alone, which is atomic.
         unsafe { &mut *self.context.get() }
@@ -170,6 +182,11 @@ impl Transcoder {
             }
             let key = Key::new(gpa, setting);
             match self.find_or_translate(cpu, key, page) {
+                Some(Block::Code { near, .. }) if self.lockstep.is_some() => {
+                    if !self.execute_in_lockstep(cpu, setting, near) {
+                        return;
+                    }
+                }
                 Some(Block::Code { near, far }) => {
                     self.remember_jump(cpu, far);
                     self.execute(cpu, setting, near);
@@ -184,6 +201,11 @@ impl Transcoder {
                 }
             }
         }
+    }
+
+    /// What was found in lockstep, once.
+    pub fn take_difference(&mut self) -> Option<String> {
+        self.lockstep.as_mut()?.take_difference()
     }
 
     /// How much there is in the cache.
@@ -211,6 +233,9 @@ impl Transcoder {
             return;
         }
         let forgotten = cpu.take_forgotten();
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.forget(&forgotten);
+        }
         if forgotten.all {
             self.is_local = [true; 3];
             self.are_jumps_local = [true; 3];
@@ -267,12 +292,12 @@ impl Transcoder {
     /// Forgets where jump caches lead for the page at `linear`.
     fn forget_jumps_to(&mut self, linear: u64) {
         self.counters.jumps_forgotten += 1;
-        for view in 0..VIEWS {
-            self.context().jump[view].clear_page(linear);
+        self.context().jump.iter_mut().for_each(|jump| jump.clear_page(linear));
+        for entries in &mut self.second_jumps {
             for guest in places_of_page(linear) {
-                let index = jump_hash(guest) % SECOND_JUMPS[view];
+                let index = jump_hash(guest) % entries.len();
                 for index in [index, index ^ 1] {
-                    let entry = &mut self.second_jumps[view][index];
+                    let entry = &mut entries[index];
                     if entry.guest & !1 == guest {
                         *entry = SecondJump::EMPTY;
                     }
@@ -307,6 +332,9 @@ impl Transcoder {
 
     /// Lets branches of the current view find the block at the instruction pointer.
     fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
+        if self.lockstep.is_some() {
+            return;
+        }
         let view = mode_view(cpu) as usize;
         let rip = cpu.state.rip;
         let mut is_global = cpu.is_code_global();
@@ -384,6 +412,7 @@ impl Transcoder {
             len += insn.len();
             insns.push(insn);
             let goes_on = match insn.flow_control() {
+                FlowControl::Next if self.lockstep.is_some() => !lockstep::ends_block(&insn),
                 FlowControl::Next => true,
                 // Where the code behind a conditional jump was executed, too, it is made one with
                 // what comes before.
@@ -434,11 +463,16 @@ impl Transcoder {
                 tracing::debug!(fill = ?self.cache.fill(), "the cache of translated code is full");
                 self.counters.flushed += 1;
                 self.cache.clear();
+                if let Some(lockstep) = &mut self.lockstep {
+                    lockstep.clear();
+                }
                 self.forget_jumps();
                 self.cache.next_place()?
             }
         };
         let common = self.cache.common;
+        #[cfg(test)]
+        lockstep::tests::spoil(&mut insns);
         let translated =
             self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
         self.insns = insns;
@@ -458,6 +492,11 @@ impl Transcoder {
         }
         self.counters.translated += 1;
         let Translator { asm, exits, links, .. } = &self.translator;
+        let mut links = links.as_slice();
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
+            links = &[];
+        }
         self.cache.insert(key, second, &translated, &asm.code, exits, links)
     }
 
@@ -481,29 +520,48 @@ impl Transcoder {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         while let Next::Enter { at, vectors } = next {
-            self.counters.entered += 1;
-            let context = self.context();
-            context.target = at;
-            let context = self.context.get();
-            // SAFETY: the context is valid and nobody else uses it; `at` is an entry or place to
-            // resume at of a block of this cache, whose code is there; signals are blocked.
-            unsafe {
-                if vectors {
-                    entry::enter_with_vectors(context);
-                } else {
-                    entry::enter(context);
-                }
-            }
+            self.enter(at, vectors);
             next = self.after(cpu, setting);
         }
     }
 
-    /// Does what translated code was left for.
-    fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
+    /// Enters translated code at `at`, with vector registers loaded first if so wanted, until it
+    /// leaves.
+    #[inline]
+    pub(super) fn enter(&mut self, at: u64, vectors: bool) {
+        self.counters.entered += 1;
+        let context = self.context();
+        context.target = at;
+        let context = self.context.get();
+        // SAFETY: the context is valid and nobody else uses it; `at` is an entry or place to
+        // resume at of a block of this cache, whose code is there; signals are blocked.
+        unsafe {
+            if vectors {
+                entry::enter_with_vectors(context);
+            } else {
+                entry::enter(context);
+            }
+        }
+    }
+
+    /// The exit by which translated code has left.
+    #[inline]
+    pub(super) fn departure(&mut self) -> Departure {
         let number = self.context().exit;
-        let Some(Departure { exit, back }) = self.cache.exit(number) else {
+        let Some(departure) = self.cache.exit(number) else {
             unreachable!("translated code left by exit {number}, which does not exist");
         };
+        departure
+    }
+
+    /// The host's address of an offset in code memory.
+    pub(super) fn cache_address(&self, offset: u32) -> u64 {
+        self.cache.address(offset)
+    }
+
+    /// Does what translated code was left for.
+    pub(super) fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
+        let Departure { exit, back } = self.departure();
         match exit {
             Exit::Attention { at } => {
                 self.store_state(cpu, at.into());
@@ -571,7 +629,7 @@ impl Transcoder {
 
     /// Computes the status flags that were given up before the instruction at `at`: those that
     /// the one `back` bytes before it left.
-    fn recover_flags(&mut self, cpu: &mut Cpu<SoftEnv>, at: u16, back: u8) {
+    pub(super) fn recover_flags(&mut self, cpu: &mut Cpu<SoftEnv>, at: u16, back: u8) {
         if back == 0 {
             return;
         }
@@ -643,7 +701,7 @@ impl Transcoder {
     }
 
     /// Gives the processor's state to translated code.
-    fn load_state(&mut self, cpu: &mut Cpu<SoftEnv>) {
+    pub(super) fn load_state(&mut self, cpu: &mut Cpu<SoftEnv>) {
         let vectors = std::ptr::from_mut(&mut cpu.state.vector);
         let state = &cpu.state;
         let context = self.context();
@@ -661,7 +719,7 @@ impl Transcoder {
     }
 
     /// Takes the processor's state back. The next instruction is at `at` in the page of code.
-    fn store_state(&mut self, cpu: &mut Cpu<SoftEnv>, at: u64) {
+    pub(super) fn store_state(&mut self, cpu: &mut Cpu<SoftEnv>, at: u64) {
         let context = self.context();
         let state = &mut cpu.state;
         state.gpr = context.gpr;
@@ -697,7 +755,7 @@ fn status_to_ax(rflags: u64) -> u64 {
 }
 
 /// The status flags from AX.
-fn status_from_ax(ax: u64) -> u64 {
+pub(super) fn status_from_ax(ax: u64) -> u64 {
     ax >> 8 & 0xd5 | (ax & 1) << 11
 }
 

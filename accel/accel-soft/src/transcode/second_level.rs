@@ -9,9 +9,7 @@ use std::mem::offset_of;
 use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
-use super::context::{
-    JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset,
-};
+use super::context::{JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset};
 
 /// In the number of an exit: the check that failed was for several accesses.
 pub const MERGED: u32 = 1 << 31;

@@ -63,14 +63,8 @@ impl Emission {
         let insns: Vec<Instruction> =
             Decoder::with_ip(64, code, START, DecoderOptions::NONE).into_iter().collect();
         let mut text = listing::guest(&insns);
-        let result = self.translator.translate(
-            &insns,
-            setting,
-            BASE,
-            FIRST_EXIT,
-            COMMON,
-            &mut Everything,
-        );
+        let result =
+            self.translator.translate(&insns, setting, BASE, FIRST_EXIT, COMMON, &mut Everything);
         match result {
             Some(translated) => {
                 if let Err(violation) = self.check(&translated, setting) {

@@ -35,6 +35,27 @@ pub(super) enum Entry {
     Slot(usize),
 }
 
+/// What is checked of an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Check {
+    entry: Entry,
+    /// So many bytes lie in the page.
+    size: usize,
+    write: bool,
+    /// They are aligned to their number.
+    align: bool,
+    /// They are several accesses'.
+    merged: bool,
+}
+
+impl Check {
+    /// For `size` bytes of the memory operand.
+    pub(super) fn of(insn: &Instruction, size: usize, write: bool) -> Self {
+        let entry = constant_address(insn).map_or(Entry::Indexed, Entry::Slot);
+        Self { entry, size, write, align: false, merged: false }
+    }
+}
+
 /// Twice the number of a slot's entry.
 pub(super) fn slot_index(slot: usize) -> i32 {
     2 * (TLB_ENTRIES + slot) as i32
@@ -118,29 +139,8 @@ impl Translator {
 
     /// Turns the linear address in RBX into the host's. Flags must have been destroyed.
     /// `start` is where forming the address began.
-    pub(super) fn check(
-        &mut self,
-        insn: &Instruction,
-        start: Label,
-        size: usize,
-        write: bool,
-        align: bool,
-    ) {
-        let entry = constant_address(insn).map_or(Entry::Indexed, Entry::Slot);
-        self.check_range(insn, entry, start, size, write, align, false);
-    }
-
-    /// The same for several accesses, if they are `merged`.
-    fn check_range(
-        &mut self,
-        insn: &Instruction,
-        entry: Entry,
-        start: Label,
-        size: usize,
-        write: bool,
-        align: bool,
-        merged: bool,
-    ) {
+    pub(super) fn check(&mut self, insn: &Instruction, start: Label, check: Check) {
+        let Check { entry, size, write, align, merged } = check;
         debug_assert!(matches!(self.status, Status::Kept | Status::Lost));
         let view = self.setting.view;
         let tag = offset::tlb_tag(view, write);
@@ -185,7 +185,7 @@ impl Translator {
         self.destroy_flags();
         let start = self.asm.here();
         self.linear(insn)?;
-        self.check(insn, start, size, write, align);
+        self.check(insn, start, Check { align, ..Check::of(insn, size, write) });
         Ok(())
     }
 
@@ -221,7 +221,9 @@ impl Translator {
             gpr::RSP => Entry::Slot(STACK_SLOT),
             _ => Entry::Indexed,
         };
-        self.check_range(insn, entry, start, checked.span as usize, checked.write, false, merged);
+        let Checked { span, write, .. } = checked;
+        let check = Check { entry, size: span as usize, write, align: false, merged };
+        self.check(insn, start, check);
         self.cached = Some(checked);
         disp - checked.low
     }

@@ -52,8 +52,7 @@ pub(super) fn find(insns: &[Instruction], facts: &mut [Fact]) {
     for i in 0..insns.len() {
         if let Some((from, operands)) = producer {
             let distance = insns[i].ip() as u16 - insns[from].ip() as u16;
-            let are_dead = distance <= MAX_BACK
-                && are_overwritten(insns, facts, i, from, operands);
+            let are_dead = distance <= MAX_BACK && are_overwritten(insns, facts, i, from, operands);
             facts[i].back = if are_dead { distance as Back } else { 0 };
         }
         match facts[i].flags {
@@ -75,8 +74,8 @@ fn are_overwritten(
 ) -> bool {
     let mut changed = (from + 1..start).fold(0, |set, j| set | written(&insns[j], &facts[j]));
     for (insn, fact) in insns.iter().zip(facts).skip(start) {
-        let may_leave = fact.access.is_some()
-            || matches!(fact.kind, Kind::Push | Kind::Pop | Kind::Leave);
+        let may_leave =
+            fact.access.is_some() || matches!(fact.kind, Kind::Push | Kind::Pop | Kind::Leave);
         if fact.flags == FlagUse::Reads || may_leave && changed & operands != 0 {
             return false;
         }

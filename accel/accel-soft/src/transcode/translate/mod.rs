@@ -33,7 +33,9 @@ use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 
-use address::{Checked, Entry, based, constant_step, point_at, point_at_address, slot_index};
+use address::{
+    Check, Checked, Entry, based, constant_step, point_at, point_at_address, slot_index,
+};
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
 use in_context::leave_operand;

@@ -123,7 +123,7 @@ impl Translator {
                 .lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 2)), disp: 0 });
         }
         let write = insn.mnemonic() != Mnemonic::Bt;
-        self.check(insn, start, size, write, false);
+        self.check(insn, start, Check::of(insn, size, write));
         let offset_register = self.whole(reg.full_register(), INDEX);
         self.asm.mov(INDEX, offset_register);
         self.asm.alu32_imm(Alu::And, INDEX, size as i32 * 8 - 1);
