@@ -33,7 +33,9 @@ impl Translator {
 
     /// RAX is free from here on, until flags are kept again.
     pub(super) fn free_status(&mut self) {
-        self.need_flags();
-        self.status = Status::Host;
+        if self.status != Status::Lost {
+            self.need_flags();
+            self.status = Status::Host;
+        }
     }
 }
