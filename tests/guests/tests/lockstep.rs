@@ -28,7 +28,7 @@ fn debian_in_lockstep() {
     });
     note(tally);
     assert!(tally.contains(", 0 differences"), "{errors}");
-    let blocks = tally.split("lockstep: ").nth(1).and_then(|rest| rest.split(' ').next());
+    let blocks = tally.rsplit("lockstep: ").next().and_then(|rest| rest.split(' ').next());
     let blocks: u64 = blocks.and_then(|number| number.parse().ok()).expect("a number of blocks");
     assert!(blocks > 1_000_000, "a boot has more blocks than {blocks}");
     lab.close();
