@@ -439,8 +439,9 @@ impl Transcoder {
             let (first, rest) = both.split_at_mut(bytes.len());
             first.copy_from_slice(bytes);
             next_page.load_bytes(0, rest);
-            if let Some(insn) = cpu.decode(&both, offset as u64) {
-                let reach = insn.len() - bytes.len();
+            if let Some(insn) = cpu.decode(&both, offset as u64)
+                && let Some(reach) = insn.len().checked_sub(bytes.len())
+            {
                 next_page.add_code(0, reach);
                 if !next_page.matches(0, &both[bytes.len()..insn.len()]) {
                     self.insns = insns;
@@ -534,7 +535,8 @@ impl Transcoder {
         context.target = at;
         let context = self.context.get();
         // SAFETY: the context is valid and nobody else uses it; `at` is an entry or place to
-        // resume at of a block of this cache, whose code is there; signals are blocked.
+        // resume at of a block of this cache, whose code is there; below the stack pointer there is
+        // room for a signal.
         unsafe {
             if vectors {
                 entry::enter_with_vectors(context);

@@ -1,8 +1,8 @@
 //! Which host register stands for which of the guest's.
 //!
 //! Three host registers serve translated code itself: RAX keeps the status flags, RBX and RBP
-//! form addresses. RSP stays the host's. The guest's registers of these four names live in R8 to
-//! R11, and its own R8 to R11, which compilers use least, in memory.
+//! form addresses. RSP points at the context. The guest's registers of these four names live in R8 to
+//! R11, and its own R8 to R11, which compilers use least, in the context.
 
 use iced_x86::Register;
 
