@@ -71,6 +71,8 @@ pub struct Assembler {
     labels: Vec<Option<usize>>,
     /// Where a distance of 32 bits to a label is to be put.
     fixups: Vec<(usize, Label)>,
+    /// REX.W if addresses of the guest's code have 64 bits, else 0.
+    word: u8,
 }
 
 const W: u8 = 8;
@@ -81,6 +83,11 @@ impl Assembler {
         self.code.clear();
         self.labels.clear();
         self.fixups.clear();
+    }
+
+    /// Says how many bytes an address has in the guest's code: 8 or 4.
+    pub fn set_word(&mut self, bytes: i32) {
+        self.word = if bytes == 8 { W } else { 0 };
     }
 
     /// Takes back everything from `length` on.
@@ -264,16 +271,21 @@ impl Assembler {
         self.with_reg(W, &[0xf7], 3, reg);
     }
 
+    /// MOV of a zero-extended immediate.
+    pub fn mov32_imm(&mut self, to: Reg, value: i32) {
+        if to.0 >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0xb8 | to.0 & 7);
+        self.imm32(value);
+    }
+
     /// MOV of a sign-extended immediate.
     pub fn mov_imm(&mut self, to: Reg, value: i32) {
         if value >= 0 {
-            if to.0 >= 8 {
-                self.byte(0x41);
-            }
-            self.byte(0xb8 | to.0 & 7);
-        } else {
-            self.with_reg(W, &[0xc7], 0, to);
+            return self.mov32_imm(to, value);
         }
+        self.with_reg(W, &[0xc7], 0, to);
         self.imm32(value);
     }
 
@@ -409,5 +421,39 @@ impl Assembler {
     /// JMP through memory.
     pub fn jmp_mem(&mut self, to: Mem) {
         self.with_mem(0, &[0xff], 4, to);
+    }
+
+    // --- As wide as addresses are in the guest's code: see `set_word` -----------------------------
+
+    /// MOV, which cuts 32-bit words off.
+    pub fn mov_word(&mut self, to: Reg, from: Reg) {
+        if self.word == W { self.mov(to, from) } else { self.mov32(to, from) }
+    }
+
+    pub fn load_word(&mut self, to: Reg, from: Mem) {
+        self.with_mem(self.word, &[0x8b], to.0, from);
+    }
+
+    pub fn store_word(&mut self, to: Mem, from: Reg) {
+        self.with_mem(self.word, &[0x89], from.0, to);
+    }
+
+    /// Stores an immediate, sign-extended to 64 bits.
+    pub fn store_imm_word(&mut self, to: Mem, value: i32) {
+        self.with_mem(self.word, &[0xc7], 0, to);
+        self.imm32(value);
+    }
+
+    /// MOV of an immediate, sign-extended to 64 bits.
+    pub fn mov_imm_word(&mut self, to: Reg, value: i32) {
+        if self.word == W { self.mov_imm(to, value) } else { self.mov32_imm(to, value) }
+    }
+
+    pub fn lea_word(&mut self, to: Reg, mem: Mem) {
+        self.with_mem(self.word, &[0x8d], to.0, mem);
+    }
+
+    pub fn add_mem_word(&mut self, to: Reg, from: Mem) {
+        self.with_mem(self.word, &[(Alu::Add as u8) << 3 | 3], to.0, from);
     }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
 
-/// What becomes of an instruction. 64-bit mode.
+/// What becomes of an instruction. It is one of 64-bit code, or widened to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Emitted as itself, with its registers renamed and its memory operand checked.
@@ -169,6 +169,10 @@ pub fn classify(insn: &Instruction) -> Kind {
         || insn.is_string_instruction()
         || is_absolute_move(insn.code())
     {
+        return Kind::Interpret;
+    }
+    // Most of what is left of 32-bit code that 64-bit code cannot say: decimal arithmetic, say.
+    if !renamable(insn.code()).op_code().mode64() {
         return Kind::Interpret;
     }
     if is_system(insn.mnemonic()) || !insn.cpuid_features().iter().all(|&f| is_plain_extension(f)) {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use checker::{Field, Layout, ViewTables};
 use x86::View;
-use x86::state::VectorState;
+use x86::state::{SegReg, VectorState};
 
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
@@ -95,7 +95,7 @@ pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
 pub struct SecondJump {
     /// The guest's instruction pointer.
     pub guest: u64,
-    /// The number of its address space ([`Context::spaces`]).
+    /// The number of its address space and setting ([`Context::jump_spaces`]).
     pub space: u64,
     /// The far entry of the block there.
     pub host: u64,
@@ -149,6 +149,8 @@ pub struct Context {
     /// Segment bases.
     pub fs_base: u64,
     pub gs_base: u64,
+    /// Not zero: FS, or GS, has a limit, or may not be loaded from or stored to. 32-bit code asks.
+    pub is_limited: [u32; 2],
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
     /// Selectors of ES to GS.
@@ -169,6 +171,9 @@ pub struct Context {
     pub second_jumps: [*mut SecondJump; VIEWS],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
+    /// The same for each view's second level of the jump cache, with the number of the setting
+    /// above: it has what was translated for others, too.
+    pub jump_spaces: [u64; VIEWS],
     /// Not zero: a view's soft TLB, or its jump cache, was filled since it was cleared.
     pub tlb_used: [u64; VIEWS],
     pub jump_used: [u64; VIEWS],
@@ -212,6 +217,7 @@ pub fn layout() -> Layout {
             field(offset_of!(Context, spill), 8, ANYBODY),
             field(offset_of!(Context, fs_base), 8, NOBODY),
             field(offset_of!(Context, gs_base), 8, KERNEL),
+            field(offset_of!(Context, is_limited), 2 * 4, NOBODY),
             field(offset_of!(Context, kernel_gs_base), 8, KERNEL),
             field(offset_of!(Context, selectors), 6 * 4, NOBODY),
             field(offset_of!(Context, tsc_aux), 4, NOBODY),
@@ -251,6 +257,11 @@ pub mod offset {
     pub const TARGET: i32 = from_stack(offset_of!(Context, target));
     pub const WRITE_EPOCH: i32 = from_stack(offset_of!(Context, write_epoch));
 
+    /// Of FS or GS.
+    pub fn is_limited(segment: SegReg) -> i32 {
+        from_stack(offset_of!(Context, is_limited)) + (segment as i32 - SegReg::Fs as i32) * 4
+    }
+
     pub fn selector(number: usize) -> i32 {
         from_stack(offset_of!(Context, selectors) + number * 4)
     }
@@ -277,6 +288,10 @@ pub mod offset {
 
     pub fn space(view: View) -> i32 {
         from_stack(offset_of!(Context, spaces) + view as usize * 8)
+    }
+
+    pub fn jump_space(view: View) -> i32 {
+        from_stack(offset_of!(Context, jump_spaces) + view as usize * 8)
     }
 
     /// The tags that loads or stores look at.

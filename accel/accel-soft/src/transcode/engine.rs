@@ -12,11 +12,11 @@ use super::context::{
     Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
     places_of_page,
 };
-use super::entry;
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
 use super::proof::Proof;
 use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
+use super::{entry, flat};
 use crate::env::SoftEnv;
 use crate::ram::Page;
 
@@ -165,23 +165,22 @@ impl Transcoder {
                 return;
             }
             self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
-            let mode = cpu.mode();
-            if mode.careful || mode.fast_view == View::Checked || mode.code_bits != 64 {
+            let Some(setting) = self.setting(cpu) else {
                 cpu.execute(usize::MAX);
                 continue;
-            }
-            let Some((gpa, page)) = cpu.code_place() else {
+            };
+            let Some((gpa, page)) = code_place(cpu, setting) else {
                 cpu.execute(1);
                 continue;
             };
-            let setting = self.setting(cpu);
             if self.settings[setting.view as usize] != Some(setting) {
-                // Jump caches know nothing of settings but the view.
+                // The first level of jump caches knows nothing of settings but the view.
                 self.settings[setting.view as usize] = Some(setting);
-                self.forget_jumps();
+                self.context().clear_jumps(setting.view as usize);
+                self.tag_jumps();
             }
             let key = Key::new(gpa, setting);
-            match self.find_or_translate(cpu, key, page) {
+            match self.find_or_translate(cpu, key, page, setting) {
                 Some(Block::Code { near, .. }) if self.lockstep.is_some() => {
                     if !self.execute_in_lockstep(cpu, setting, near) {
                         return;
@@ -250,6 +249,7 @@ impl Transcoder {
             // The supervisor's second level has global pages only.
             let space = u64::from(cpu.address_space());
             self.context().spaces = [space, 0, space];
+            self.tag_jumps();
         }
         if forgotten.all || forgotten.space {
             for view in 0..3 {
@@ -306,12 +306,31 @@ impl Transcoder {
         }
     }
 
+    /// Says by what the second levels of jump caches tell branches apart from now on. Those of the
+    /// supervisor have global pages only.
+    fn tag_jumps(&mut self) {
+        let settings = self.settings.map(|setting| setting.map_or(0, Setting::number) << 32);
+        let context = self.context();
+        context.jump_spaces = settings;
+        context.jump_spaces[View::User as usize] |= context.spaces[View::User as usize];
+    }
+
     fn forget_second_jumps(&mut self) {
         self.second_jumps.iter_mut().for_each(|entries| entries.fill(SecondJump::EMPTY));
     }
 
-    fn setting(&self, cpu: &Cpu<SoftEnv>) -> Setting {
-        let state = &cpu.state;
+    /// What code that runs now is translated for; `None` if it is not.
+    fn setting(&self, cpu: &Cpu<SoftEnv>) -> Option<Setting> {
+        let (mode, state) = (cpu.mode(), &cpu.state);
+        let is_32bit = match mode.code_bits {
+            64 => false,
+            32 if flat::is_flat(state) => true,
+            _ => return None,
+        };
+        // Between kernels and programs, some instructions are allowed to nobody knows whom.
+        if mode.careful || mode.fast_view == View::Checked || !matches!(mode.cpl, 0 | 3) {
+            return None;
+        }
         const MASKS: u32 = 0x1f80;
         const AVX: u64 = 0x6;
         const AVX512: u64 = 0xe6;
@@ -327,7 +346,7 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
-        Setting { view, vectors, time, narrow: false }
+        Some(Setting { view, vectors, time, narrow: false, is_32bit })
     }
 
     /// Lets branches of the current view find the block at the instruction pointer.
@@ -348,7 +367,7 @@ impl Transcoder {
         context.fill_jump(view, rip, far);
         let is_user = view == View::User as usize;
         if is_global || is_user {
-            let space = if is_user { context.spaces[view] } else { 0 };
+            let space = context.jump_spaces[view];
             let entries = &mut self.second_jumps[view];
             let index = jump_hash(rip) % SECOND_JUMPS[view];
             if entries[index].guest != rip {
@@ -369,7 +388,13 @@ impl Transcoder {
         }
     }
 
-    fn find_or_translate(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key, page: Page) -> Option<Block> {
+    fn find_or_translate(
+        &mut self,
+        cpu: &mut Cpu<SoftEnv>,
+        key: Key,
+        page: Page,
+        setting: Setting,
+    ) -> Option<Block> {
         if let Some(block) = self.find(cpu, key) {
             return Some(block);
         }
@@ -378,7 +403,6 @@ impl Transcoder {
             *heat += 1;
             return None;
         }
-        let setting = self.setting(cpu);
         self.translate(cpu, key, page, setting)
     }
 
@@ -599,7 +623,7 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 if crosses && merged {
                     let setting = Setting { narrow: true, ..setting };
-                    if let Some((gpa, page)) = cpu.code_place() {
+                    if let Some((gpa, page)) = code_place(cpu, setting) {
                         let key = Key::new(gpa, setting);
                         let block = match self.find(cpu, key) {
                             None => self.translate(cpu, key, page, setting),
@@ -653,7 +677,7 @@ impl Transcoder {
     fn go_on(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, target: u64) -> Next {
         self.context().code_base = target & !0xfff;
         cpu.state.rip = target;
-        if let Some((gpa, _)) = cpu.code_place()
+        if let Some((gpa, _)) = code_place(cpu, setting)
             && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
             self.remember_jump(cpu, far);
@@ -665,15 +689,11 @@ impl Transcoder {
 
     /// Whether translated code may go on behind an instruction that was interpreted.
     fn may_resume(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> bool {
-        let mode = cpu.mode();
         cpu.state.activity == Activity::Active
-            && !mode.careful
-            && mode.fast_view != View::Checked
-            && mode.code_bits == 64
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && self.setting(cpu) == setting
+            && self.setting(cpu) == Some(setting)
     }
 
     /// Fills the soft TLB for an access at `linear`. `false` if the interpreter
@@ -713,6 +733,8 @@ impl Transcoder {
         context.rflags = state.rflags;
         context.fs_base = state.segment(SegReg::Fs).base;
         context.gs_base = state.segment(SegReg::Gs).base;
+        let limited = [SegReg::Fs, SegReg::Gs].map(|reg| !flat::is_unlimited(state.segment(reg)));
+        context.is_limited = limited.map(u32::from);
         context.kernel_gs_base = state.msrs.kernel_gs_base;
         context.selectors = state.seg.map(|segment| segment.selector.into());
         context.tsc_aux = state.msrs.tsc_aux as u32;
@@ -730,6 +752,15 @@ impl Transcoder {
         state.msrs.kernel_gs_base = context.kernel_gs_base;
         state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
     }
+}
+
+/// Where the code at the instruction pointer lies: its guest physical address and page. `None` if it
+/// is to be interpreted: it cannot be fetched, or is at the end of 4 GiB, behind which 32-bit
+/// code does not go on.
+fn code_place(cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Option<(u64, Page)> {
+    const LAST_PAGE: u64 = 0xffff_f000;
+    let is_last = setting.is_32bit && cpu.state.rip >= LAST_PAGE;
+    if is_last { None } else { cpu.code_place() }
 }
 
 /// Whether an instruction at `rip` may reach into the next page.

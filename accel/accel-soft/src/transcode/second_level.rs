@@ -111,7 +111,7 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
     asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
-    asm.load(OTHER, Mem::Context(offset::space(jump_space(view))));
+    asm.load(OTHER, Mem::Context(offset::jump_space(view)));
     let (found, other_way) = (asm.label(), asm.label());
     for way in [other_way, missed] {
         asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
@@ -140,13 +140,4 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     asm.load(ENTRY, Mem::Context(offset::STATUS));
     asm.load32(OTHER, Mem::Context(offset::EXIT));
     asm.jmp(leave);
-}
-
-/// The view whose number of the address space tells jumps of a view apart: those of the kernel are
-/// to global pages only.
-pub fn jump_space(view: View) -> View {
-    match view {
-        View::User => View::User,
-        _ => View::Supervisor,
-    }
 }

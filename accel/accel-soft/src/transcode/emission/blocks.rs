@@ -2,28 +2,8 @@
 
 use iced_x86::code_asm::*;
 
-use super::{KERNEL, START, Setting, USER, compare};
+use super::{KERNEL, Setting, USER};
 use x86::View;
-
-/// Blocks, each ended by a semicolon, of instructions as [`CodeAssembler`] has them.
-macro_rules! blocks {
-    ($($($($name:ident($($arg:expr),*)).+),+;)*) => {
-        [$({
-            let mut a = CodeAssembler::new(64).expect("there is a 64-bit mode");
-            $(a$(.$name($($arg),*))+.expect("the instruction exists");)+
-            a.assemble(START).expect("the block is assembled")
-        }),*]
-    };
-}
-
-macro_rules! golden {
-    ($($name:ident, $setting:expr => { $($blocks:tt)* })*) => {
-        $(#[test]
-        fn $name() {
-            compare(stringify!($name), $setting, &blocks! { $($blocks)* });
-        })*
-    };
-}
 
 golden! {
     plain, USER => {

@@ -8,6 +8,8 @@ use iced_x86::{
     SymbolResolver, SymbolResult,
 };
 
+use x86::state::SegReg;
+
 use super::{BASE, COMMON, FIRST_EXIT};
 use crate::transcode::context::{TLB_ENTRIES, TLB_SLOTS, offset};
 use crate::transcode::second_level::MERGED;
@@ -37,6 +39,8 @@ impl Names {
             (offset::STATUS, "status"),
             (offset::FS_BASE, "fs_base"),
             (offset::GS_BASE, "gs_base"),
+            (offset::is_limited(SegReg::Fs), "fs_is_limited"),
+            (offset::is_limited(SegReg::Gs), "gs_is_limited"),
             (offset::KERNEL_GS_BASE, "kernel_gs_base"),
             (offset::TSC_AUX, "tsc_aux"),
             (offset::TSC_OFFSET, "tsc_offset"),

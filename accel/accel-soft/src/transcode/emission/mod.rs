@@ -4,7 +4,28 @@
 //! environment of `cargo test -p accel-soft emission` writes the listings anew, for the change to be
 //! read in the repository's difference.
 
+/// Blocks, each ended by a semicolon, of instructions as [`CodeAssembler`] has them.
+macro_rules! blocks {
+    ($setting:expr => $($($($name:ident($($arg:expr),*)).+),+;)*) => {
+        [$({
+            let mut a = CodeAssembler::new(super::bits($setting)).expect("there is such a mode");
+            $(a$(.$name($($arg),*))+.expect("the instruction exists");)+
+            a.assemble(super::START).expect("the block is assembled")
+        }),*]
+    };
+}
+
+macro_rules! golden {
+    ($($name:ident, $setting:expr => { $($blocks:tt)* })*) => {
+        $(#[test]
+        fn $name() {
+            super::compare(stringify!($name), $setting, &blocks! { $setting => $($blocks)* });
+        })*
+    };
+}
+
 mod blocks;
+mod blocks32;
 mod listing;
 
 use std::fmt::Write as _;
@@ -34,9 +55,19 @@ const COMMON: Common = Common {
 };
 
 /// A program's, with all there is.
-const USER: Setting = Setting { view: View::User, vectors: 3, time: true, narrow: false };
+const USER: Setting =
+    Setting { view: View::User, vectors: 3, time: true, narrow: false, is_32bit: false };
 /// A kernel's.
 const KERNEL: Setting = Setting { view: View::Supervisor, ..USER };
+/// A 32-bit program's.
+const USER32: Setting = Setting { is_32bit: true, ..USER };
+/// A 32-bit kernel's.
+const KERNEL32: Setting = Setting { is_32bit: true, ..KERNEL };
+
+/// How many bits code of this setting has.
+fn bits(setting: Setting) -> u32 {
+    setting.word() as u32 * 8
+}
 
 /// Guest and host have everything.
 struct Everything;
@@ -61,7 +92,9 @@ impl Emission {
     /// A line for the guest's instructions, and those of what they become.
     fn of(&mut self, code: &[u8], setting: Setting) -> String {
         let insns: Vec<Instruction> =
-            Decoder::with_ip(64, code, START, DecoderOptions::NONE).into_iter().collect();
+            Decoder::with_ip(bits(setting), code, START, DecoderOptions::NONE)
+                .into_iter()
+                .collect();
         let mut text = listing::guest(&insns);
         let result =
             self.translator.translate(&insns, setting, BASE, FIRST_EXIT, COMMON, &mut Everything);

@@ -1,5 +1,7 @@
 //! Addresses, and the checks that make them the host's.
 
+use x86::state::SegReg;
+
 use super::*;
 
 /// RBX holds the host's address of `base + low`, checked for `span` bytes.
@@ -121,19 +123,24 @@ impl Translator {
     /// The linear address of the memory operand, into RBX. Destroys flags if there is a segment.
     pub(super) fn linear(&mut self, insn: &Instruction) -> Emit {
         match self.sum(insn)? {
-            Mem::Base(base, 0) => self.asm.mov(ADDRESS, base),
-            Mem::Sum { base: None, index: None, disp } => self.asm.mov_imm(ADDRESS, disp),
-            sum => self.asm.lea(ADDRESS, sum),
+            Mem::Base(base, 0) => self.asm.mov_word(ADDRESS, base),
+            Mem::Sum { base: None, index: None, disp } => self.asm.mov_imm_word(ADDRESS, disp),
+            sum => self.asm.lea_word(ADDRESS, sum),
         }
-        match insn.memory_segment() {
-            Register::FS => {
-                self.asm.alu_mem(Alu::Add, ADDRESS, Mem::Context(offset::FS_BASE));
-            }
-            Register::GS => {
-                self.asm.alu_mem(Alu::Add, ADDRESS, Mem::Context(offset::GS_BASE));
-            }
-            _ => {}
+        let (base, segment) = match insn.memory_segment() {
+            Register::FS => (offset::FS_BASE, SegReg::Fs),
+            Register::GS => (offset::GS_BASE, SegReg::Gs),
+            // 32-bit code may not store there, nor always load.
+            Register::CS if self.setting.is_32bit => return Err(Refused),
+            _ => return Ok(()),
+        };
+        if self.setting.is_32bit {
+            let at = insn.ip() as u16;
+            let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+            self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::is_limited(segment)), 0);
+            self.asm.jump_if(Cond::NotEqual, odd);
         }
+        self.asm.add_mem_word(ADDRESS, Mem::Context(base));
         Ok(())
     }
 
@@ -214,8 +221,8 @@ impl Translator {
         let start = self.asm.here();
         let base = self.register(base, ADDRESS);
         match checked.low {
-            0 => self.asm.mov(ADDRESS, base),
-            low => self.asm.lea(ADDRESS, Mem::Base(base, low)),
+            0 => self.asm.mov_word(ADDRESS, base),
+            low => self.asm.lea_word(ADDRESS, Mem::Base(base, low)),
         }
         let entry = match checked.base {
             gpr::RSP => Entry::Slot(STACK_SLOT),
@@ -241,6 +248,7 @@ impl Translator {
         if self.setting.narrow || self.status == Status::Lost {
             return Checked { base, low: disp, span: size, write };
         }
+        let word = self.setting.word();
         let (mut low, mut high, mut any_write) = (disp, disp + size, write);
         // What was added to the base since.
         let mut delta = 0i32;
@@ -261,21 +269,21 @@ impl Translator {
             let goes_on = match fact.kind {
                 Kind::Nothing => true,
                 Kind::Push if is_stack && insn.op0_kind() != OpKind::Memory => {
-                    let fits = touches(-8, 8, true);
-                    delta -= 8;
+                    let fits = touches(-word, word, true);
+                    delta -= word;
                     fits
                 }
                 Kind::Pop if is_stack => {
-                    let fits = touches(0, 8, false);
-                    delta += 8;
+                    let fits = touches(0, word, false);
+                    delta += word;
                     fits && number(insn.op0_register()) != gpr::RSP
                 }
                 Kind::Call if is_stack => {
-                    touches(-8, 8, true);
+                    touches(-word, word, true);
                     false
                 }
                 Kind::Return if is_stack => {
-                    touches(0, 8, false);
+                    touches(0, word, false);
                     false
                 }
                 Kind::Plain => {
@@ -289,13 +297,13 @@ impl Translator {
                             _ => i == self.rest.start,
                         },
                     };
-                    match constant_step(insn, fact, base) {
+                    match constant_step(insn, fact, base, word) {
                         Some(step) => delta = delta.saturating_add(step),
                         None => return Checked { base, low, span: high - low, write: any_write },
                     }
                     fits
                 }
-                Kind::Lea => constant_step(insn, fact, base) == Some(0),
+                Kind::Lea => constant_step(insn, fact, base, word) == Some(0),
                 _ => i == self.rest.start,
             };
             if !goes_on {
@@ -331,7 +339,7 @@ pub(super) fn based(insn: &Instruction) -> Option<(usize, i32)> {
     let base = insn.memory_base();
     if !base.is_gpr64()
         || insn.memory_index() != Register::None
-        || matches!(insn.memory_segment(), Register::FS | Register::GS)
+        || matches!(insn.memory_segment(), Register::FS | Register::GS | Register::CS)
     {
         return None;
     }
@@ -343,13 +351,20 @@ pub(super) fn based(insn: &Instruction) -> Option<(usize, i32)> {
     Some((number(base), disp))
 }
 
-/// What the instruction adds to register `base`, if that is known.
-pub(super) fn constant_step(insn: &Instruction, fact: &Fact, base: usize) -> Option<i32> {
+/// What the instruction adds to register `base`, of which addresses use `word` bytes, if that is
+/// known.
+pub(super) fn constant_step(
+    insn: &Instruction,
+    fact: &Fact,
+    base: usize,
+    word: i32,
+) -> Option<i32> {
     if !fact.uses[base].1 {
         return Some(0);
     }
     let is_whole = insn.op0_kind() == OpKind::Register
-        && insn.op0_register().is_gpr64()
+        && insn.op0_register().is_gpr()
+        && insn.op0_register().size() == word as usize
         && number(insn.op0_register()) == base;
     if !is_whole || insn.op_count() != 2 {
         return None;

@@ -19,7 +19,7 @@ impl Translator {
         match i32::try_from(target) {
             Ok(target) => {
                 self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
-                self.asm.lea(ADDRESS, Mem::Base(ADDRESS, target));
+                self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, target));
                 self.look_up(at, 0);
             }
             Err(_) => {
@@ -39,7 +39,7 @@ impl Translator {
         debug_assert!(self.status == Status::Kept);
         let view = self.setting.view;
         if stack != 0 {
-            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
+            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
         }
         self.asm.mov32(INDEX, ADDRESS);
         self.asm.shr32(INDEX, 12);
@@ -101,10 +101,11 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) {
-        let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
+        let word = self.setting.word();
+        let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
-        self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
-        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.asm.lea_word(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
+        self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
         self.cached = None;
     }
 
@@ -117,15 +118,16 @@ impl Translator {
         let target = insn.near_branch_target() as i64;
         let is_near = (0..=LAST_WHOLE.into()).contains(&target);
         let far = i32::try_from(target).map_err(|_| Refused)?;
+        let word = self.setting.word();
         self.store_return_address(insn, cached, block);
         if is_near {
-            self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, -word));
             self.jump_to(target, insn.ip() as u16);
         } else {
             self.destroy_flags();
             self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
-            self.asm.lea(ADDRESS, Mem::Base(ADDRESS, far));
-            self.look_up(insn.ip() as u16, -8);
+            self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, far));
+            self.look_up(insn.ip() as u16, -word);
         }
         Ok(())
     }
@@ -133,12 +135,12 @@ impl Translator {
     /// The target of an indirect branch, into RBX.
     pub(super) fn branch_target(&mut self, insn: &Instruction) -> Emit {
         if insn.op0_kind() == OpKind::Memory {
-            self.operand(insn, 8, false, false)?;
-            self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
+            self.operand(insn, self.setting.word() as usize, false, false)?;
+            self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, 0));
         } else {
             self.destroy_flags();
             let target = self.whole(insn.op0_register(), ADDRESS);
-            self.asm.mov(ADDRESS, target);
+            self.asm.mov_word(ADDRESS, target);
         }
         Ok(())
     }
@@ -151,19 +153,21 @@ impl Translator {
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction, block: Code<'_>) -> Emit {
         self.branch_target(insn)?;
-        // What is not canonical faults before anything is stored.
-        let at = insn.ip() as u16;
-        let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
-        self.asm.mov(INDEX, ADDRESS);
-        self.asm.shl(INDEX, 16);
-        self.asm.sar(INDEX, 16);
-        self.asm.alu(Alu::Cmp, INDEX, ADDRESS);
-        self.asm.jump_if(Cond::NotEqual, odd);
+        if !self.setting.is_32bit {
+            // What is not canonical faults before anything is stored.
+            let at = insn.ip() as u16;
+            let odd = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+            self.asm.mov(INDEX, ADDRESS);
+            self.asm.shl(INDEX, 16);
+            self.asm.sar(INDEX, 16);
+            self.asm.alu(Alu::Cmp, INDEX, ADDRESS);
+            self.asm.jump_if(Cond::NotEqual, odd);
+        }
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
         self.store_return_address(insn, None, block);
         self.destroy_flags();
         self.asm.load(ADDRESS, Mem::Context(offset::SPILL));
-        self.look_up(insn.ip() as u16, -8);
+        self.look_up(insn.ip() as u16, -self.setting.word());
         Ok(())
     }
 
@@ -177,11 +181,12 @@ impl Translator {
             0 => 0,
             _ => i32::from(insn.immediate16()),
         };
-        let at = self.near(insn, (gpr::RSP, 0), (8, false), cached, block);
-        self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
+        let word = self.setting.word();
+        let at = self.near(insn, (gpr::RSP, 0), (word, false), cached, block);
+        self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, at));
         self.cached = None;
         self.destroy_flags();
-        self.look_up(insn.ip() as u16, 8 + released);
+        self.look_up(insn.ip() as u16, word + released);
         Ok(())
     }
 }

@@ -44,7 +44,12 @@ impl Translator {
         if !matches!(kind, Kind::Plain | Kind::Lea) {
             return fact;
         }
-        if is_vector && self.setting.vectors < vector_level(insn) || !offer.has(insn, is_vector) {
+        // In 32-bit code they clear eight registers, not sixteen.
+        let clears_vectors = matches!(insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+        if is_vector && self.setting.vectors < vector_level(insn)
+            || clears_vectors && self.setting.is_32bit
+            || !offer.has(insn, is_vector)
+        {
             fact.kind = Kind::Interpret;
             return fact;
         }

@@ -11,6 +11,7 @@ mod dead_flags;
 mod exits;
 mod fact;
 mod in_context;
+mod legacy;
 mod plain;
 mod special;
 mod stack;
@@ -64,18 +65,26 @@ pub struct Setting {
     pub time: bool,
     /// Every access has a check of its own: for where several together cross a page.
     pub narrow: bool,
+    /// 32-bit code in flat segments: addresses and what the stack holds have 4 bytes.
+    pub is_32bit: bool,
 }
 
 impl Setting {
     /// What is in the number of a setting that is narrow.
     pub const NARROW: u8 = 1 << 5;
 
-    /// A number for each setting, below 64.
+    /// A number for each setting, below 128.
     pub fn number(self) -> u64 {
         (self.view as u64) << 2
             | u64::from(self.vectors)
             | u64::from(self.time) << 4
             | if self.narrow { u64::from(Self::NARROW) } else { 0 }
+            | u64::from(self.is_32bit) << 6
+    }
+
+    /// How many bytes an address and a slot of the stack have.
+    pub fn word(self) -> i32 {
+        if self.is_32bit { 4 } else { 8 }
     }
 }
 
@@ -183,6 +192,8 @@ pub struct Translator {
     base: u32,
     has_vectors: bool,
     facts: Vec<Fact>,
+    /// 32-bit instructions as 64-bit code says them; kept for its memory.
+    widened: Vec<Instruction>,
     /// The current instruction and those behind it, by number.
     rest: Range<usize>,
     /// What the last check was good for, if RBX is still as it left it.
@@ -224,7 +235,13 @@ impl Translator {
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            setting: Setting { view: View::User, vectors: 0, time: false, narrow: false },
+            setting: Setting {
+                view: View::User,
+                vectors: 0,
+                time: false,
+                narrow: false,
+                is_32bit: false,
+            },
             status: Status::Kept,
             back: 0,
             is_lost: false,
@@ -232,6 +249,7 @@ impl Translator {
             base: 0,
             has_vectors: false,
             facts: Vec::new(),
+            widened: Vec::new(),
             rest: 0..0,
             cached: None,
             resumes: Vec::new(),
@@ -253,9 +271,18 @@ impl Translator {
         self.setting = setting;
         self.first_exit = first_exit;
         self.base = base;
+        self.asm.set_word(setting.word());
         let first = insns.first()?;
         let start = first.ip() as u16;
 
+        let mut widened = std::mem::take(&mut self.widened);
+        widened.clear();
+        let insns = if setting.is_32bit {
+            widened.extend(insns.iter().map(legacy::widen));
+            &widened
+        } else {
+            insns
+        };
         let mut facts = std::mem::take(&mut self.facts);
         facts.clear();
         facts.extend(insns.iter().map(|insn| self.fact(insn, offer)));
@@ -266,6 +293,7 @@ impl Translator {
             result = self.block(insns, &facts, start, common);
         }
         self.facts = facts;
+        self.widened = widened;
         result
     }
 

@@ -65,7 +65,7 @@ impl Translator {
             self.cached = cached;
         }
         if let Some(cached) = self.cached {
-            self.cached = constant_step(insn, fact, cached.base).and_then(|by| cached.moved(by));
+            self.cached = self.moved(cached, insn, fact);
         }
         if reads != 0 || modifies != 0 && modifies != ALL {
             self.need_flags();
@@ -160,6 +160,11 @@ impl Translator {
         Ok(())
     }
 
+    /// What was checked, after an instruction that leaves RBX alone.
+    fn moved(&self, cached: Checked, insn: &Instruction, fact: &Fact) -> Option<Checked> {
+        cached.moved(constant_step(insn, fact, cached.base, self.setting.word())?)
+    }
+
     pub(super) fn encode(&mut self, insn: &Instruction) -> Emit {
         self.encoder.set_buffer(std::mem::take(&mut self.asm.code));
         let result = self.encoder.encode(insn, 0);
@@ -185,7 +190,7 @@ impl Translator {
             _ => true,
         };
         if !uses_address && let Some(cached) = cached {
-            self.cached = constant_step(insn, fact, cached.base).and_then(|by| cached.moved(by));
+            self.cached = self.moved(cached, insn, fact);
         }
         if is_wide {
             self.asm.lea(to, sum);

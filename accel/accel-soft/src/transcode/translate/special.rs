@@ -119,8 +119,10 @@ impl Translator {
         } else {
             self.asm.movsxd(INDEX, offset_register);
             self.asm.sar(INDEX, 5);
-            self.asm
-                .lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 2)), disp: 0 });
+            self.asm.lea_word(
+                ADDRESS,
+                Mem::Sum { base: Some(ADDRESS), index: Some((INDEX, 2)), disp: 0 },
+            );
         }
         let write = insn.mnemonic() != Mnemonic::Bt;
         self.check(insn, start, Check::of(insn, size, write));

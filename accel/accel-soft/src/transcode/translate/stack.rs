@@ -9,34 +9,36 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
+        let word = self.setting.word();
         match insn.op0_kind() {
             OpKind::Register => {
-                let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
+                let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
                 let value = self.whole(insn.op0_register(), INDEX);
-                self.asm.store(Mem::Base(ADDRESS, at), value);
+                self.asm.store_word(Mem::Base(ADDRESS, at), value);
             }
             OpKind::Memory => {
-                self.operand(insn, 8, false, false)?;
-                self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
+                self.operand(insn, word as usize, false, false)?;
+                self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, 0));
                 self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-                let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
+                let at = self.near(insn, (gpr::RSP, -word), (word, true), None, block);
                 self.asm.load(INDEX, Mem::Context(offset::SPILL));
-                self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+                self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
             }
             _ => {
                 let value = insn.try_immediate(0).map_err(|_| Refused)?;
-                let value = i32::try_from(value as i64).map_err(|_| Refused)?;
-                let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
-                self.asm.store_imm(Mem::Base(ADDRESS, at), value);
+                // A word of 64 bits has it sign-extended.
+                let value = value as i32;
+                let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
+                self.asm.store_imm_word(Mem::Base(ADDRESS, at), value);
             }
         }
-        self.move_stack(-8);
+        self.move_stack(-word);
         Ok(())
     }
 
     /// Adds to the guest's RSP, and nothing to what is known of memory.
     pub(super) fn move_stack(&mut self, by: i32) {
-        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, by));
+        self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, by));
         if let Some(cached) = self.cached
             && cached.base == gpr::RSP
         {
@@ -50,25 +52,26 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
-        let at = Mem::Base(ADDRESS, self.near(insn, (gpr::RSP, 0), (8, false), cached, block));
+        let word = self.setting.word();
+        let at = Mem::Base(ADDRESS, self.near(insn, (gpr::RSP, 0), (word, false), cached, block));
         let number = number(insn.op0_register());
         if self.cached.is_some_and(|cached| cached.base == number) {
             self.cached = None;
         }
         match home(number) {
             Home::Host(GUEST_RSP) => {
-                self.asm.load(GUEST_RSP, at);
+                self.asm.load_word(GUEST_RSP, at);
                 return Ok(());
             }
             Home::Host(host) => {
-                self.asm.load(host, at);
+                self.asm.load_word(host, at);
             }
             Home::Memory(n) => {
-                self.asm.load(INDEX, at);
+                self.asm.load_word(INDEX, at);
                 self.asm.store(Mem::Context(offset::gpr(n)), INDEX);
             }
         }
-        self.move_stack(8);
+        self.move_stack(word);
         Ok(())
     }
 
@@ -78,15 +81,17 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
-        let at = self.near(insn, (gpr::RBP, 0), (8, false), cached, block);
-        self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RBP, 8));
-        self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, at));
+        let word = self.setting.word();
+        let at = self.near(insn, (gpr::RBP, 0), (word, false), cached, block);
+        self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RBP, word));
+        self.asm.load_word(GUEST_RBP, Mem::Base(ADDRESS, at));
         self.cached = None;
         Ok(())
     }
 
-    /// PUSHFQ.
+    /// PUSHFQ and PUSHFD.
     pub(super) fn push_flags(&mut self, insn: &Instruction, block: Code<'_>) {
+        let word = self.setting.word();
         self.destroy_flags();
         self.asm.movzx_ah(INDEX);
         self.asm.alu32_imm(Alu::And, INDEX, 0xd5);
@@ -97,9 +102,9 @@ impl Translator {
         self.asm.alu_imm(Alu::And, ADDRESS, !(Rflags::STATUS.bits() as i32));
         self.asm.alu(Alu::Or, ADDRESS, INDEX);
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
-        let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
+        let at = self.near(insn, (gpr::RSP, -word), (word, true), None, block);
         self.asm.load(INDEX, Mem::Context(offset::SPILL));
-        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
-        self.move_stack(-8);
+        self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
+        self.move_stack(-word);
     }
 }
