@@ -16,6 +16,50 @@ macro_rules! accepted {
     };
 }
 
+// What 32-bit code becomes.
+accepted! {
+    an_address_of_32_bits: |b| {
+        b.a.lea(ebx, ptr(rcx + 8))?;
+        CHECK.emit(b)?;
+        b.a.mov(ptr(rbx + 4), ecx)?;
+    }
+    a_register_cut_to_32_bits: |b| {
+        b.a.mov(ebx, r10d)?;
+        CHECK.emit(b)?;
+        b.a.mov(ptr(rbx), ecx)?;
+        b.a.mov(ptr(rbx + 4), edx)?;
+    }
+    a_segment_with_a_base_of_32_bits: |b| {
+        b.a.lea(ebx, ptr(rcx + 8))?;
+        b.a.cmp(dword_ptr(context(LIMITED)), 0)?;
+        b.a.jne(b.miss)?;
+        b.a.add(ebx, context(FS_BASE))?;
+        CHECK.emit(b)?;
+        b.a.mov(ptr(rbx), ecx)?;
+    }
+    a_branch_to_32_bits_from_memory: |b| {
+        b.a.mov(ebx, r10d)?;
+        let mut check = CHECK;
+        check.loads();
+        check.emit(b)?;
+        b.a.mov(ebx, ptr(rbx + 4))?;
+        b.a.lea(r10d, ptr(r10 + 4))?;
+        look_up(b)?;
+        jump(b)?;
+    }
+    a_branch_to_32_bits_of_a_register: |b| {
+        b.a.mov(ebx, ecx)?;
+        look_up(b)?;
+        jump(b)?;
+    }
+    a_branch_to_32_bits_from_here: |b| {
+        b.a.mov(rbx, context(CODE_BASE))?;
+        b.a.lea(ebx, ptr(rbx - 0xfc0))?;
+        look_up(b)?;
+        jump(b)?;
+    }
+}
+
 accepted! {
     nothing: |b| { b.a.nop()?; }
     a_jump_if_rcx_is_zero: |b| {

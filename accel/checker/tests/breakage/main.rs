@@ -27,6 +27,7 @@ mod secrets;
 mod slots;
 mod vectors;
 mod ways;
+mod words;
 
 /// A store to the address in RBX.
 fn store(b: &mut Builder) -> Built {

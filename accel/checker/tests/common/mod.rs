@@ -22,6 +22,8 @@ const TSC_AUX: u32 = 248;
 const TSC_OFFSET: u32 = 256;
 pub const VECTORS: u32 = 264;
 pub const HOST_SP: u32 = 272;
+/// Whether FS and GS have limits.
+pub const LIMITED: u32 = 288;
 const TLB: u32 = 4472;
 const TABLE: u32 = 16 * (TLB_ENTRIES + TLB_SLOTS);
 const JUMP: u32 = TLB + 3 * 2 * TABLE;
@@ -59,6 +61,7 @@ pub fn layout() -> Layout {
             field(SELECTORS, 24, false),
             field(TSC_AUX, 4, false),
             field(TSC_OFFSET, 8, false),
+            field(LIMITED, 8, false),
         ],
         flags: RFLAGS,
         vectors_live: VECTORS_LIVE,
