@@ -201,7 +201,8 @@ impl<'a> Builder<'a> {
         Some(())
     }
 
-    fn finish(mut self, is_branch: bool) -> Sample {
+    /// The case; a branch needs TF, so that it ends.
+    pub fn finish(mut self, is_branch: bool) -> Sample {
         if is_branch {
             self.case.rflags |= TF;
         }

@@ -22,7 +22,7 @@ pub const BATCH: usize = 64;
 /// How many images of the data pages there are.
 pub const IMAGES: usize = 32;
 /// A batch that takes longer hangs.
-const TIMEOUT_MS: c_int = 5_000;
+const TIMEOUT_MS: c_int = 60_000;
 
 /// What parent and child share.
 #[repr(C)]

@@ -6,6 +6,8 @@ use crate::generate::candidates;
 
 /// Makes sequences.
 pub struct Sequences {
+    /// Of 64-bit or 32-bit code.
+    pub(crate) bits: u32,
     /// On general-purpose registers.
     pub(crate) integer: Vec<Code>,
     /// Those that compilers use for most of a program.
@@ -21,9 +23,10 @@ pub struct Sequences {
 }
 
 impl Sequences {
-    /// For a host that has what `has` says, without what `without` lists.
-    pub fn new(has: impl Fn(Code) -> bool, without: &[Code]) -> Self {
+    /// Of 64-bit or 32-bit code, for a host that has what `has` says, without what `without` lists.
+    pub fn new(bits: u32, has: impl Fn(Code) -> bool, without: &[Code]) -> Self {
         let mut new = Self {
+            bits,
             integer: Vec::new(),
             common: Vec::new(),
             vector: Vec::new(),
@@ -31,7 +34,7 @@ impl Sequences {
             direct: Vec::new(),
             indirect: Vec::new(),
         };
-        for code in candidates(64).filter(|&c| has(c) && !without.contains(&c)) {
+        for code in candidates(bits).filter(|&c| has(c) && !without.contains(&c) && !is_vague(c)) {
             new.list(code).push(code);
             if is_common(code.mnemonic()) && code.op_code().cpl3() {
                 new.common.push(code);
@@ -89,6 +92,20 @@ impl Sequences {
     }
 }
 
+/// Whether what an instruction stores is the processor's own business: of a selector pushed as 32
+/// bits, some leave the upper half of the slot alone (SDM Vol. 2, PUSH).
+fn is_vague(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Pushd_ES
+            | Code::Pushd_CS
+            | Code::Pushd_SS
+            | Code::Pushd_DS
+            | Code::Pushd_FS
+            | Code::Pushd_GS
+    )
+}
+
 fn is_common(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
@@ -142,6 +159,7 @@ fn is_common(mnemonic: Mnemonic) -> bool {
             | M::Lahf
             | M::Sahf
             | M::Pushfq
+            | M::Pushfd
             | M::Adcx
             | M::Adox
             | M::Mulx

@@ -27,7 +27,7 @@ impl Sequences {
     pub fn generate(&self, seed: u64, number: u64) -> Sample {
         let mut rng = Rng::new(seed ^ 0xb10c, number);
         let mut sequence = Sequence {
-            builder: Builder::new(&mut rng, 64),
+            builder: Builder::new(&mut rng, self.bits),
             info: InstructionInfoFactory::new(),
             written: 0,
             stack_moves: 0,
@@ -73,9 +73,11 @@ impl Sequence<'_> {
             self.touch();
         }
         if self.builder.rng.one_in(2) {
-            let reg = Register::RAX + self.builder.rng.below(16) as u32;
+            let bits = self.builder.bits;
+            let (first, count) = if bits == 64 { (Register::RAX, 16) } else { (Register::EAX, 8) };
+            let reg = first + self.builder.rng.below(count) as u32;
             self.focus = Some(reg);
-            let at = target(self.builder.rng, 64, 8);
+            let at = target(self.builder.rng, bits, 8);
             self.builder.set(reg.number(), at);
         }
         let count = 1 + self.builder.rng.below(MAX_INSTRUCTIONS);
@@ -129,18 +131,23 @@ impl Sequence<'_> {
     fn nudge(&mut self) {
         let Some(reg) = self.focus.filter(|_| self.has_room()) else { return };
         let by = self.builder.rng.around_zero(15) as i64 * self.builder.rng.pick(&[1, 8, 8]);
+        let bits = self.builder.bits;
+        let [inc, sub, lea, add] = match bits {
+            64 => [Code::Inc_rm64, Code::Sub_rm64_imm8, Code::Lea_r64_m, Code::Add_rm64_imm8],
+            _ => [Code::Inc_r32, Code::Sub_rm32_imm8, Code::Lea_r32_m, Code::Add_rm32_imm8],
+        };
         let (insn, by) = match self.builder.rng.below(5) {
-            0 => (Instruction::with1(Code::Inc_rm64, reg), 1),
-            1 => (Instruction::with2(Code::Sub_rm64_imm8, reg, -by as i32), by),
+            0 => (Instruction::with1(inc, reg), 1),
+            1 => (Instruction::with2(sub, reg, -by as i32), by),
             2 => {
                 let sum = MemoryOperand::with_base_displ(reg, by);
-                (Instruction::with2(Code::Lea_r64_m, reg, sum), by)
+                (Instruction::with2(lea, reg, sum), by)
             }
-            _ => (Instruction::with2(Code::Add_rm64_imm8, reg, by as i32), by),
+            _ => (Instruction::with2(add, reg, by as i32), by),
         };
-        if let Some(bytes) = insn.ok().and_then(|insn| assemble(&insn, self.ip())) {
+        if let Some(bytes) = insn.ok().and_then(|insn| assemble(&insn, bits, self.ip())) {
             self.drift += by;
-            let insn = decode(64, &bytes, self.ip());
+            let insn = decode(bits, &bytes, self.ip());
             self.note_flags(&insn);
             self.push(bytes);
         }
@@ -160,7 +167,8 @@ impl Sequence<'_> {
         if insn.memory_index().is_vector_register() || insn.mnemonic() == Mnemonic::Lea {
             return false;
         }
-        let drift = if reg == Register::RSP { self.stack_moves } else { self.drift };
+        let bits = self.builder.bits;
+        let drift = if reg.number() == RSP { self.stack_moves } else { self.drift };
         let mut by = match self.builder.rng.below(4) {
             0 => self.builder.rng.around_zero(300),
             1 => 0,
@@ -175,13 +183,13 @@ impl Sequence<'_> {
         insn.set_memory_index(Register::None);
         insn.set_memory_index_scale(1);
         insn.set_memory_displ_size(if by == 0 { 0 } else { 1 });
-        insn.set_memory_displacement64(by);
+        insn.set_memory_displacement64(if bits == 64 { by } else { by & 0xffff_ffff });
         if !self.builder.rng.one_in(16) {
             insn.set_segment_prefix(Register::None);
         }
-        match assemble(&insn, insn.ip()) {
-            Some(bytes) if decode(64, &bytes, insn.ip()).code() == insn.code() => {
-                *encoded = Encoded { bytes, insn: decode(64, &bytes, insn.ip()) };
+        match assemble(&insn, bits, insn.ip()) {
+            Some(bytes) if decode(bits, &bytes, insn.ip()).code() == insn.code() => {
+                *encoded = Encoded { bytes, insn: decode(bits, &bytes, insn.ip()) };
                 true
             }
             _ => false,
@@ -193,7 +201,7 @@ impl Sequence<'_> {
     }
 
     fn push(&mut self, bytes: [u8; MAX_LEN]) {
-        let insn = decode(64, &bytes, self.ip());
+        let insn = decode(self.builder.bits, &bytes, self.ip());
         let at = self.builder.code_len;
         self.builder.case.code[at..at + insn.len()].copy_from_slice(&bytes[..insn.len()]);
         self.builder.code_len += insn.len();
@@ -206,14 +214,17 @@ impl Sequence<'_> {
             return None;
         }
         let ip = self.ip();
-        let mut encoded = encode(self.builder.rng, code, 64, ip)?;
+        let mut encoded = encode(self.builder.rng, code, self.builder.bits, ip)?;
         let is_first = self.builder.insns.is_empty();
         let is_first = is_first && !is_branch(&encoded.insn);
         if !is_first && !may_follow(&encoded.insn) {
             return None;
         }
         let reads = excuse::architectural(encoded.insn.rflags_read());
-        let pushes = matches!(encoded.insn.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq);
+        let pushes = matches!(
+            encoded.insn.mnemonic(),
+            Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq
+        );
         if reads & self.vague != 0 || pushes && self.vague != 0 {
             return None;
         }
@@ -230,8 +241,12 @@ impl Sequence<'_> {
         if !is_rebased && self.reach(&encoded.insn).is_some_and(|at| data_offset(at).is_none()) {
             self.move_operand(&mut encoded);
         }
+        if self.locks_two_lines(&encoded.insn) && !self.builder.rng.one_in(64) {
+            return None;
+        }
         // The word there may be the return address of a CALL, to be repeated for ever.
-        if is_branch(&encoded.insn) && encoded.insn.memory_base() == Register::RSP {
+        let base = encoded.insn.memory_base().full_register();
+        if is_branch(&encoded.insn) && base == Register::RSP {
             return None;
         }
         if is_branch(&encoded.insn) {
@@ -272,6 +287,21 @@ impl Sequence<'_> {
         (has_memory && is_known).then(|| self.builder.operand_address(insn))
     }
 
+    /// Whether an instruction may lock two cache lines, for which Linux makes its thread wait
+    /// (`split_lock_mitigate`): a few such are enough.
+    fn locks_two_lines(&self, insn: &Instruction) -> bool {
+        const LINE: u64 = 64;
+        let size = insn.memory_size().size() as u64;
+        let locks = insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg;
+        let moved = match insn.memory_base() {
+            base if base.is_gpr() && base.number() == RSP => self.stack_moves,
+            base if Some(base) == self.focus => self.drift,
+            _ => 0,
+        };
+        let at = self.reach(insn).map(|at| at.wrapping_add_signed(moved));
+        locks && size > 1 && at.is_none_or(|at| at % LINE + size > LINE)
+    }
+
     fn knows(&self, reg: Register) -> bool {
         self.written >> (reg.full_register().number() & 15) & 1 == 0
     }
@@ -283,7 +313,7 @@ impl Sequence<'_> {
             return;
         }
         let size = (insn.memory_size().size() as u64).max(1);
-        let goal = target(self.builder.rng, 64, size);
+        let goal = target(self.builder.rng, self.builder.bits, size);
         let rest = self.builder.operand_address(&insn).wrapping_sub(insn.memory_displacement64());
         self.builder.move_displacement(encoded, goal.wrapping_sub(rest));
     }
@@ -388,8 +418,7 @@ impl Sequence<'_> {
         for i in std::mem::take(&mut self.branches).into_iter().rev() {
             self.aim(i, end);
         }
-        let Builder { case, insns, .. } = self.builder;
-        Sample { case, insns }
+        self.builder.finish(false)
     }
 
     /// Makes branch `i` lead to an instruction behind it, or to `end`.
@@ -401,7 +430,7 @@ impl Sequence<'_> {
             n => self.builder.insns[i + n].ip(),
         };
         match insn.op0_kind() {
-            OpKind::NearBranch64 => self.aim_relative(i, to),
+            OpKind::NearBranch64 | OpKind::NearBranch32 => self.aim_relative(i, to),
             OpKind::Register => {
                 let reg = insn.op0_register().full_register().number();
                 if self.written >> reg & 1 == 0 || self.builder.rng.one_in(4) {
@@ -425,7 +454,7 @@ impl Sequence<'_> {
     fn patch_target(&mut self, at: u64, to: u64) {
         if !self.targets.iter().any(|&other| other.abs_diff(at) < 8) {
             self.targets.push(at);
-            self.builder.patch(at, &to.to_le_bytes());
+            self.builder.patch(at, &to.to_le_bytes()[..self.builder.bits as usize / 8]);
         }
     }
 
@@ -433,14 +462,14 @@ impl Sequence<'_> {
         let insn = self.builder.insns[i];
         let at = (insn.ip() - self.builder.case.start) as usize;
         let code = &mut self.builder.case.code[at..at + insn.len()];
-        let mut decoder = decoder(64, code, insn.ip());
+        let mut decoder = decoder(self.builder.bits, code, insn.ip());
         let decoded = decoder.decode();
         let constants = decoder.get_constant_offsets(&decoded);
         let (place, size) = (constants.immediate_offset(), constants.immediate_size());
         let distance = to.wrapping_sub(insn.next_ip()) as i64;
         let distance = if size == 1 && distance > 127 { 0 } else { distance };
         code[place..place + size].copy_from_slice(&distance.to_le_bytes()[..size]);
-        self.builder.insns[i] = decode(64, code, insn.ip());
+        self.builder.insns[i] = decode(self.builder.bits, code, insn.ip());
     }
 }
 
@@ -453,8 +482,8 @@ fn moves_stack_only(insn: &Instruction) -> bool {
 }
 
 /// The bytes of an instruction at `ip`.
-fn assemble(insn: &Instruction, ip: u64) -> Option<[u8; MAX_LEN]> {
-    let mut encoder = Encoder::new(64);
+fn assemble(insn: &Instruction, bits: u32, ip: u64) -> Option<[u8; MAX_LEN]> {
+    let mut encoder = Encoder::new(bits);
     encoder.encode(insn, ip).ok()?;
     let mut bytes = [FILL; MAX_LEN];
     let code = encoder.take_buffer();
@@ -509,7 +538,7 @@ fn may_follow(insn: &Instruction) -> bool {
     !matches!(
         insn.flow_control(),
         FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
-    ) || insn.op0_kind() == OpKind::NearBranch64
+    ) || matches!(insn.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
 }
 
 /// The case with instruction `i` made to do nothing; branches still lead where they did.

@@ -35,7 +35,7 @@ const USES: usize = 24;
 const RAM: usize = frame::END + PAIRS * CODE_SIZE;
 const DATA_AT: GuestAddress = GuestAddress(frame::DATA as u64);
 /// A case that runs through so many looks of the watchdog hangs.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 200;
 const LOOK: Duration = Duration::from_millis(100);
 
 fn other(error: impl std::fmt::Display) -> io::Error {
@@ -205,6 +205,8 @@ pub struct Transcoder {
     cpuid: CpuidTable,
     base: CpuState,
     machine: Machine,
+    /// Blocks that earlier machines translated.
+    translated: u64,
 }
 
 impl Transcoder {
@@ -214,7 +216,7 @@ impl Transcoder {
             .map_err(|_| io::Error::other("this host lacks what every guest gets"))?
             .for_processor(0, 1);
         let machine = Machine::new(execution, &cpuid)?;
-        Ok(Self { execution, base: base_state(&cpuid), cpuid, machine })
+        Ok(Self { execution, base: base_state(&cpuid), cpuid, machine, translated: 0 })
     }
 
     /// Runs `case`, whose data pages start as `image`, patched, `passes` times over; the last one
@@ -227,12 +229,25 @@ impl Transcoder {
         outcome: &mut Outcome,
     ) -> io::Result<()> {
         if self.machine.runs == PAIRS * USES {
-            self.machine = Machine::new(self.execution, &self.cpuid)?;
+            self.renew()?;
         }
         self.machine.run(case, image, passes, &self.base, outcome)?;
         if matches!(outcome.trap, Outcome::ENDLESS | Outcome::SHUTDOWN) {
-            self.machine = Machine::new(self.execution, &self.cpuid)?;
+            self.renew()?;
         }
+        Ok(())
+    }
+
+    /// How many blocks were translated.
+    pub fn translations(&self) -> u64 {
+        let statistics = self.machine.vcpu.statistics();
+        let count = statistics.counts.iter().find(|(name, _)| *name == "translations");
+        self.translated + count.map_or(0, |&(_, count)| count)
+    }
+
+    fn renew(&mut self) -> io::Result<()> {
+        self.translated = self.translations();
+        self.machine = Machine::new(self.execution, &self.cpuid)?;
         Ok(())
     }
 }

@@ -36,8 +36,8 @@ fn without() -> Vec<Code> {
         .collect()
 }
 
-#[test]
-fn host_and_transcoder_agree() {
+/// Runs sequences of 64-bit or 32-bit code on both.
+fn compare(bits: u32) {
     let plan = Plan {
         seed: setting("LODGE_ORACLE_SEED", SEED),
         first: setting("LODGE_ORACLE_FIRST", 0),
@@ -45,12 +45,25 @@ fn host_and_transcoder_agree() {
         without: without(),
         corrupt: None,
     };
-    println!("seed {:#x}, {} cases from {}", plan.seed, plan.count, plan.first);
-    let report = Blocks::new(plan.seed, execution()).unwrap().run(&plan).unwrap();
+    println!("seed {:#x}, {} {bits}-bit cases from {}", plan.seed, plan.count, plan.first);
+    let report = Blocks::new(bits, plan.seed, execution()).unwrap().run(&plan).unwrap();
     println!("{}", report.text());
     assert_eq!(report.cases, plan.count);
     assert_eq!(report.mismatches, 0, "host and transcoder disagree");
     assert_eq!(accel_soft::refused_blocks(), 0, "the checker refused translated blocks");
+    // Each case has a block at least, unless it faults before anything is translated.
+    let is_translated = matches!(execution(), Execution::Transcode { .. });
+    assert!(!is_translated || report.translations > plan.count / 2, "what ran was not translated");
+}
+
+#[test]
+fn host_and_transcoder_agree() {
+    compare(64);
+}
+
+#[test]
+fn host_and_transcoder_agree_on_32_bit_code() {
+    compare(32);
 }
 
 #[test]
@@ -70,7 +83,7 @@ fn a_wrong_result_is_reported() {
         }),
         ..honest.clone()
     };
-    let mut blocks = Blocks::new(plan.seed, execution()).unwrap();
+    let mut blocks = Blocks::new(64, plan.seed, execution()).unwrap();
     let before = blocks.run(&honest).unwrap().mismatches;
     assert_eq!(before, 0, "the cases that are tampered with agree otherwise");
     let report = blocks.run(&plan).unwrap();
