@@ -8,6 +8,7 @@ mod delivery;
 mod double;
 mod exception;
 mod far;
+mod flat;
 mod hostile;
 mod impossible;
 mod interrupt;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Case> {
         ret::cases(),
         segmentation::cases(),
         far::cases(),
+        flat::cases(),
         system_segments::cases(),
         task::cases(),
         mode::cases(),
