@@ -24,7 +24,7 @@ pub use guest::{Guest, Launch};
 pub use host::{EchoServer, free_port, has_tool, sha256, tool};
 pub use image::Image;
 pub use lab::{Lab, Refusal};
-pub use program::compile;
+pub use program::{compile, compile32};
 pub use shell::Outcome;
 
 use std::io::Write;

@@ -14,6 +14,26 @@ use crate::{Lab, skipped};
 /// If the sources are wrong.
 #[must_use]
 pub fn compile(lab: &Lab, name: &str) -> Option<PathBuf> {
+    compile_with(lab, name, &["-pthread"].map(str::to_owned))
+}
+
+/// The same for a 32-bit program that needs no library, so that none has to be there; `defines` are
+/// macros and their values.
+///
+/// # Panics
+///
+/// If the sources are wrong.
+#[must_use]
+pub fn compile32(lab: &Lab, name: &str, defines: &[(&str, u64)]) -> Option<PathBuf> {
+    let fixed =
+        ["-m32", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"];
+    let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
+    let options: Vec<String> =
+        fixed.iter().map(|&option| option.to_owned()).chain(defines).collect();
+    compile_with(lab, name, &options)
+}
+
+fn compile_with(lab: &Lab, name: &str, options: &[String]) -> Option<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
     let entries = std::fs::read_dir(&directory).expect("the program's sources").flatten();
     let sources: Vec<_> = entries
@@ -22,8 +42,8 @@ pub fn compile(lab: &Lab, name: &str) -> Option<PathBuf> {
         .collect();
     let program = lab.path(name);
     let mut command = Command::new("cc");
-    command.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o"]);
-    match command.arg(&program).args(sources).output() {
+    command.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]).args(options);
+    match command.arg("-o").arg(&program).args(sources).output() {
         Err(error) => {
             skipped(name, &format!("the C compiler cannot be started: {error}"));
             return None;
