@@ -15,6 +15,8 @@ use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::VectorState;
 
+use super::journal::Journal;
+
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
 /// How many views of memory have tables of their own: [`View::User`], [`View::Supervisor`] and
@@ -57,7 +59,7 @@ pub struct TlbView {
 pub const SECOND_ENTRIES: [usize; VIEWS] = [1 << 16, 1 << 13, 1 << 13];
 
 /// An entry of the second level. Its tags are linear page addresses with the number of the
-/// address space ([`Context::spaces`]) in the low bits.
+/// address space ([`Context::spaces`]) in the low bits, or [`GLOBAL`](super::journal::GLOBAL).
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct SecondEntry {
@@ -95,7 +97,7 @@ pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
 pub struct SecondJump {
     /// The guest's instruction pointer.
     pub guest: u64,
-    /// The number of its address space ([`Context::spaces`]).
+    /// The number of its address space ([`Context::spaces`]), or [`GLOBAL`](super::journal::GLOBAL).
     pub space: u64,
     /// The far entry of the block there.
     pub host: u64,
@@ -169,9 +171,9 @@ pub struct Context {
     pub second_jumps: [*mut SecondJump; VIEWS],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
-    /// Not zero: a view's soft TLB, or its jump cache, was filled since it was cleared.
-    pub tlb_used: [u64; VIEWS],
-    pub jump_used: [u64; VIEWS],
+    /// What each view's soft TLB and jump cache have that is not global.
+    pub tlb_journals: [Journal; VIEWS],
+    pub jump_journals: [Journal; VIEWS],
     /// Entries of another epoch allow no stores.
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
@@ -263,12 +265,12 @@ pub mod offset {
         from_stack(offset_of!(Context, second) + view as usize * 8)
     }
 
-    pub fn tlb_used(view: View) -> i32 {
-        from_stack(offset_of!(Context, tlb_used) + view as usize * 8)
+    pub fn tlb_journal(view: View) -> i32 {
+        from_stack(offset_of!(Context, tlb_journals) + view as usize * size_of::<Journal>())
     }
 
-    pub fn jump_used(view: View) -> i32 {
-        from_stack(offset_of!(Context, jump_used) + view as usize * 8)
+    pub fn jump_journal(view: View) -> i32 {
+        from_stack(offset_of!(Context, jump_journals) + view as usize * size_of::<Journal>())
     }
 
     pub fn second_jumps(view: View) -> i32 {
@@ -340,6 +342,17 @@ impl TlbView {
         clear_entries(&mut self.write, nowhere);
     }
 
+    /// Forgets entry `index`.
+    fn clear_entry(&mut self, index: usize, nowhere: u64) {
+        for entries in [&mut self.read, &mut self.write] {
+            if index < TLB_ENTRIES {
+                entries[index].tag = never(index);
+            } else {
+                entries[index] = empty_slot(nowhere);
+            }
+        }
+    }
+
     /// Forgets the page at `linear`.
     fn clear_page(&mut self, linear: u64, nowhere: u64) {
         let index = (linear >> 12) as usize % TLB_ENTRIES;
@@ -377,29 +390,45 @@ impl Context {
 
     /// Forgets what a view's soft TLB has.
     pub fn clear_tlb(&mut self, view: usize) {
-        if std::mem::take(&mut self.tlb_used[view]) != 0 {
-            let nowhere = self.nowhere();
-            self.tlb[view].clear(nowhere);
+        let nowhere = self.nowhere();
+        self.tlb[view].clear(nowhere);
+        self.tlb_journals[view].clear();
+    }
+
+    /// Forgets what a view's soft TLB has of this address space.
+    pub fn leave_space(&mut self, view: usize) {
+        let nowhere = self.nowhere();
+        let tlb = &mut self.tlb[view];
+        if !self.tlb_journals[view].drain(|index| tlb.clear_entry(index, nowhere)) {
+            tlb.clear(nowhere);
+        }
+        let jump = &mut self.jump[view];
+        if !self.jump_journals[view].drain(|index| jump.clear_entry(index)) {
+            jump.clear();
         }
     }
 
     /// Remembers in a view's soft TLB that the page at `linear` lies at `host`: in the entry that
     /// missed last.
-    pub fn fill_tlb(&mut self, view: usize, linear: u64, host: u64, write: bool) {
-        self.tlb_used[view] = 1;
-        self.tlb[view].fill(self.missed as usize / 2, linear, host, write);
+    pub fn fill_tlb(&mut self, view: usize, linear: u64, host: u64, write: bool, global: bool) {
+        let index = self.missed as usize / 2;
+        if !global {
+            self.tlb_journals[view].note(index);
+        }
+        self.tlb[view].fill(index, linear, host, write);
     }
 
     /// Forgets where a view's jump cache leads.
     pub fn clear_jumps(&mut self, view: usize) {
-        if std::mem::take(&mut self.jump_used[view]) != 0 {
-            self.jump[view].clear();
-        }
+        self.jump[view].clear();
+        self.jump_journals[view].clear();
     }
 
     /// Remembers in a view's jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64) {
-        self.jump_used[view] = 1;
+    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64, global: bool) {
+        if !global {
+            self.jump_journals[view].note(JumpView::index(guest));
+        }
         self.jump[view].fill(guest, host);
     }
 
@@ -424,6 +453,11 @@ impl JumpView {
         }
     }
 
+    /// Forgets entry `index`.
+    fn clear_entry(&mut self, index: usize) {
+        self.0[index].guest = nowhere(index);
+    }
+
     /// Forgets what lies in the page at `linear`, or reaches into it.
     pub fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
@@ -432,6 +466,12 @@ impl JumpView {
                 self.0[index].guest = nowhere(index);
             }
         }
+    }
+
+    /// The far entry of the block at `guest`.
+    pub fn find(&self, guest: u64) -> Option<u64> {
+        let entry = &self.0[Self::index(guest)];
+        (entry.guest == guest).then_some(entry.host)
     }
 
     /// Remembers that the code at `guest` is entered at `host`.
@@ -463,7 +503,6 @@ impl ContextCell {
             let context = context.get_mut();
             context.width = width;
             context.host_mxcsr = 0x1f80;
-            (context.tlb_used, context.jump_used) = ([1; VIEWS], [1; VIEWS]);
             for view in 0..VIEWS {
                 context.clear_tlb(view);
                 context.clear_jumps(view);

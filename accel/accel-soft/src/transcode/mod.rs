@@ -13,6 +13,7 @@ pub(crate) mod context;
 mod emission;
 pub(crate) mod engine;
 mod entry;
+mod journal;
 pub mod lockstep;
 mod lost_flags;
 mod packed_exit;
