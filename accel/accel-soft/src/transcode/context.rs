@@ -153,6 +153,8 @@ pub struct Context {
     pub gs_base: u64,
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
+    /// Where the last page fault was.
+    pub cr2: u64,
     /// Selectors of ES to GS.
     pub selectors: [u32; 6],
     /// IA32_TSC_AUX.
@@ -215,6 +217,7 @@ pub fn layout() -> Layout {
             field(offset_of!(Context, fs_base), 8, NOBODY),
             field(offset_of!(Context, gs_base), 8, KERNEL),
             field(offset_of!(Context, kernel_gs_base), 8, KERNEL),
+            field(offset_of!(Context, cr2), 8, NOBODY),
             field(offset_of!(Context, selectors), 6 * 4, NOBODY),
             field(offset_of!(Context, tsc_aux), 4, NOBODY),
             field(offset_of!(Context, tsc_offset), 8, NOBODY),
@@ -244,6 +247,7 @@ pub mod offset {
     pub const FS_BASE: i32 = from_stack(offset_of!(Context, fs_base));
     pub const GS_BASE: i32 = from_stack(offset_of!(Context, gs_base));
     pub const KERNEL_GS_BASE: i32 = from_stack(offset_of!(Context, kernel_gs_base));
+    pub const CR2: i32 = from_stack(offset_of!(Context, cr2));
     pub const TSC_AUX: i32 = from_stack(offset_of!(Context, tsc_aux));
     pub const TSC_OFFSET: i32 = from_stack(offset_of!(Context, tsc_offset));
     pub const MISSED: i32 = from_stack(offset_of!(Context, missed));

@@ -724,6 +724,7 @@ impl Transcoder {
         context.fs_base = state.segment(SegReg::Fs).base;
         context.gs_base = state.segment(SegReg::Gs).base;
         context.kernel_gs_base = state.msrs.kernel_gs_base;
+        context.cr2 = state.cr2;
         context.selectors = state.seg.map(|segment| segment.selector.into());
         context.tsc_aux = state.msrs.tsc_aux as u32;
         context.tsc_offset = state.msrs.tsc_offset;

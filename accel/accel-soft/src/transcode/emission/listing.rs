@@ -38,6 +38,7 @@ impl Names {
             (offset::FS_BASE, "fs_base"),
             (offset::GS_BASE, "gs_base"),
             (offset::KERNEL_GS_BASE, "kernel_gs_base"),
+            (offset::CR2, "cr2"),
             (offset::TSC_AUX, "tsc_aux"),
             (offset::TSC_OFFSET, "tsc_offset"),
             (offset::tlb_tag(view, false), "tlb.read.tag"),
