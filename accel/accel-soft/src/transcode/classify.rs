@@ -1,6 +1,6 @@
 //! What becomes of an instruction: re-encoded, made from a template, or left to the interpreter.
 
-use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// What becomes of an instruction. It is one of 64-bit code, or widened to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub enum Kind {
     SetInterrupt,
     PushFlags,
     SwapGs,
+    /// CLAC.
+    ClearAlignmentCheck,
+    /// MOV from CR2.
+    FaultAddress,
     /// A segment register into a general-purpose one.
     Selector,
     TimeStamp,
@@ -152,6 +156,10 @@ pub fn classify(insn: &Instruction) -> Kind {
         M::Cli => return Kind::ClearInterrupt,
         M::Sti => return Kind::SetInterrupt,
         M::Swapgs => return Kind::SwapGs,
+        M::Clac => return Kind::ClearAlignmentCheck,
+        M::Mov if insn.code() == Code::Mov_r64_cr && insn.op1_register() == Register::CR2 => {
+            return Kind::FaultAddress;
+        }
         M::Pushfq => return Kind::PushFlags,
         M::Rdtsc | M::Rdtscp => return Kind::TimeStamp,
         M::Mov

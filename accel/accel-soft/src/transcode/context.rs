@@ -15,6 +15,8 @@ use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::{SegReg, VectorState};
 
+use super::journal::Journal;
+
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
 /// How many views of memory have tables of their own: [`View::User`], [`View::Supervisor`] and
@@ -57,7 +59,7 @@ pub struct TlbView {
 pub const SECOND_ENTRIES: [usize; VIEWS] = [1 << 16, 1 << 13, 1 << 13];
 
 /// An entry of the second level. Its tags are linear page addresses with the number of the
-/// address space ([`Context::spaces`]) in the low bits.
+/// address space ([`Context::spaces`]) in the low bits, or [`GLOBAL`](super::journal::GLOBAL).
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct SecondEntry {
@@ -95,7 +97,8 @@ pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
 pub struct SecondJump {
     /// The guest's instruction pointer.
     pub guest: u64,
-    /// The number of its address space and setting ([`Context::jump_spaces`]).
+    /// The number of its address space, or [`GLOBAL`](super::journal::GLOBAL), and of its setting
+    /// ([`Context::jump_spaces`], [`Context::global_jump_spaces`]).
     pub space: u64,
     /// The far entry of the block there.
     pub host: u64,
@@ -153,6 +156,8 @@ pub struct Context {
     pub is_limited: [u32; 2],
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
+    /// Where the last page fault was.
+    pub cr2: u64,
     /// Selectors of ES to GS.
     pub selectors: [u32; 6],
     /// IA32_TSC_AUX.
@@ -174,9 +179,11 @@ pub struct Context {
     /// The same for each view's second level of the jump cache, with the number of the setting
     /// above: it has what was translated for others, too.
     pub jump_spaces: [u64; VIEWS],
-    /// Not zero: a view's soft TLB, or its jump cache, was filled since it was cleared.
-    pub tlb_used: [u64; VIEWS],
-    pub jump_used: [u64; VIEWS],
+    /// The same of what is global.
+    pub global_jump_spaces: [u64; VIEWS],
+    /// What each view's soft TLB and jump cache have that is not global.
+    pub tlb_journals: [Journal; VIEWS],
+    pub jump_journals: [Journal; VIEWS],
     /// Entries of another epoch allow no stores.
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
@@ -219,6 +226,7 @@ pub fn layout() -> Layout {
             field(offset_of!(Context, gs_base), 8, KERNEL),
             field(offset_of!(Context, is_limited), 2 * 4, NOBODY),
             field(offset_of!(Context, kernel_gs_base), 8, KERNEL),
+            field(offset_of!(Context, cr2), 8, NOBODY),
             field(offset_of!(Context, selectors), 6 * 4, NOBODY),
             field(offset_of!(Context, tsc_aux), 4, NOBODY),
             field(offset_of!(Context, tsc_offset), 8, NOBODY),
@@ -248,6 +256,7 @@ pub mod offset {
     pub const FS_BASE: i32 = from_stack(offset_of!(Context, fs_base));
     pub const GS_BASE: i32 = from_stack(offset_of!(Context, gs_base));
     pub const KERNEL_GS_BASE: i32 = from_stack(offset_of!(Context, kernel_gs_base));
+    pub const CR2: i32 = from_stack(offset_of!(Context, cr2));
     pub const TSC_AUX: i32 = from_stack(offset_of!(Context, tsc_aux));
     pub const TSC_OFFSET: i32 = from_stack(offset_of!(Context, tsc_offset));
     pub const MISSED: i32 = from_stack(offset_of!(Context, missed));
@@ -274,12 +283,12 @@ pub mod offset {
         from_stack(offset_of!(Context, second) + view as usize * 8)
     }
 
-    pub fn tlb_used(view: View) -> i32 {
-        from_stack(offset_of!(Context, tlb_used) + view as usize * 8)
+    pub fn tlb_journal(view: View) -> i32 {
+        from_stack(offset_of!(Context, tlb_journals) + view as usize * size_of::<Journal>())
     }
 
-    pub fn jump_used(view: View) -> i32 {
-        from_stack(offset_of!(Context, jump_used) + view as usize * 8)
+    pub fn jump_journal(view: View) -> i32 {
+        from_stack(offset_of!(Context, jump_journals) + view as usize * size_of::<Journal>())
     }
 
     pub fn second_jumps(view: View) -> i32 {
@@ -292,6 +301,10 @@ pub mod offset {
 
     pub fn jump_space(view: View) -> i32 {
         from_stack(offset_of!(Context, jump_spaces) + view as usize * 8)
+    }
+
+    pub fn global_jump_space(view: View) -> i32 {
+        from_stack(offset_of!(Context, global_jump_spaces) + view as usize * 8)
     }
 
     /// The tags that loads or stores look at.
@@ -355,6 +368,17 @@ impl TlbView {
         clear_entries(&mut self.write, nowhere);
     }
 
+    /// Forgets entry `index`.
+    fn clear_entry(&mut self, index: usize, nowhere: u64) {
+        for entries in [&mut self.read, &mut self.write] {
+            if index < TLB_ENTRIES {
+                entries[index].tag = never(index);
+            } else {
+                entries[index] = empty_slot(nowhere);
+            }
+        }
+    }
+
     /// Forgets the page at `linear`.
     fn clear_page(&mut self, linear: u64, nowhere: u64) {
         let index = (linear >> 12) as usize % TLB_ENTRIES;
@@ -392,29 +416,45 @@ impl Context {
 
     /// Forgets what a view's soft TLB has.
     pub fn clear_tlb(&mut self, view: usize) {
-        if std::mem::take(&mut self.tlb_used[view]) != 0 {
-            let nowhere = self.nowhere();
-            self.tlb[view].clear(nowhere);
+        let nowhere = self.nowhere();
+        self.tlb[view].clear(nowhere);
+        self.tlb_journals[view].clear();
+    }
+
+    /// Forgets what a view's soft TLB has of this address space.
+    pub fn leave_space(&mut self, view: usize) {
+        let nowhere = self.nowhere();
+        let tlb = &mut self.tlb[view];
+        if !self.tlb_journals[view].drain(|index| tlb.clear_entry(index, nowhere)) {
+            tlb.clear(nowhere);
+        }
+        let jump = &mut self.jump[view];
+        if !self.jump_journals[view].drain(|index| jump.clear_entry(index)) {
+            jump.clear();
         }
     }
 
     /// Remembers in a view's soft TLB that the page at `linear` lies at `host`: in the entry that
     /// missed last.
-    pub fn fill_tlb(&mut self, view: usize, linear: u64, host: u64, write: bool) {
-        self.tlb_used[view] = 1;
-        self.tlb[view].fill(self.missed as usize / 2, linear, host, write);
+    pub fn fill_tlb(&mut self, view: usize, linear: u64, host: u64, write: bool, global: bool) {
+        let index = self.missed as usize / 2;
+        if !global {
+            self.tlb_journals[view].note(index);
+        }
+        self.tlb[view].fill(index, linear, host, write);
     }
 
     /// Forgets where a view's jump cache leads.
     pub fn clear_jumps(&mut self, view: usize) {
-        if std::mem::take(&mut self.jump_used[view]) != 0 {
-            self.jump[view].clear();
-        }
+        self.jump[view].clear();
+        self.jump_journals[view].clear();
     }
 
     /// Remembers in a view's jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64) {
-        self.jump_used[view] = 1;
+    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64, global: bool) {
+        if !global {
+            self.jump_journals[view].note(JumpView::index(guest));
+        }
         self.jump[view].fill(guest, host);
     }
 
@@ -439,6 +479,11 @@ impl JumpView {
         }
     }
 
+    /// Forgets entry `index`.
+    fn clear_entry(&mut self, index: usize) {
+        self.0[index].guest = nowhere(index);
+    }
+
     /// Forgets what lies in the page at `linear`, or reaches into it.
     pub fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
@@ -447,6 +492,12 @@ impl JumpView {
                 self.0[index].guest = nowhere(index);
             }
         }
+    }
+
+    /// The far entry of the block at `guest`.
+    pub fn find(&self, guest: u64) -> Option<u64> {
+        let entry = &self.0[Self::index(guest)];
+        (entry.guest == guest).then_some(entry.host)
     }
 
     /// Remembers that the code at `guest` is entered at `host`.
@@ -478,7 +529,6 @@ impl ContextCell {
             let context = context.get_mut();
             context.width = width;
             context.host_mxcsr = 0x1f80;
-            (context.tlb_used, context.jump_used) = ([1; VIEWS], [1; VIEWS]);
             for view in 0..VIEWS {
                 context.clear_tlb(view);
                 context.clear_jumps(view);

@@ -12,6 +12,7 @@ use super::context::{
     Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
     places_of_page,
 };
+use super::journal::{self, has_global};
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
 use super::proof::Proof;
@@ -63,10 +64,6 @@ pub struct Transcoder {
     threshold: u8,
     /// Vector registers as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     width: u32,
-    /// The soft TLB of a view has translations that are not global.
-    is_local: [bool; 3],
-    /// The same of its jump cache.
-    are_jumps_local: [bool; 3],
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
@@ -104,6 +101,8 @@ pub(super) enum Next {
     Enter { at: u64, vectors: bool },
     /// The state of the processor is whole; look anew.
     Look,
+    /// The same behind an instruction that was interpreted: the jump cache may know how to go on.
+    LookUp,
 }
 
 impl Transcoder {
@@ -141,8 +140,6 @@ impl Transcoder {
             heat: vec![0; HEAT].into_boxed_slice(),
             threshold,
             width: host_width(),
-            is_local: [false; 3],
-            are_jumps_local: [false; 3],
             code_pages: Set::default(),
             settings: [None; 3],
             lockstep: lockstep.map(Box::new),
@@ -236,8 +233,10 @@ impl Transcoder {
             lockstep.forget(&forgotten);
         }
         if forgotten.all {
-            self.is_local = [true; 3];
-            self.are_jumps_local = [true; 3];
+            for view in 0..VIEWS {
+                self.context().clear_tlb(view);
+                self.context().clear_jumps(view);
+            }
             self.forget_second_jumps();
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
@@ -246,22 +245,12 @@ impl Transcoder {
             }
         }
         if forgotten.all || forgotten.space {
-            // The supervisor's second level has global pages only.
             let space = u64::from(cpu.address_space());
-            self.context().spaces = [space, 0, space];
-            self.tag_jumps();
-        }
-        if forgotten.all || forgotten.space {
-            for view in 0..3 {
-                let is_local = std::mem::take(&mut self.is_local[view]);
-                let are_jumps_local = std::mem::take(&mut self.are_jumps_local[view]);
-                // The second levels fill the first without a word. Some have global pages alone.
-                if is_local || view != View::Supervisor as usize {
-                    self.context().clear_tlb(view);
-                }
-                if are_jumps_local || view == View::User as usize {
-                    self.context().clear_jumps(view);
-                }
+            let context = self.context();
+            if context.spaces[0] != space {
+                context.spaces = [space; VIEWS];
+                (0..VIEWS).for_each(|view| context.leave_space(view));
+                self.tag_jumps();
             }
         }
         for &linear in forgotten.pages() {
@@ -306,13 +295,13 @@ impl Transcoder {
         }
     }
 
-    /// Says by what the second levels of jump caches tell branches apart from now on. Those of the
-    /// supervisor have global pages only.
+    /// Says by what the second levels of jump caches tell branches apart from now on.
     fn tag_jumps(&mut self) {
         let settings = self.settings.map(|setting| setting.map_or(0, Setting::number) << 32);
         let context = self.context();
-        context.jump_spaces = settings;
-        context.jump_spaces[View::User as usize] |= context.spaces[View::User as usize];
+        let spaces = context.spaces;
+        context.jump_spaces = std::array::from_fn(|view| settings[view] | spaces[view]);
+        context.global_jump_spaces = settings.map(|setting| setting | journal::GLOBAL);
     }
 
     fn forget_second_jumps(&mut self) {
@@ -354,7 +343,7 @@ impl Transcoder {
         if self.lockstep.is_some() {
             return;
         }
-        let view = mode_view(cpu) as usize;
+        let view = mode_view(cpu);
         let rip = cpu.state.rip;
         let mut is_global = cpu.is_code_global();
         self.code_pages.insert(rip & !0xfff);
@@ -362,19 +351,17 @@ impl Transcoder {
             is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
             self.code_pages.insert((rip | 0xfff).wrapping_add(1));
         }
-        self.are_jumps_local[view] |= !is_global;
+        is_global &= has_global(view);
+        let view = view as usize;
         let context = self.context();
-        context.fill_jump(view, rip, far);
-        let is_user = view == View::User as usize;
-        if is_global || is_user {
-            let space = context.jump_spaces[view];
-            let entries = &mut self.second_jumps[view];
-            let index = jump_hash(rip) % SECOND_JUMPS[view];
-            if entries[index].guest != rip {
-                entries[index ^ 1] = entries[index];
-            }
-            entries[index] = SecondJump { guest: rip, space, host: far };
+        context.fill_jump(view, rip, far, is_global);
+        let spaces = if is_global { context.global_jump_spaces } else { context.jump_spaces };
+        let entries = &mut self.second_jumps[view];
+        let index = jump_hash(rip) % SECOND_JUMPS[view];
+        if entries[index].guest != rip {
+            entries[index ^ 1] = entries[index];
         }
+        entries[index] = SecondJump { guest: rip, space: spaces[view], host: far };
     }
 
     /// The block at the instruction pointer, which is at `key`.
@@ -541,13 +528,38 @@ impl Transcoder {
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
-    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
+    fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, mut setting: Setting, near: u64) {
         self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
-        while let Next::Enter { at, vectors } = next {
-            self.enter(at, vectors);
-            next = self.after(cpu, setting);
+        loop {
+            while let Next::Enter { at, vectors } = next {
+                self.enter(at, vectors);
+                next = self.after(cpu, setting);
+            }
+            // Where a branch has just been, jump caches may lead to what was forgotten.
+            let Next::LookUp = next else { return };
+            let Some((new, far)) = self.known_place(cpu) else { return };
+            setting = new;
+            self.load_state(cpu);
+            // What the far entry expects in RBX.
+            self.context().code_base = cpu.state.rip;
+            next = Next::Enter { at: far, vectors: false };
         }
+    }
+
+    /// Where translated code goes on if nothing but what it was left for is to be done, and the jump
+    /// cache knows the block at the instruction pointer: the setting and the far entry.
+    fn known_place(&mut self, cpu: &mut Cpu<SoftEnv>) -> Option<(Setting, u64)> {
+        if !self.may_enter(cpu) || self.context.is_rung() {
+            return None;
+        }
+        let setting = self.setting(cpu)?;
+        let view = setting.view as usize;
+        if self.settings[view] != Some(setting) {
+            return None;
+        }
+        let far = self.context().jump[view].find(cpu.state.rip)?;
+        Some((setting, far))
     }
 
     /// Enters translated code at `at`, with vector registers loaded first if so wanted, until it
@@ -635,7 +647,7 @@ impl Transcoder {
                     }
                 }
                 cpu.execute(1);
-                Next::Look
+                Next::LookUp
             }
             Exit::Interpret { at, next, resume } => {
                 self.counters.interpreted += 1;
@@ -644,7 +656,7 @@ impl Transcoder {
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
                 if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
-                    return Next::Look;
+                    return Next::LookUp;
                 }
                 self.counters.resumed += 1;
                 self.load_state(cpu);
@@ -689,11 +701,15 @@ impl Transcoder {
 
     /// Whether translated code may go on behind an instruction that was interpreted.
     fn may_resume(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> bool {
+        self.may_enter(cpu) && self.setting(cpu) == Some(setting)
+    }
+
+    /// Whether translated code may be entered with nothing else done before.
+    fn may_enter(&self, cpu: &Cpu<SoftEnv>) -> bool {
         cpu.state.activity == Activity::Active
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-            && self.setting(cpu) == Some(setting)
     }
 
     /// Fills the soft TLB for an access at `linear`. `false` if the interpreter
@@ -705,20 +721,18 @@ impl Transcoder {
         if write && !writable {
             return false;
         }
-        if !target.global {
-            self.is_local[view as usize] = true;
-        }
+        let is_global = target.global && has_global(view);
+        let view = view as usize;
         let host = target.page.host();
         let context = self.context();
-        context.fill_tlb(view as usize, linear, host, write);
-        if target.global || view != View::Supervisor {
-            let tag = linear & !0xfff | context.spaces[view as usize];
-            let epoch = context.write_epoch;
-            self.is_second_empty[view as usize] = false;
-            let entry = &mut self.second[view as usize][second_index(view as usize, linear)];
-            let write = if writable { tag } else { SecondEntry::EMPTY.write };
-            *entry = SecondEntry { read: tag, write, host, epoch };
-        }
+        context.fill_tlb(view, linear, host, write, is_global);
+        let space = if is_global { journal::GLOBAL } else { context.spaces[view] };
+        let tag = linear & !0xfff | space;
+        let epoch = context.write_epoch;
+        self.is_second_empty[view] = false;
+        let entry = &mut self.second[view][second_index(view, linear)];
+        let write = if writable { tag } else { SecondEntry::EMPTY.write };
+        *entry = SecondEntry { read: tag, write, host, epoch };
         true
     }
 
@@ -736,6 +750,7 @@ impl Transcoder {
         let limited = [SegReg::Fs, SegReg::Gs].map(|reg| !flat::is_unlimited(state.segment(reg)));
         context.is_limited = limited.map(u32::from);
         context.kernel_gs_base = state.msrs.kernel_gs_base;
+        context.cr2 = state.cr2;
         context.selectors = state.seg.map(|segment| segment.selector.into());
         context.tsc_aux = state.msrs.tsc_aux as u32;
         context.tsc_offset = state.msrs.tsc_offset;

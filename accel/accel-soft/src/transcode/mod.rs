@@ -14,6 +14,7 @@ mod emission;
 pub(crate) mod engine;
 mod entry;
 mod flat;
+mod journal;
 pub mod lockstep;
 mod lost_flags;
 mod packed_exit;

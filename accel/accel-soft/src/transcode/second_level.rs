@@ -10,9 +10,21 @@ use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::context::{JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset};
+use super::journal::{self, has_global};
 
 /// In the number of an exit: the check that failed was for several accesses.
 pub const MERGED: u32 = 1 << 31;
+
+const ADDRESS: Reg = Reg::RBX;
+const OTHER: Reg = Reg::RBP;
+const ENTRY: Reg = Reg::RAX;
+
+/// For loads and stores, the number of the exit and the return address lie below the context.
+const PUSHED: i32 = 16;
+
+fn context(offset: i32) -> Mem {
+    Mem::Context(offset + PUSHED)
+}
 
 /// Emits the code for loads or stores of a view, which is called with the number of an exit on the
 /// stack. RBP holds twice the number of the first level's entry, and RBX the linear address with that
@@ -21,12 +33,6 @@ pub const MERGED: u32 = 1 << 31;
 /// the exit; or, if the check was for several accesses ([`MERGED`] is in the number) that leave a page
 /// together, it goes on behind the jump that follows the call, with the number in the context.
 pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
-    /// The number of the exit and the return address lie below the context.
-    const PUSHED: i32 = 16;
-    let context = |offset: i32| Mem::Context(offset + PUSHED);
-    const ADDRESS: Reg = Reg::RBX;
-    const OTHER: Reg = Reg::RBP;
-    const ENTRY: Reg = Reg::RAX;
     let missed = asm.label();
     let first = Mem::ContextIndexed(OTHER, offset::tlb_tag(view, write) + PUSHED);
     asm.alu_mem(Alu::Sub, ADDRESS, first);
@@ -42,30 +48,22 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     asm.alu_imm(Alu::And, OTHER, -4096);
     asm.alu_mem(Alu::Or, OTHER, context(offset::space(view)));
     let tag = if write { offset_of!(SecondEntry, write) } else { offset_of!(SecondEntry, read) };
-    asm.alu_mem(Alu::Cmp, OTHER, Mem::Base(ENTRY, tag as i32));
-    asm.jump_if(Cond::NotEqual, missed);
-    if write {
-        asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondEntry, epoch) as i32));
-        asm.alu_mem(Alu::Cmp, OTHER, context(offset::WRITE_EPOCH));
+    let tag = Mem::Base(ENTRY, tag as i32);
+    asm.alu_mem(Alu::Cmp, OTHER, tag);
+    let crosses = asm.label();
+    if has_global(view) {
+        let local = asm.label();
+        asm.jump_if(Cond::Equal, local);
+        const { assert!(journal::GLOBAL == 0) };
+        asm.alu_imm(Alu::And, OTHER, -4096);
+        asm.alu_mem(Alu::Cmp, OTHER, tag);
+        asm.jump_if(Cond::NotEqual, missed);
+        emit_found(asm, view, write, true, missed, crosses);
+        asm.bind(local);
+    } else {
         asm.jump_if(Cond::NotEqual, missed);
     }
-    asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondEntry, host) as i32));
-
-    // The negated page is the tag of the first level. If that is there already, the access
-    // leaves its page, which is for others to handle.
-    asm.load(OTHER, context(offset::MISSED));
-    asm.store(context(offset::SCRATCH), ADDRESS);
-    asm.alu_imm(Alu::And, ADDRESS, -4096);
-    asm.neg(ADDRESS);
-    asm.alu_mem(Alu::Cmp, ADDRESS, first);
-    let crosses = asm.label();
-    asm.jump_if(Cond::Equal, crosses);
-    asm.store(first, ADDRESS);
-    asm.store_imm(context(offset::tlb_used(view)), 1);
-    asm.store(Mem::ContextIndexed(OTHER, offset::tlb_host(view, write) + PUSHED), ENTRY);
-    asm.load(ENTRY, context(offset::STATUS));
-    // RET 8
-    asm.bytes(&[0xc2, 8, 0]);
+    emit_found(asm, view, write, false, missed, crosses);
 
     // Where the check was for several accesses, each has one of its own behind the next jump.
     asm.bind(crosses);
@@ -91,13 +89,46 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     asm.jmp(leave);
 }
 
+/// The part of [`emit_access`] for when RAX points at the entry of the second level that the page is in.
+fn emit_found(
+    asm: &mut Assembler,
+    view: View,
+    write: bool,
+    global: bool,
+    missed: Label,
+    crosses: Label,
+) {
+    let first = Mem::ContextIndexed(OTHER, offset::tlb_tag(view, write) + PUSHED);
+    if write {
+        asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondEntry, epoch) as i32));
+        asm.alu_mem(Alu::Cmp, OTHER, context(offset::WRITE_EPOCH));
+        asm.jump_if(Cond::NotEqual, missed);
+    }
+    asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondEntry, host) as i32));
+
+    // The negated page is the tag of the first level. If that is there already, the access
+    // leaves its page, which is for others to handle.
+    asm.load(OTHER, context(offset::MISSED));
+    asm.store(context(offset::SCRATCH), ADDRESS);
+    asm.alu_imm(Alu::And, ADDRESS, -4096);
+    asm.neg(ADDRESS);
+    asm.alu_mem(Alu::Cmp, ADDRESS, first);
+    asm.jump_if(Cond::Equal, crosses);
+    asm.store(first, ADDRESS);
+    asm.store(Mem::ContextIndexed(OTHER, offset::tlb_host(view, write) + PUSHED), ENTRY);
+    if !global {
+        journal::emit_note(asm, offset::tlb_journal(view) + PUSHED, OTHER, ENTRY);
+    }
+    asm.load(ENTRY, context(offset::STATUS));
+    // RET 8
+    asm.bytes(&[0xc2, 8, 0]);
+}
+
 /// Emits the code for branches of a view to the address in RBX, with the number of an exit in EBP.
 /// If the second level has the block there, the code fills the first and goes to it. Else it
 /// leaves by the exit.
 pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     const TARGET: Reg = Reg::RBX;
-    const OTHER: Reg = Reg::RBP;
-    const ENTRY: Reg = Reg::RAX;
     let missed = asm.label();
     asm.store(Mem::Context(offset::STATUS), ENTRY);
     asm.store32(Mem::Context(offset::EXIT), OTHER);
@@ -111,30 +142,41 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
     asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
-    asm.load(OTHER, Mem::Context(offset::jump_space(view)));
-    let (found, other_way) = (asm.label(), asm.label());
+    let (local, global, other_way) = (asm.label(), asm.label(), asm.label());
     for way in [other_way, missed] {
+        let space = Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32);
         asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
         asm.jump_if(Cond::NotEqual, way);
-        asm.alu_mem(Alu::Cmp, OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32));
+        asm.load(OTHER, space);
+        asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::jump_space(view)));
+        asm.jump_if(Cond::Equal, local);
+        if has_global(view) {
+            asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::global_jump_space(view)));
+            asm.jump_if(Cond::Equal, global);
+        }
         if way == other_way {
-            asm.jump_if(Cond::Equal, found);
             asm.bind(other_way);
             // The tables are aligned to two entries.
             asm.alu_imm(Alu::Xor, ENTRY, size_of::<SecondJump>() as i32);
-        } else {
-            asm.jump_if(Cond::NotEqual, missed);
         }
     }
-    asm.bind(found);
-    asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
-    hash(asm, OTHER, JUMP_ENTRIES);
-    asm.store_imm(Mem::Context(offset::jump_used(view)), 1);
-    asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
-    asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
-    asm.store(Mem::Context(offset::TARGET), ENTRY);
-    asm.load(ENTRY, Mem::Context(offset::STATUS));
-    asm.jmp_mem(Mem::Context(offset::TARGET));
+    asm.jmp(missed);
+    for (found, is_local) in [(local, true), (global, false)] {
+        if !is_local && !has_global(view) {
+            continue;
+        }
+        asm.bind(found);
+        asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
+        hash(asm, OTHER, JUMP_ENTRIES);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
+        asm.store(Mem::Context(offset::TARGET), ENTRY);
+        if is_local {
+            journal::emit_note(asm, offset::jump_journal(view), OTHER, ENTRY);
+        }
+        asm.load(ENTRY, Mem::Context(offset::STATUS));
+        asm.jmp_mem(Mem::Context(offset::TARGET));
+    }
 
     asm.bind(missed);
     asm.load(ENTRY, Mem::Context(offset::STATUS));

@@ -330,6 +330,26 @@ fn pcid(cases: &mut Vec<Case>) {
         }
         g.exit()
     });
+    add("address spaces do not mix, however much was loaded", |g| {
+        let second = second_root(g);
+        let first = g.root;
+        for no_flush in [0, NO_FLUSH] {
+            for (value, root) in [(1u32, first), (2, second)] {
+                load_cr3(g, root | u64::from(value) | no_flush)?;
+                show(g)?;
+                g.want(out(value));
+                g.a.mov(ebx, FRAMES as u32)?;
+                g.a.mov(ecx, 300)?;
+                let mut next = g.a.create_label();
+                g.a.set_label(&mut next)?;
+                g.a.mov(eax, dword_ptr(rbx))?;
+                g.a.add(ebx, 0x1000)?;
+                g.a.dec(ecx)?;
+                g.a.jnz(next)?;
+            }
+        }
+        g.exit()
+    });
     add("loading CR3 without the no-flush bit drops the PCID's translations", |g| {
         g.map(WINDOW, FRAMES, P | W);
         let (root, place) = (g.root, g.entry(WINDOW, 1));

@@ -412,7 +412,12 @@ golden! {
         sti(), nop();
         sti();
         swapgs();
+        mov(rax, cr2);
+        mov(rcx, cr2);
+        mov(r9, cr2);
         mov(rax, cr3);
+        mov(rcx, ptr(rdx)), clac(), mov(rsi, ptr(rdx + 8));
+        stac();
         mov(cr3, rax);
         invlpg(byte_ptr(rcx));
         wrmsr();

@@ -42,6 +42,7 @@ impl Names {
             (offset::is_limited(SegReg::Fs), "fs_is_limited"),
             (offset::is_limited(SegReg::Gs), "gs_is_limited"),
             (offset::KERNEL_GS_BASE, "kernel_gs_base"),
+            (offset::CR2, "cr2"),
             (offset::TSC_AUX, "tsc_aux"),
             (offset::TSC_OFFSET, "tsc_offset"),
             (offset::tlb_tag(view, false), "tlb.read.tag"),

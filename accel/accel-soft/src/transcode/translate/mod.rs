@@ -401,6 +401,15 @@ impl Translator {
                 self.asm.store(Mem::Context(offset::KERNEL_GS_BASE), ADDRESS);
                 Ok(())
             }
+            // In this view, AC is clear: kernels make sure of it when they are entered.
+            Kind::ClearAlignmentCheck if self.setting.view == View::Supervisor => {
+                self.cached = cached;
+                Ok(())
+            }
+            Kind::FaultAddress if self.setting.view != View::User => {
+                self.load_from_context(insn.op0_register(), offset::CR2);
+                Ok(())
+            }
             Kind::PushFlags => {
                 self.push_flags(insn, block);
                 Ok(())
@@ -458,6 +467,8 @@ impl Translator {
             Kind::ClearInterrupt
             | Kind::SetInterrupt
             | Kind::SwapGs
+            | Kind::ClearAlignmentCheck
+            | Kind::FaultAddress
             | Kind::TimeStamp
             | Kind::Interpret
             | Kind::InterpretLast => Err(Refused),

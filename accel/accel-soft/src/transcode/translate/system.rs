@@ -27,6 +27,17 @@ impl Translator {
         }
     }
 
+    /// A whole general-purpose register from a field of the context.
+    pub(super) fn load_from_context(&mut self, to: Register, field: i32) {
+        match home(number(to)) {
+            Home::Host(host) => self.asm.load(host, Mem::Context(field)),
+            Home::Memory(n) => {
+                self.asm.load(ADDRESS, Mem::Context(field));
+                self.asm.store(Mem::Context(offset::gpr(n)), ADDRESS);
+            }
+        }
+    }
+
     /// RDTSC and RDTSCP, with nothing that changes flags.
     pub(super) fn time_stamp(&mut self, has_processor: bool) {
         self.free_status();
