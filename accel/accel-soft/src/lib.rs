@@ -8,6 +8,7 @@ mod chips;
 mod clock;
 mod code_memory;
 mod env;
+mod host_pages;
 pub mod native;
 mod ram;
 mod statistics;
@@ -15,6 +16,7 @@ mod transcode;
 mod vcpu;
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{Accelerator, Fault, Vcpu, Vm, VmResources};
@@ -30,6 +32,7 @@ use ram::Ram;
 use transcode::context::ContextCell;
 use transcode::engine::{Transcoder, host_width};
 use transcode::lockstep::Lockstep;
+use transcode::mirror::{self, Mirror};
 pub use transcode::lockstep::{Tally, lockstep_tally};
 pub use transcode::proof::refused_blocks;
 use transcode::watch::Watch;
@@ -94,8 +97,14 @@ impl Accelerator for SoftAccelerator {
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
         // The guest's TSC starts near zero, as after RESET.
         let tsc_offset = host_tsc.wrapping_neg();
-        let contexts: Vec<Arc<ContextCell>> =
-            (0..config.cpus).map(|_| ContextCell::new(host_width())).collect();
+        let contexts = (0..config.cpus)
+            .map(|_| ContextCell::new(host_width()))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|source| Fault::Host {
+                what: "cannot map memory for a processor's registers and tables".to_owned(),
+                source,
+                remedy: "free memory on the host, or raise its limit of descriptors".to_owned(),
+            })?;
         let chips = Chips::wire(&contexts, config.clock.clone(), &config.timers, tsc_offset);
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
@@ -132,13 +141,15 @@ impl Accelerator for SoftAccelerator {
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
                     Execution::Transcode { after, check } => {
-                        Transcoder::new(context, after, check, None).map_err(no_code)?
+                        let mirror = (index == 0 && is_mirroring()).then(|| Mirror::new(context.clone()));
+                        Transcoder::new(context, after, check, None, mirror.flatten())
+                            .map_err(no_code)?
                     }
                     Execution::Lockstep { after, sample } => {
                         let native = NativeUnit::new().map_err(no_code)?;
                         let lockstep = Lockstep::new(shared.clone(), cpuid.clone(), native, sample);
                         let lockstep = (config.cpus == 1).then_some(lockstep);
-                        Transcoder::new(context, after, false, lockstep).map_err(no_code)?
+                        Transcoder::new(context, after, false, lockstep, None).map_err(no_code)?
                     }
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
@@ -148,6 +159,11 @@ impl Accelerator for SoftAccelerator {
             .collect::<Result<Vec<_>, Fault>>()?;
         Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))
     }
+}
+
+/// Whether memory of guest programs is mirrored where the host can do it.
+fn is_mirroring() -> bool {
+    std::env::var_os("LODGE_MIRROR").is_some() && mirror::is_possible()
 }
 
 /// A virtual machine of this engine.

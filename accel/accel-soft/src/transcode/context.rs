@@ -6,14 +6,18 @@
 //! addresses without delay, as if they were registers, which they do not for those relative to a
 //! segment base.
 
-use std::cell::UnsafeCell;
+use std::io;
 use std::mem::offset_of;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::VectorState;
+
+use crate::host_pages;
 
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
@@ -22,8 +26,12 @@ pub const STACK: usize = 16 << 10;
 pub const VIEWS: usize = 3;
 /// Entries of one view's soft TLB, a power of two.
 pub const TLB_ENTRIES: usize = 1024;
-/// Entries of one view's jump cache, a power of two.
+/// Entries of the first level of a jump cache, a power of two.
 pub const JUMP_ENTRIES: usize = 2048;
+/// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
+pub const JUMP_CACHES: usize = VIEWS + 1;
+/// The jump cache of user code whose memory is mirrored.
+pub const MIRRORED_JUMPS: usize = VIEWS;
 
 /// Entries of each of a view's tables that belong to no address, but to what forms it: the stack
 /// pointer, or an instruction's constant address. What they are used for mostly stays in one page,
@@ -85,8 +93,8 @@ pub struct JumpEntry {
     pub host: u64,
 }
 
-/// How many entries the second level of each view's jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
+/// How many entries the second level of each jump cache has, powers of two.
+pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 17, 1 << 14, 1 << 12, 1 << 16];
 
 /// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
 /// in that whose number differs in the lowest bit.
@@ -111,13 +119,54 @@ impl SecondJump {
 #[repr(C)]
 pub struct JumpView(pub [JumpEntry; JUMP_ENTRIES]);
 
+/// What an access to mirrored memory faulted with (see [`mirror`](super::mirror)): what is needed to repeat it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MirrorFault {
+    /// Where in code memory.
+    pub rip: u64,
+    /// The linear address, if `has_address`.
+    pub linear: u64,
+    pub has_address: bool,
+    pub write: bool,
+    /// What the context had as status flags.
+    pub status: u64,
+    /// Host registers that are no guest's.
+    pub rax: u64,
+    pub rbx: u64,
+    pub rbp: u64,
+    pub rflags: u64,
+}
+
+/// What follows lies in another page.
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct NextPage;
+
 /// See the module's text. Status flags are kept as LAHF and SETO leave them in AX: OF in AL,
 /// the other five in AH.
+///
+/// User code whose memory is mirrored could reach what translated code can. So it sees the
+/// context at a second place, where only the first page behind the stack is writable, which
+/// holds nothing but what such a program may change anyway: its registers.
 #[repr(C, align(4096))]
 pub struct Context {
     /// What lies below the stack pointer: return addresses, for the few calls there are, and
     /// room for a signal's frame, should one come.
     stack: [u64; STACK / 8],
+    /// General-purpose registers by number. Guest R8 to R11 always live here.
+    pub gpr: [u64; 16],
+    /// Linear address of the page that code is executed from.
+    pub code_base: u64,
+    /// For one value to survive a check.
+    pub spill: u64,
+    /// Status flags, in the form of AX.
+    pub status: u64,
+    /// RBX at an exit: mostly an address.
+    pub scratch: u64,
+    /// Why translated code was left: the number of an exit.
+    pub exit: u32,
+    registers_end: NextPage,
     /// Not zero: the processor has something to do besides executing instructions. Any thread
     /// may set it.
     pub attention: AtomicU32,
@@ -126,24 +175,12 @@ pub struct Context {
     pub deferred: u32,
     /// Not zero: the guest's vector registers are in the host's. Else they are in memory.
     pub vectors_live: u32,
-    /// Why translated code was left: the number of an exit.
-    pub exit: u32,
-    /// Linear address of the page that code is executed from.
-    pub code_base: u64,
-    /// For one value to survive a check.
-    pub spill: u64,
-    /// General-purpose registers by number. Guest R8 to R11 always live here.
-    pub gpr: [u64; 16],
     /// Vector registers as wide as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     pub width: u32,
     /// Not zero: vector registers were live when translated code was left.
     pub vectors_left: u32,
-    /// Status flags, in the form of AX.
-    pub status: u64,
     /// RFLAGS but for the status flags.
     pub rflags: u64,
-    /// RBX at an exit: mostly an address.
-    pub scratch: u64,
     /// Twice the number of the entry of the soft TLB that missed.
     pub missed: u64,
     /// Segment bases.
@@ -165,22 +202,40 @@ pub struct Context {
     pub target: u64,
     /// The second level of each view's soft TLB: [`SECOND_ENTRIES`] entries.
     pub second: [*mut SecondEntry; VIEWS],
-    /// The second level of each view's jump cache: [`SECOND_JUMPS`] entries.
-    pub second_jumps: [*mut SecondJump; VIEWS],
+    /// The second level of each jump cache: [`SECOND_JUMPS`] entries.
+    pub second_jumps: [*mut SecondJump; JUMP_CACHES],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
     /// Not zero: a view's soft TLB, or its jump cache, was filled since it was cleared.
     pub tlb_used: [u64; VIEWS],
-    pub jump_used: [u64; VIEWS],
+    pub jump_used: [u64; JUMP_CACHES],
     /// Entries of another epoch allow no stores.
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
     pub host_mxcsr: u32,
+    /// The stack pointers at which the context is seen: here, and by user code whose memory is
+    /// mirrored.
+    pub plain_sp: u64,
+    pub mirrored_sp: u64,
+    /// The address of [`entry::leave_mirrored`](super::entry::leave_mirrored).
+    pub leave_mirrored: u64,
+    /// PKRU as Rust code expects it, and as it is while user code with mirrored memory runs.
+    pub host_pkru: u32,
+    pub mirrored_pkru: u32,
+    /// The last fault of such code.
+    pub fault: MirrorFault,
     /// What empty slots of the soft TLB lead to.
     nowhere: [u8; 4096],
     pub tlb: [TlbView; VIEWS],
-    pub jump: [JumpView; VIEWS],
+    pub jump: [JumpView; JUMP_CACHES],
+    /// The second level of [`MIRRORED_JUMPS`].
+    pub mirrored_jumps: [SecondJump; SECOND_JUMPS[MIRRORED_JUMPS]],
 }
+
+/// Bytes of the context, from its start, up to which user code with mirrored memory cannot even look;
+/// and up to which it can write. It can read the rest.
+pub const HIDDEN: usize = STACK;
+pub const WRITABLE: usize = offset_of!(Context, registers_end);
 
 /// What the checker is told of [`Context`].
 pub fn layout() -> Layout {
@@ -194,7 +249,7 @@ pub fn layout() -> Layout {
     };
     let view = |view: usize| {
         let tlb = offset_of!(Context, tlb) - STACK + view * size_of::<TlbView>();
-        let jump = offset_of!(Context, jump) - STACK + view * size_of::<JumpView>();
+        let jump = offset::jump_guest(view) as usize;
         ViewTables {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
@@ -249,6 +304,7 @@ pub mod offset {
     pub const STATUS: i32 = from_stack(offset_of!(Context, status));
     pub const EXIT: i32 = from_stack(offset_of!(Context, exit));
     pub const TARGET: i32 = from_stack(offset_of!(Context, target));
+    pub const LEAVE_MIRRORED: i32 = from_stack(offset_of!(Context, leave_mirrored));
     pub const WRITE_EPOCH: i32 = from_stack(offset_of!(Context, write_epoch));
 
     pub fn selector(number: usize) -> i32 {
@@ -267,12 +323,12 @@ pub mod offset {
         from_stack(offset_of!(Context, tlb_used) + view as usize * 8)
     }
 
-    pub fn jump_used(view: View) -> i32 {
-        from_stack(offset_of!(Context, jump_used) + view as usize * 8)
+    pub fn jump_used(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, jump_used) + cache * 8)
     }
 
-    pub fn second_jumps(view: View) -> i32 {
-        from_stack(offset_of!(Context, second_jumps) + view as usize * 8)
+    pub fn second_jumps(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, second_jumps) + cache * 8)
     }
 
     pub fn space(view: View) -> i32 {
@@ -292,14 +348,14 @@ pub mod offset {
         tlb_tag(view, write) + TO_HOST as i32
     }
 
-    pub fn jump_guest(view: View) -> i32 {
-        let jump = offset_of!(Context, jump) + view as usize * size_of::<JumpView>();
+    pub fn jump_guest(cache: usize) -> i32 {
+        let jump = offset_of!(Context, jump) + cache * size_of::<JumpView>();
         from_stack(jump + offset_of!(JumpEntry, guest))
     }
 
-    pub fn jump_host(view: View) -> i32 {
+    pub fn jump_host(cache: usize) -> i32 {
         const TO_HOST: usize = offset_of!(JumpEntry, host) - offset_of!(JumpEntry, guest);
-        jump_guest(view) + TO_HOST as i32
+        jump_guest(cache) + TO_HOST as i32
     }
 }
 
@@ -390,17 +446,17 @@ impl Context {
         self.tlb[view].fill(self.missed as usize / 2, linear, host, write);
     }
 
-    /// Forgets where a view's jump cache leads.
-    pub fn clear_jumps(&mut self, view: usize) {
-        if std::mem::take(&mut self.jump_used[view]) != 0 {
-            self.jump[view].clear();
+    /// Forgets where a jump cache leads.
+    pub fn clear_jumps(&mut self, cache: usize) {
+        if std::mem::take(&mut self.jump_used[cache]) != 0 {
+            self.jump[cache].clear();
         }
     }
 
-    /// Remembers in a view's jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64) {
-        self.jump_used[view] = 1;
-        self.jump[view].fill(guest, host);
+    /// Remembers in a jump cache that the code at `guest` is entered at `host`.
+    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64) {
+        self.jump_used[cache] = 1;
+        self.jump[cache].fill(guest, host);
     }
 
     /// Forgets what the soft TLBs allow to store to.
@@ -446,7 +502,11 @@ impl JumpView {
 
 /// A context at an address that does not change. One processor's thread works on it; any other
 /// may [`ring`](Self::ring).
-pub struct ContextCell(UnsafeCell<Context>);
+pub struct ContextCell {
+    context: NonNull<Context>,
+    /// What the context's pages are, so that they can be seen at another place, too.
+    file: OwnedFd,
+}
 
 // SAFETY: other threads than the processor's touch `attention` only, which is atomic.
 unsafe impl Send for ContextCell {}
@@ -454,45 +514,56 @@ unsafe impl Send for ContextCell {}
 unsafe impl Sync for ContextCell {}
 
 impl ContextCell {
-    /// A context with empty tables.
-    pub fn new(width: u32) -> Arc<Self> {
-        // SAFETY: zero is a value of every field; the tables are cleared below. It is made in
-        // place, since it is too large to lie on the stack.
-        let mut cell = unsafe { Arc::<Self>::new_zeroed().assume_init() };
-        if let Some(Self(context)) = Arc::get_mut(&mut cell) {
-            let context = context.get_mut();
-            context.width = width;
-            context.host_mxcsr = 0x1f80;
-            (context.tlb_used, context.jump_used) = ([1; VIEWS], [1; VIEWS]);
-            for view in 0..VIEWS {
-                context.clear_tlb(view);
-                context.clear_jumps(view);
-            }
-        }
-        cell
+    /// A context with empty tables. Fails if the host has no memory for it.
+    pub fn new(width: u32) -> io::Result<Arc<Self>> {
+        let size = size_of::<Context>();
+        let file = host_pages::memory_file(c"lodge-context", size)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let pages = host_pages::map(&file, size, protection)?;
+        let cell = Self { context: pages.cast(), file };
+        // SAFETY: the pages are zero, which is a value of every field; nobody else has them.
+        let context = unsafe { &mut *cell.get() };
+        context.width = width;
+        context.host_mxcsr = 0x1f80;
+        context.plain_sp = cell.get() as u64 + STACK as u64;
+        (context.tlb_used, context.jump_used) = ([1; VIEWS], [1; JUMP_CACHES]);
+        (0..VIEWS).for_each(|view| context.clear_tlb(view));
+        (0..JUMP_CACHES).for_each(|cache| context.clear_jumps(cache));
+        Ok(Arc::new(cell))
+    }
+
+    /// The file that the context's pages belong to.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
     }
 
     /// Makes translated code return soon. From any thread.
     pub fn ring(&self) {
         // SAFETY: the field is atomic, and no reference to the whole context is made.
-        unsafe { &(*self.0.get()).attention }.store(1, Ordering::SeqCst);
+        unsafe { &(*self.get()).attention }.store(1, Ordering::SeqCst);
     }
 
     /// Whether somebody rang.
     pub fn is_rung(&self) -> bool {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.0.get()).attention }.load(Ordering::Relaxed) != 0
+        unsafe { &(*self.get()).attention }.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the ring back; what it was about must be looked at afterwards.
     pub fn answer(&self) {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.0.get()).attention }.swap(0, Ordering::SeqCst);
+        unsafe { &(*self.get()).attention }.swap(0, Ordering::SeqCst);
     }
 
     /// The context, for its processor's thread.
     pub fn get(&self) -> *mut Context {
-        self.0.get()
+        self.context.as_ptr()
+    }
+}
+
+impl Drop for ContextCell {
+    fn drop(&mut self) {
+        host_pages::unmap(self.context.cast(), size_of::<Context>());
     }
 }
 

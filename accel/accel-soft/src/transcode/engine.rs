@@ -9,16 +9,18 @@ use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key, Set};
 use super::context::{
-    Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
-    places_of_page,
+    Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
+    SecondJump, VIEWS, jump_hash, places_of_page,
 };
 use super::entry;
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
+use super::mirror::Mirror;
 use super::proof::Proof;
-use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
-use crate::env::SoftEnv;
-use crate::ram::Page;
+use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Status, Translator};
+use super::watch::Became;
+use crate::env::{Shared, SoftEnv};
+use crate::ram::{Page, Ram};
 
 /// Entries of the table that counts how often code was entered.
 const HEAT: usize = 1 << 16;
@@ -46,6 +48,9 @@ pub struct Counters {
     pub jumps_forgotten: u64,
     /// Blocks that the checker refused.
     pub refused: u64,
+    /// Accesses to memory that was not mirrored yet, and such as never are.
+    pub mirrored: u64,
+    pub not_mirrored: u64,
 }
 
 /// One processor's transcoder.
@@ -65,17 +70,20 @@ pub struct Transcoder {
     width: u32,
     /// The soft TLB of a view has translations that are not global.
     is_local: [bool; 3],
-    /// The same of its jump cache.
-    are_jumps_local: [bool; 3],
+    /// The same of the jump caches.
+    are_jumps_local: [bool; JUMP_CACHES],
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
-    /// The second level of the jump cache, by view; the context points at it.
+    /// The second level of each view's jump cache; the context points at it, and has that of
+    /// [`MIRRORED_JUMPS`] itself.
     second_jumps: [Box<[SecondJump]>; VIEWS],
     /// Linear pages that jump caches lead to.
     code_pages: Set<u64>,
-    /// What each view's jump cache leads to.
-    settings: [Option<Setting>; 3],
+    /// What each jump cache leads to.
+    settings: [Option<Setting>; JUMP_CACHES],
+    /// The memory of the program that runs most, at its own addresses; if the host can do that.
+    mirror: Option<Mirror>,
     /// Compares translated code with the interpreter, if that is wanted.
     pub(super) lockstep: Option<Box<Lockstep>>,
     pub counters: Counters,
@@ -102,6 +110,8 @@ pub(super) enum Next {
     /// Enter translated code at this address; with vector registers loaded first if they were
     /// live before.
     Enter { at: u64, vectors: bool },
+    /// Repeat the access to mirrored memory that faulted.
+    Repeat,
     /// The state of the processor is whole; look anew.
     Look,
 }
@@ -115,20 +125,25 @@ impl Transcoder {
         threshold: u8,
         check: bool,
         lockstep: Option<Lockstep>,
+        mirror: Option<Mirror>,
     ) -> io::Result<Option<Self>> {
         if !entry::is_possible() {
             return Ok(None);
         }
         let mut second =
             SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
-        let mut second_jumps =
-            SECOND_JUMPS.map(|entries| vec![SecondJump::EMPTY; entries].into_boxed_slice());
+        let mut second_jumps: [Box<[SecondJump]>; VIEWS] = std::array::from_fn(|view| {
+            vec![SecondJump::EMPTY; SECOND_JUMPS[view]].into_boxed_slice()
+        });
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut *context.get() };
         for view in 0..VIEWS {
             tables.second[view] = second[view].as_mut_ptr();
             tables.second_jumps[view] = second_jumps[view].as_mut_ptr();
         }
+        tables.mirrored_jumps.fill(SecondJump::EMPTY);
+        let lockstep = lockstep.map(Box::new);
+        let mirror = mirror.filter(|_| lockstep.is_none());
         Ok(Some(Self {
             second,
             second_jumps,
@@ -142,10 +157,11 @@ impl Transcoder {
             threshold,
             width: host_width(),
             is_local: [false; 3],
-            are_jumps_local: [false; 3],
+            are_jumps_local: [false; JUMP_CACHES],
             code_pages: Set::default(),
-            settings: [None; 3],
-            lockstep: lockstep.map(Box::new),
+            settings: [None; JUMP_CACHES],
+            mirror,
+            lockstep,
             counters: Counters::default(),
         }))
     }
@@ -159,6 +175,9 @@ impl Transcoder {
 
     /// Executes until the processor is not active, or something else is to be done.
     pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        if let Some(mirror) = &self.mirror {
+            mirror.prepare_thread(self.cache.range());
+        }
         while cpu.state.activity == Activity::Active {
             self.catch_up(cpu);
             if cpu.wants_attention() {
@@ -166,6 +185,7 @@ impl Transcoder {
             }
             self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
             let mode = cpu.mode();
+            let is_user = mode.view == View::User;
             if mode.careful || mode.fast_view == View::Checked || mode.code_bits != 64 {
                 cpu.execute(usize::MAX);
                 continue;
@@ -174,10 +194,15 @@ impl Transcoder {
                 cpu.execute(1);
                 continue;
             };
+            if is_user
+                && let Some(mirror) = &mut self.mirror
+            {
+                mirror.consider(cpu);
+            }
             let setting = self.setting(cpu);
-            if self.settings[setting.view as usize] != Some(setting) {
+            if self.settings[setting.jumps()] != Some(setting) {
                 // Jump caches know nothing of settings but the view.
-                self.settings[setting.view as usize] = Some(setting);
+                self.settings[setting.jumps()] = Some(setting);
                 self.forget_jumps();
             }
             let key = Key::new(gpa, setting);
@@ -188,7 +213,7 @@ impl Transcoder {
                     }
                 }
                 Some(Block::Code { near, far }) => {
-                    self.remember_jump(cpu, far);
+                    self.remember_jump(cpu, setting, far);
                     self.execute(cpu, setting, near);
                 }
                 Some(Block::Interpret | Block::Crossing) => {
@@ -220,7 +245,8 @@ impl Transcoder {
             self.context.answer();
             self.counters.attention += 1;
         }
-        cpu.env.shared.watch.look(index, || self.forget_writes());
+        let shared = cpu.env.shared.clone();
+        shared.watch.look(index, |pages| self.forget_writes(&shared.ram, pages));
         if cpu.env.shared.watch.has_changed(index) {
             for page in cpu.env.shared.watch.take_changed(index) {
                 if let Some(gpa) = cpu.env.shared.ram.address(page) {
@@ -238,8 +264,11 @@ impl Transcoder {
         }
         if forgotten.all {
             self.is_local = [true; 3];
-            self.are_jumps_local = [true; 3];
+            self.are_jumps_local = [true; JUMP_CACHES];
             self.forget_second_jumps();
+            if let Some(mirror) = &mut self.mirror {
+                mirror.doubt();
+            }
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
                     entries.fill(SecondEntry::EMPTY);
@@ -252,20 +281,25 @@ impl Transcoder {
             self.context().spaces = [space, 0, space];
         }
         if forgotten.all || forgotten.space {
-            for view in 0..3 {
+            // The second levels fill the first without a word. Some have global pages alone.
+            for view in 0..VIEWS {
                 let is_local = std::mem::take(&mut self.is_local[view]);
-                let are_jumps_local = std::mem::take(&mut self.are_jumps_local[view]);
-                // The second levels fill the first without a word. Some have global pages alone.
                 if is_local || view != View::Supervisor as usize {
                     self.context().clear_tlb(view);
                 }
-                if are_jumps_local || view == View::User as usize {
-                    self.context().clear_jumps(view);
+            }
+            for cache in 0..JUMP_CACHES {
+                let is_local = std::mem::take(&mut self.are_jumps_local[cache]);
+                if is_local || cache == View::User as usize {
+                    self.context().clear_jumps(cache);
                 }
             }
         }
         for &linear in forgotten.pages() {
             self.context().clear_page(linear);
+            if let Some(mirror) = &mut self.mirror {
+                mirror.forget_page(linear);
+            }
             for view in 0..3 {
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
@@ -275,8 +309,11 @@ impl Transcoder {
         }
     }
 
-    /// Forgets what the soft TLBs allow to store to.
-    fn forget_writes(&mut self) {
+    /// Forgets what the soft TLBs allow to store to, and what the mirror does of these pages.
+    fn forget_writes(&mut self, ram: &Ram, pages: Became) {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.forget_writes(ram, pages);
+        }
         let context = self.context();
         context.clear_writes();
         context.write_epoch += 1;
@@ -285,7 +322,7 @@ impl Transcoder {
     fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
         self.code_pages.clear();
-        (0..VIEWS).for_each(|view| self.context().clear_jumps(view));
+        (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
         self.forget_second_jumps();
     }
 
@@ -293,7 +330,8 @@ impl Transcoder {
     fn forget_jumps_to(&mut self, linear: u64) {
         self.counters.jumps_forgotten += 1;
         self.context().jump.iter_mut().for_each(|jump| jump.clear_page(linear));
-        for entries in &mut self.second_jumps {
+        for cache in 0..JUMP_CACHES {
+            let entries = self.second_jumps(cache);
             for guest in places_of_page(linear) {
                 let index = jump_hash(guest) % entries.len();
                 for index in [index, index ^ 1] {
@@ -307,7 +345,17 @@ impl Transcoder {
     }
 
     fn forget_second_jumps(&mut self) {
-        self.second_jumps.iter_mut().for_each(|entries| entries.fill(SecondJump::EMPTY));
+        for cache in 0..JUMP_CACHES {
+            self.second_jumps(cache).fill(SecondJump::EMPTY);
+        }
+    }
+
+    /// The second level of a jump cache.
+    fn second_jumps(&mut self, cache: usize) -> &mut [SecondJump] {
+        match cache {
+            MIRRORED_JUMPS => &mut self.context().mirrored_jumps,
+            view => &mut self.second_jumps[view],
+        }
     }
 
     fn setting(&self, cpu: &Cpu<SoftEnv>) -> Setting {
@@ -327,15 +375,17 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
-        Setting { view, vectors, time, narrow: false }
+        let mirrored = view == View::User
+            && self.mirror.as_ref().is_some_and(|mirror| mirror.shows(cpu.address_space()));
+        Setting { view, vectors, time, narrow: false, mirrored }
     }
 
-    /// Lets branches of the current view find the block at the instruction pointer.
-    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
+    /// Lets branches of this setting find the block at the instruction pointer.
+    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, far: u64) {
         if self.lockstep.is_some() {
             return;
         }
-        let view = mode_view(cpu) as usize;
+        let cache = setting.jumps();
         let rip = cpu.state.rip;
         let mut is_global = cpu.is_code_global();
         self.code_pages.insert(rip & !0xfff);
@@ -343,14 +393,14 @@ impl Transcoder {
             is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
             self.code_pages.insert((rip | 0xfff).wrapping_add(1));
         }
-        self.are_jumps_local[view] |= !is_global;
+        self.are_jumps_local[cache] |= !is_global;
         let context = self.context();
-        context.fill_jump(view, rip, far);
-        let is_user = view == View::User as usize;
+        context.fill_jump(cache, rip, far);
+        let is_user = setting.view == View::User;
         if is_global || is_user {
-            let space = if is_user { context.spaces[view] } else { 0 };
-            let entries = &mut self.second_jumps[view];
-            let index = jump_hash(rip) % SECOND_JUMPS[view];
+            let space = if is_user { context.spaces[View::User as usize] } else { 0 };
+            let entries = self.second_jumps(cache);
+            let index = jump_hash(rip) % SECOND_JUMPS[cache];
             if entries[index].guest != rip {
                 entries[index ^ 1] = entries[index];
             }
@@ -373,12 +423,14 @@ impl Transcoder {
         if let Some(block) = self.find(cpu, key) {
             return Some(block);
         }
+        let setting = self.setting(cpu);
+        // What is mirrored is a program that runs much.
+        let threshold = if setting.mirrored { self.threshold / 8 } else { self.threshold };
         let heat = &mut self.heat[key.hash() % HEAT];
-        if *heat < self.threshold {
+        if *heat < threshold {
             *heat += 1;
             return None;
         }
-        let setting = self.setting(cpu);
         self.translate(cpu, key, page, setting)
     }
 
@@ -418,7 +470,7 @@ impl Transcoder {
                 // what comes before.
                 FlowControl::ConditionalBranch => {
                     let next = key.at((offset + len) as u16);
-                    self.heat[next.hash() % HEAT] >= self.threshold / 4
+                    setting.mirrored || self.heat[next.hash() % HEAT] >= self.threshold / 4
                 }
                 _ => false,
             };
@@ -492,23 +544,23 @@ impl Transcoder {
             return Some(Block::Interpret);
         }
         self.counters.translated += 1;
-        let Translator { asm, exits, links, .. } = &self.translator;
+        let Translator { asm, exits, links, sites, .. } = &self.translator;
         let mut links = links.as_slice();
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
             links = &[];
         }
-        self.cache.insert(key, second, &translated, &asm.code, exits, links)
+        self.cache.insert(key, second, &translated, &asm.code, exits, links, sites)
     }
 
     /// Notices stores to code at `offset` in a page from here on: first those of this processor,
     /// then, when all have seen it, those of the others. `false` as long as they have not.
     fn mark(&mut self, cpu: &mut Cpu<SoftEnv>, page: Page, offset: usize) -> bool {
-        let watch = &cpu.env.shared.watch;
+        let Shared { watch, ram, .. } = &*cpu.env.shared;
         let index = cpu.env.index;
         if page.add_code(offset, 1) {
-            watch.page_became_code(index);
-            watch.look(index, || self.forget_writes());
+            watch.page_became_code(index, page);
+            watch.look(index, |pages| self.forget_writes(ram, pages));
         }
         let is_settled = watch.settled(index);
         self.counters.unsettled += u64::from(!is_settled);
@@ -519,11 +571,40 @@ impl Transcoder {
     /// must be looked at.
     fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
         self.load_state(cpu);
+        let began = runtime::tsc::read();
         let mut next = Next::Enter { at: near, vectors: false };
-        while let Next::Enter { at, vectors } = next {
-            self.enter(at, vectors);
+        loop {
+            match next {
+                Next::Enter { at, .. } if setting.mirrored => self.enter_mirrored(at),
+                Next::Enter { at, vectors } => self.enter(at, vectors),
+                Next::Repeat => self.repeat_mirrored(),
+                Next::Look => break,
+            }
             next = self.after(cpu, setting);
         }
+        if setting.view == View::User
+            && let Some(mirror) = &mut self.mirror
+        {
+            mirror.account(cpu, runtime::tsc::read().wrapping_sub(began));
+        }
+    }
+
+    /// Enters translated code for mirrored memory.
+    fn enter_mirrored(&mut self, at: u64) {
+        self.counters.entered += 1;
+        self.context().target = at;
+        // SAFETY: as in `enter`; the mirror was prepared for this thread when `run` began.
+        unsafe { entry::enter_mirrored(self.context.get()) };
+    }
+
+    /// Goes on at the access to mirrored memory that faulted.
+    fn repeat_mirrored(&mut self) {
+        let context = self.context();
+        context.target = context.fault.rip;
+        context.status = context.fault.status;
+        // SAFETY: as in `enter_mirrored`: translated code was left at `fault.rip`, with the registers
+        // that are in the context again.
+        unsafe { entry::repeat_mirrored(self.context.get()) };
     }
 
     /// Enters translated code at `at`, with vector registers loaded first if so wanted, until it
@@ -613,6 +694,7 @@ impl Transcoder {
                 cpu.execute(1);
                 Next::Look
             }
+            Exit::Fault => self.after_fault(cpu),
             Exit::Interpret { at, next, resume } => {
                 self.counters.interpreted += 1;
                 self.recover_flags(cpu, at, back);
@@ -627,6 +709,31 @@ impl Transcoder {
                 Next::Enter { at: self.cache.address(resume), vectors: false }
             }
         }
+    }
+
+    /// An access to mirrored memory faulted: mirrors the memory, or has the interpreter do it.
+    fn after_fault(&mut self, cpu: &mut Cpu<SoftEnv>) -> Next {
+        let fault = self.context().fault;
+        if fault.has_address
+            && let Some(mirror) = &mut self.mirror
+            && mirror.fill(cpu, fault.linear, fault.write)
+        {
+            self.counters.mirrored += 1;
+            return Next::Repeat;
+        }
+        self.counters.not_mirrored += 1;
+        let Some(site) = self.cache.site(fault.rip) else {
+            unreachable!("translated code faulted at {:#x}, where it accesses nothing", fault.rip);
+        };
+        self.context().status = match site.status {
+            Status::Host | Status::Both => status_to_ax(fault.rflags),
+            Status::Kept | Status::Lost if site.is_spilled => fault.status,
+            Status::Kept | Status::Lost => fault.rax,
+        };
+        self.recover_flags(cpu, site.at, site.back);
+        self.store_state(cpu, site.at.into());
+        cpu.execute(1);
+        Next::Look
     }
 
     /// Computes the status flags that were given up before the instruction at `at`: those that
@@ -656,7 +763,7 @@ impl Transcoder {
         if let Some((gpa, _)) = cpu.code_place()
             && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
-            self.remember_jump(cpu, far);
+            self.remember_jump(cpu, setting, far);
             return Next::Enter { at: near, vectors: false };
         }
         self.store_state(cpu, target & 0xfff);

@@ -9,7 +9,9 @@ use std::mem::offset_of;
 use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
-use super::context::{JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset};
+use super::context::{
+    JUMP_ENTRIES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset,
+};
 
 /// In the number of an exit: the check that failed was for several accesses.
 pub const MERGED: u32 = 1 << 31;
@@ -91,10 +93,10 @@ pub fn emit_access(asm: &mut Assembler, view: View, write: bool, leave: Label) {
     asm.jmp(leave);
 }
 
-/// Emits the code for branches of a view to the address in RBX, with the number of an exit in EBP.
-/// If the second level has the block there, the code fills the first and goes to it. Else it
-/// leaves by the exit.
-pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
+/// Emits the code for branches that look in jump cache `cache`, to the address in RBX, with the number
+/// of an exit in EBP. If the second level has the block there, the code fills the first, unless that
+/// is out of its reach ([`MIRRORED_JUMPS`]), and goes to it. Else it leaves by the exit.
+pub fn emit_branch(asm: &mut Assembler, cache: usize, leave: Label) {
     const TARGET: Reg = Reg::RBX;
     const OTHER: Reg = Reg::RBP;
     const ENTRY: Reg = Reg::RAX;
@@ -107,11 +109,11 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
         asm.alu32(Alu::Xor, to, TARGET);
         asm.alu32_imm(Alu::And, to, 2 * entries as i32 - 2);
     };
-    hash(asm, ENTRY, SECOND_JUMPS[view as usize]);
+    hash(asm, ENTRY, SECOND_JUMPS[cache]);
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
-    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
-    asm.load(OTHER, Mem::Context(offset::space(jump_space(view))));
+    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(cache)));
+    asm.load(OTHER, Mem::Context(offset::space(jump_space(cache))));
     let (found, other_way) = (asm.label(), asm.label());
     for way in [other_way, missed] {
         asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
@@ -127,14 +129,20 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
         }
     }
     asm.bind(found);
-    asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
-    hash(asm, OTHER, JUMP_ENTRIES);
-    asm.store_imm(Mem::Context(offset::jump_used(view)), 1);
-    asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
-    asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
-    asm.store(Mem::Context(offset::TARGET), ENTRY);
-    asm.load(ENTRY, Mem::Context(offset::STATUS));
-    asm.jmp_mem(Mem::Context(offset::TARGET));
+    if cache == MIRRORED_JUMPS {
+        asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
+        asm.load(ENTRY, Mem::Context(offset::STATUS));
+        asm.jmp_reg(OTHER);
+    } else {
+        asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
+        hash(asm, OTHER, JUMP_ENTRIES);
+        asm.store_imm(Mem::Context(offset::jump_used(cache)), 1);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(cache)), TARGET);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(cache)), ENTRY);
+        asm.store(Mem::Context(offset::TARGET), ENTRY);
+        asm.load(ENTRY, Mem::Context(offset::STATUS));
+        asm.jmp_mem(Mem::Context(offset::TARGET));
+    }
 
     asm.bind(missed);
     asm.load(ENTRY, Mem::Context(offset::STATUS));
@@ -142,11 +150,12 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     asm.jmp(leave);
 }
 
-/// The view whose number of the address space tells jumps of a view apart: those of the kernel are
+/// The view whose number of the address space tells jumps of a cache apart: those of the kernel are
 /// to global pages only.
-pub fn jump_space(view: View) -> View {
-    match view {
-        View::User => View::User,
+pub fn jump_space(cache: usize) -> View {
+    const USER: usize = View::User as usize;
+    match cache {
+        USER | MIRRORED_JUMPS => View::User,
         _ => View::Supervisor,
     }
 }

@@ -37,7 +37,7 @@ impl Translator {
     /// Goes to the address in RBX, with RSP moved by `stack`. Flags are kept and destroyed.
     pub(super) fn look_up(&mut self, at: u16, stack: i32) {
         debug_assert!(self.status == Status::Kept);
-        let view = self.setting.view;
+        let cache = self.setting.jumps();
         if stack != 0 {
             self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
         }
@@ -46,12 +46,12 @@ impl Translator {
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
         // Twice the number of the entry, which has 16 bytes.
         self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES as i32 - 2);
-        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
+        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(cache)));
         let exit = self.exit(Exit::Branch { at, stack });
         let from = self.asm.label();
         self.cold.push(Cold::Branch { from, exit });
         self.asm.jump_if(Cond::NotEqual, from);
-        self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(view)));
+        self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(cache)));
     }
 
     pub(super) fn jump_if(&mut self, insn: &Instruction) {
@@ -104,7 +104,8 @@ impl Translator {
         let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
         self.asm.lea(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
-        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.access(insn);
+        self.asm.store(at, INDEX);
         self.cached = None;
     }
 
@@ -134,6 +135,7 @@ impl Translator {
     pub(super) fn branch_target(&mut self, insn: &Instruction) -> Emit {
         if insn.op0_kind() == OpKind::Memory {
             self.operand(insn, 8, false, false)?;
+            self.access(insn);
             self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
         } else {
             self.destroy_flags();
@@ -178,7 +180,8 @@ impl Translator {
             _ => i32::from(insn.immediate16()),
         };
         let at = self.near(insn, (gpr::RSP, 0), (8, false), cached, block);
-        self.asm.load(ADDRESS, Mem::Base(ADDRESS, at));
+        self.access(insn);
+        self.asm.load(ADDRESS, at);
         self.cached = None;
         self.destroy_flags();
         self.look_up(insn.ip() as u16, 8 + released);

@@ -11,6 +11,7 @@ mod dead_flags;
 mod exits;
 mod fact;
 mod in_context;
+mod mirrored;
 mod plain;
 mod special;
 mod stack;
@@ -27,14 +28,17 @@ use x86::state::{Rflags, gpr};
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
-use super::context::{JUMP_ENTRIES, STACK_SLOT, TLB_ENTRIES, TLB_SLOTS, VIEWS, offset};
+use super::context::{
+    JUMP_CACHES, JUMP_ENTRIES, MIRRORED_JUMPS, STACK_SLOT, TLB_ENTRIES, TLB_SLOTS, VIEWS, offset,
+};
 use super::lost_flags;
 use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
+use super::sites::Site;
 
 use address::{
-    Check, Checked, Entry, based, constant_step, point_at, point_at_address, slot_index,
+    Check, Checked, Entry, based, constant_step, point_at, slot_index,
 };
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
@@ -64,18 +68,29 @@ pub struct Setting {
     pub time: bool,
     /// Every access has a check of its own: for where several together cross a page.
     pub narrow: bool,
+    /// Memory is mirrored ([`mirror`](super::mirror)): loads and stores use the guest's linear
+    /// addresses as they are. User code only.
+    pub mirrored: bool,
 }
 
 impl Setting {
     /// What is in the number of a setting that is narrow.
     pub const NARROW: u8 = 1 << 5;
+    /// The same of one that is for mirrored memory.
+    pub const MIRRORED: u8 = 1 << 6;
 
-    /// A number for each setting, below 64.
+    /// The number of the jump cache that leads to code of this setting.
+    pub fn jumps(self) -> usize {
+        if self.mirrored { MIRRORED_JUMPS } else { self.view as usize }
+    }
+
+    /// A number for each setting, below 128.
     pub fn number(self) -> u64 {
         (self.view as u64) << 2
             | u64::from(self.vectors)
             | u64::from(self.time) << 4
             | if self.narrow { u64::from(Self::NARROW) } else { 0 }
+            | if self.mirrored { u64::from(Self::MIRRORED) } else { 0 }
     }
 }
 
@@ -96,6 +111,8 @@ pub enum Exit {
     /// The interpreter executes the instruction. If it goes on at `next`, so does translated
     /// code at `resume` (0: nowhere).
     Interpret { at: u16, next: u16, resume: u32 },
+    /// An access to mirrored memory faulted (`fault` in the context).
+    Fault,
 }
 
 /// An exit with what is to be known of the status flags there: if `back` is not 0, they were given
@@ -125,7 +142,7 @@ pub struct Translated {
 
 /// Where the status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
+pub enum Status {
     /// In AX.
     Kept,
     /// In the host's flags.
@@ -168,6 +185,7 @@ pub struct Translator {
     pub asm: Assembler,
     pub exits: Vec<Departure>,
     pub links: Vec<Link>,
+    pub sites: Vec<Site>,
     cold: Vec<Cold>,
     info: InstructionInfoFactory,
     encoder: Encoder,
@@ -195,13 +213,15 @@ pub struct Translator {
 #[derive(Clone, Copy, Debug)]
 pub struct Common {
     pub leave: u32,
+    /// The same for code for mirrored memory.
+    pub leave_mirrored: u32,
     /// Leaves by the exit whose number is in the context.
     pub crossing: u32,
     pub load_vectors: u32,
     /// By view, for loads and stores: see [`second_level`](super::second_level).
     pub second_level: [[u32; 2]; VIEWS],
-    /// By view, for branches.
-    pub second_jumps: [u32; VIEWS],
+    /// By jump cache, for branches.
+    pub second_jumps: [u32; JUMP_CACHES],
 }
 
 /// All status flags.
@@ -221,10 +241,11 @@ impl Translator {
             asm: Assembler::default(),
             exits: Vec::new(),
             links: Vec::new(),
+            sites: Vec::new(),
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            setting: Setting { view: View::User, vectors: 0, time: false, narrow: false },
+            setting: Setting { view: View::User, vectors: 0, time: false, narrow: false, mirrored: false },
             status: Status::Kept,
             back: 0,
             is_lost: false,
@@ -281,6 +302,7 @@ impl Translator {
         self.asm.clear();
         self.exits.clear();
         self.links.clear();
+        self.sites.clear();
         self.cold.clear();
         self.resumes.clear();
         self.status = Status::Kept;
@@ -318,7 +340,8 @@ impl Translator {
     }
 
     fn make_vectors_live(&mut self, common: Common) {
-        if self.has_vectors {
+        // They always are while memory is mirrored.
+        if self.has_vectors && !self.setting.mirrored {
             self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::VECTORS_LIVE), 0);
             let live = self.asm.label();
             self.asm.jump_if(Cond::NotEqual, live);
@@ -341,6 +364,7 @@ impl Translator {
         let fact = &block.facts[self.rest.start];
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
+        let sites = self.sites.len();
         let status = self.status;
         let is_last = self.rest.len() == 1;
         let emitted = match kind {
@@ -389,6 +413,8 @@ impl Translator {
                 self.asm.bytes(&[0xf3, 0x90]);
                 Ok(())
             }
+            // The flag is out of the reach of code for mirrored memory.
+            Kind::Direction { .. } if self.setting.mirrored => Err(Refused),
             Kind::Direction { down } => {
                 self.destroy_flags();
                 let df = Rflags::DF.bits() as i32;
@@ -445,6 +471,7 @@ impl Translator {
         self.cold.truncate(marks.1);
         self.links.truncate(marks.2);
         self.resumes.truncate(marks.3);
+        self.sites.truncate(sites);
         self.status = status;
         self.cached = None;
         self.interpret(insn, kind == Kind::InterpretLast || is_branch, common)

@@ -13,21 +13,25 @@ impl Translator {
             OpKind::Register => {
                 let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
                 let value = self.whole(insn.op0_register(), INDEX);
-                self.asm.store(Mem::Base(ADDRESS, at), value);
+                self.access(insn);
+                self.asm.store(at, value);
             }
             OpKind::Memory => {
                 self.operand(insn, 8, false, false)?;
+                self.access(insn);
                 self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
                 self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
                 let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
                 self.asm.load(INDEX, Mem::Context(offset::SPILL));
-                self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+                self.access(insn);
+                self.asm.store(at, INDEX);
             }
             _ => {
                 let value = insn.try_immediate(0).map_err(|_| Refused)?;
                 let value = i32::try_from(value as i64).map_err(|_| Refused)?;
                 let at = self.near(insn, (gpr::RSP, -8), (8, true), cached, block);
-                self.asm.store_imm(Mem::Base(ADDRESS, at), value);
+                self.access(insn);
+                self.asm.store_imm(at, value);
             }
         }
         self.move_stack(-8);
@@ -50,11 +54,12 @@ impl Translator {
         cached: Option<Checked>,
         block: Code<'_>,
     ) -> Emit {
-        let at = Mem::Base(ADDRESS, self.near(insn, (gpr::RSP, 0), (8, false), cached, block));
+        let at = self.near(insn, (gpr::RSP, 0), (8, false), cached, block);
         let number = number(insn.op0_register());
         if self.cached.is_some_and(|cached| cached.base == number) {
             self.cached = None;
         }
+        self.access(insn);
         match home(number) {
             Home::Host(GUEST_RSP) => {
                 self.asm.load(GUEST_RSP, at);
@@ -79,8 +84,10 @@ impl Translator {
         block: Code<'_>,
     ) -> Emit {
         let at = self.near(insn, (gpr::RBP, 0), (8, false), cached, block);
+        self.access(insn);
+        self.asm.load(INDEX, at);
         self.asm.lea(GUEST_RSP, Mem::Base(GUEST_RBP, 8));
-        self.asm.load(GUEST_RBP, Mem::Base(ADDRESS, at));
+        self.asm.mov(GUEST_RBP, INDEX);
         self.cached = None;
         Ok(())
     }
@@ -99,7 +106,8 @@ impl Translator {
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
         let at = self.near(insn, (gpr::RSP, -8), (8, true), None, block);
         self.asm.load(INDEX, Mem::Context(offset::SPILL));
-        self.asm.store(Mem::Base(ADDRESS, at), INDEX);
+        self.access(insn);
+        self.asm.store(at, INDEX);
         self.move_stack(-8);
     }
 }

@@ -1,0 +1,100 @@
+//! Which program is mirrored.
+//!
+//! It takes some microseconds to mirror a page, so this is for programs that run much and change their
+//! memory little. Time is counted in ticks of the TSC, of which there are 1 to 5 in a nanosecond.
+
+/// A program must have run for this long, some milliseconds, before it is mirrored.
+const WARM: u64 = 8_000_000;
+/// What it takes to mirror a page.
+const FAULT: i64 = 25_000;
+/// What it takes to look at a page again.
+const LOOK: i64 = 400;
+/// What a program may spend on faults before it must have earned it: thousands of pages.
+const CREDIT: i64 = 400_000_000;
+/// It is not mirrored for this long if it spends more; longer each time.
+const PENALTY: u64 = 2_000_000_000;
+/// Programs that are known.
+const PROGRAMS: usize = 64;
+
+/// How much a program has run while it was not mirrored.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    root: u64,
+    ticks: u64,
+    /// It is to run for so long before it is mirrored.
+    wanted: u64,
+}
+
+/// See the module's text.
+pub struct Policy {
+    accounts: [Account; PROGRAMS],
+    /// What the program that is mirrored may still spend.
+    credit: i64,
+    root: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { accounts: [Account::default(); PROGRAMS], credit: 0, root: 0 }
+    }
+}
+
+impl Policy {
+    fn account(&mut self, root: u64) -> &mut Account {
+        let account = &mut self.accounts[(root >> 12) as usize % PROGRAMS];
+        if account.root != root {
+            *account = Account { root, ticks: 0, wanted: WARM };
+        }
+        account
+    }
+
+    /// A program that is not mirrored ran for `ticks`.
+    pub fn ran(&mut self, root: u64, ticks: u64) {
+        self.account(root).ticks += ticks;
+    }
+
+    /// The program that is mirrored did.
+    pub fn earned(&mut self, ticks: u64) {
+        self.credit = (self.credit + (ticks / 4) as i64).min(CREDIT);
+    }
+
+    /// Whether the program is not to be mirrored for the time being.
+    pub fn is_banned(&mut self, root: u64) -> bool {
+        let account = self.account(root);
+        account.ticks < account.wanted && account.wanted > WARM
+    }
+
+    /// Whether a program should be mirrored instead of the present one, which has so many pages.
+    pub fn should_take(&mut self, root: u64, pages: usize) -> bool {
+        let account = self.account(root);
+        // The present one would have to be mirrored anew, too.
+        let cost = pages as u64 * FAULT as u64 / 4;
+        if account.ticks < account.wanted.max(cost) {
+            return false;
+        }
+        account.ticks = 0;
+        self.root = root;
+        self.credit = CREDIT;
+        true
+    }
+
+    /// Whether a page may be mirrored for the present program; if not, it is not to be mirrored for a
+    /// while.
+    pub fn may_fault(&mut self) -> bool {
+        self.credit -= FAULT;
+        if self.credit >= 0 {
+            return true;
+        }
+        self.credit = CREDIT;
+        let account = self.account(self.root);
+        account.ticks = 0;
+        account.wanted = (account.wanted * 2).max(PENALTY);
+        tracing::debug!("the memory of the program at {:#x} changes too often", self.root);
+        false
+    }
+
+    /// So many pages were looked at again.
+    pub fn spent_looking(&mut self, pages: usize) {
+        self.credit -= pages as i64 * LOOK;
+    }
+}
