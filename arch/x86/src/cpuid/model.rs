@@ -65,6 +65,8 @@ mod bits {
     pub const L7_ECX_OWN: u32 = mask(&[2, 22]);
     /// Leaf 7, EDX: FSRM AVX512_VP2INTERSECT.
     pub const L7_EDX: u32 = mask(&[4, 8]);
+    /// The same: IA32_ARCH_CAPABILITIES, which AMD's processors do not have.
+    pub const L7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
     /// Leaf 7 subleaf 1, EAX: AVX-VNNI AVX512_BF16.
     pub const L7_1_EAX: u32 = mask(&[4, 5]);
     /// Leaf 0DH subleaf 1, EAX: XSAVEOPT XSAVEC XGETBV(1) XSAVES.
@@ -122,6 +124,7 @@ pub fn build(
     let l1_ecx = l1_ecx | own1;
     let l7_ebx = l7_ebx | bits::L7_EBX_OWN;
     let l7_ecx = l7_ecx | bits::L7_ECX_OWN;
+    let l7_edx = l7_edx | if is_amd { 0 } else { bits::L7_EDX_ARCH_CAPABILITIES };
     let missing = [
         (1, [0, l1_ecx & !own1 & !host1.ecx, 0]),
         (7, [l7_ebx & !bits::L7_EBX_OWN & !host7.ebx, 0, 0]),
@@ -281,6 +284,19 @@ mod tests {
         };
         assert_eq!(build(Model::V3, poor, 1).unwrap_err().leaf, 7);
         assert!(build(Model::V2, poor, 1).is_ok());
+    }
+
+    #[test]
+    fn only_intels_have_architectural_capabilities() {
+        let intel = |leaf, subleaf| match leaf {
+            0 => CpuidResult { ebx: u32::from_le_bytes(*b"Genu"), ..rich(0, 0) },
+            _ => rich(leaf, subleaf),
+        };
+        let flag = |table: CpuidTable| table.get(7, 0).unwrap().edx >> 29 & 1;
+        for model in [Model::Host, Model::V2, Model::V3] {
+            assert_eq!(flag(build(model, intel, 1).unwrap()), 1);
+            assert_eq!(flag(build(model, rich, 1).unwrap()), 0);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use iced_x86::Instruction;
 use crate::decode::Handler;
 use crate::env::Env;
 
+mod arch_capabilities;
 mod control;
 mod far;
 mod fast_call;

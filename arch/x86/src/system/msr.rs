@@ -4,6 +4,7 @@ use crate::MAX_PHYSICAL_BITS;
 use crate::cpu::{Cpu, is_canonical};
 use crate::env::Env;
 use crate::state::{Cr0, Efer, SegReg};
+use crate::system::arch_capabilities;
 
 /// Names as in the manuals.
 #[allow(missing_docs)]
@@ -17,6 +18,7 @@ mod index {
     pub const BIOS_UPDT_TRIG: u32 = 0x79;
     pub const BIOS_SIGN_ID: u32 = 0x8b;
     pub const MTRRCAP: u32 = 0xfe;
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
@@ -108,6 +110,7 @@ impl<E: Env> Cpu<E> {
             BIOS_SIGN_ID => 0x0100_0065 << 32 | 0x0100_0065,
             // Eight variable ranges, fixed ranges, write-combining.
             MTRRCAP => 0x508,
+            ARCH_CAPABILITIES if self.env.cpuid(7, 0).edx >> 29 & 1 != 0 => arch_capabilities::VALUE,
             SYSENTER_CS => msrs.sysenter_cs,
             SYSENTER_ESP => msrs.sysenter_esp,
             SYSENTER_EIP => msrs.sysenter_eip,
