@@ -141,7 +141,8 @@ impl Accelerator for SoftAccelerator {
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
                     Execution::Transcode { after, check } => {
-                        let mirror = (index == 0 && is_mirroring()).then(|| Mirror::new(context.clone()));
+                        let mirror = (index == 0 && is_mirroring())
+                            .then(|| Mirror::new(context.clone(), after == 0));
                         Transcoder::new(context, after, check, None, mirror.flatten())
                             .map_err(no_code)?
                     }

@@ -52,6 +52,9 @@ impl Checker {
         self.bit_offset(state, insn, size)?;
         match (memory.base(), memory.segment()) {
             (Register::RSP, Register::SS) => self.context(state, insn, memory, size, write, flags),
+            (_, Register::DS | Register::SS) if self.is_mirrored => {
+                self.mirrored(insn, memory).map(|()| Operand::Other)
+            }
             (_, Register::DS | Register::SS) => {
                 self.guest(state, memory, size, write).map(|()| Operand::Other)
             }
@@ -145,6 +148,16 @@ impl Checker {
         } else {
             Err(Problem::Context)
         }
+    }
+
+    /// An operand in the guest's memory, by the guest's own address.
+    fn mirrored(&self, insn: &Instruction, memory: &UsedMemory) -> Result<(), Problem> {
+        let is_whole = |register: Register| register == Register::None || register.is_gpr64();
+        if !is_whole(memory.base()) || !is_whole(memory.index()) {
+            return Err(Problem::Unchecked);
+        }
+        // One that faults elsewhere would end the process.
+        self.sites.binary_search(&insn.ip()).map_or(Err(Problem::Unchecked), |_| Ok(()))
     }
 
     /// An operand in the guest's memory.

@@ -240,16 +240,19 @@ pub const WRITABLE: usize = offset_of!(Context, registers_end);
 /// What the checker is told of [`Context`].
 pub fn layout() -> Layout {
     const NOBODY: u32 = 0;
-    const ANYBODY: u32 = (1 << VIEWS) - 1;
-    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32);
+    // Views, and code for mirrored memory.
+    const ANYBODY: u32 = (1 << JUMP_CACHES) - 1;
+    const MIRRORED: u32 = 1 << MIRRORED_JUMPS;
+    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32) & !MIRRORED;
     let field = |offset: usize, size: usize, writers: u32| Field {
         offset: (offset - STACK) as u32,
         size: size as u32,
         writers,
     };
-    let view = |view: usize| {
+    let view = |cache: usize| {
+        let view = if cache == MIRRORED_JUMPS { View::User as usize } else { cache };
         let tlb = offset_of!(Context, tlb) - STACK + view * size_of::<TlbView>();
-        let jump = offset::jump_guest(view) as usize;
+        let jump = offset::jump_guest(cache) as usize;
         ViewTables {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
@@ -274,7 +277,7 @@ pub fn layout() -> Layout {
         ],
         flags: (offset_of!(Context, rflags) - STACK) as u32,
         vectors_live: (offset_of!(Context, vectors_live) - STACK) as u32,
-        views: (0..VIEWS).map(view).collect(),
+        views: (0..JUMP_CACHES).map(view).collect(),
         tlb_entries: TLB_ENTRIES as u32,
         tlb_slots: TLB_SLOTS as u32,
         jump_entries: JUMP_ENTRIES as u32,

@@ -125,6 +125,7 @@ impl Code {
             view: 1,
             flags: DF,
             time: false,
+            mirrored: None,
             stubs: Stubs {
                 leave: LEAVE,
                 crossing: CROSSING,

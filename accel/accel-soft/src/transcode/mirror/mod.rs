@@ -72,13 +72,14 @@ pub struct Mirror {
 
 impl Mirror {
     /// An empty mirror for the processor whose context this is; `None` if the host cannot do it.
-    pub fn new(context: Arc<ContextCell>) -> Option<Self> {
+    /// `is_eager`, for tests: whatever runs is mirrored.
+    pub fn new(context: Arc<ContextCell>, is_eager: bool) -> Option<Self> {
         let mapping = Mapping::new(context)
             .inspect_err(|error| tracing::debug!(%error, "no memory is mirrored"))
             .ok()?;
         Some(Self {
             mapping,
-            policy: Policy::default(),
+            policy: Policy::new(is_eager),
             root: None,
             space: NO_SPACE,
             pages: Map::default(),
