@@ -141,9 +141,14 @@ impl Accelerator for SoftAccelerator {
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
                     Execution::Transcode { after, check } => {
-                        let mirror = (index == 0 && is_mirroring())
-                            .then(|| Mirror::new(context.clone(), after == 0));
-                        Transcoder::new(context, after, check, None, mirror.flatten())
+                        let mirror = match Mirroring::wanted(after) {
+                            Mirroring::Never => None,
+                            _ if index != 0 => None,
+                            wanted => {
+                                Mirror::new(context.clone(), wanted == Mirroring::Always)
+                            }
+                        };
+                        Transcoder::new(context, after, check, None, mirror)
                             .map_err(no_code)?
                     }
                     Execution::Lockstep { after, sample } => {
@@ -162,9 +167,30 @@ impl Accelerator for SoftAccelerator {
     }
 }
 
-/// Whether memory of guest programs is mirrored where the host can do it.
-fn is_mirroring() -> bool {
-    std::env::var_os("LODGE_MIRROR").is_some() && mirror::is_possible()
+/// Which guest programs' memory is mirrored (docs/engine.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mirroring {
+    Never,
+    /// Those that run much.
+    Busy,
+    /// Whatever runs: for tests.
+    Always,
+}
+
+impl Mirroring {
+    /// What the environment wants, or who translates code that was entered `after` times, as far as
+    /// the host can do it.
+    fn wanted(after: u8) -> Self {
+        if !mirror::is_possible() {
+            return Self::Never;
+        }
+        match std::env::var("LODGE_MIRROR").as_deref() {
+            Ok("never") => Self::Never,
+            Ok("always") => Self::Always,
+            _ if after == 0 => Self::Always,
+            _ => Self::Busy,
+        }
+    }
 }
 
 /// A virtual machine of this engine.

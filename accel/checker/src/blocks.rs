@@ -138,7 +138,7 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables { read: 0, write: 0, jump: 0 };
+        let none = ViewTables { read: 0, write: 0, jump: 0, jump_entries: 0 };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
@@ -263,7 +263,7 @@ impl Checker {
             let found = |problem| Violation { offset, problem };
             let Place { marks, pending, .. } = self.places[index];
             if let Some(slot) = (pending as usize).checked_sub(1) {
-                let (tlb, jump) = (self.layout.tlb_entries, self.layout.jump_entries);
+                let (tlb, jump) = (self.layout.tlb_entries, self.tables.jump_entries);
                 match &mut state {
                     Some(state) => {
                         state.merge(&self.pending[slot], tlb, jump, &mut self.numbers);
@@ -424,7 +424,7 @@ impl Checker {
             }
             match (self.places[to].pending as usize).checked_sub(1) {
                 Some(slot) => {
-                    let (tlb, jump) = (self.layout.tlb_entries, self.layout.jump_entries);
+                    let (tlb, jump) = (self.layout.tlb_entries, self.tables.jump_entries);
                     self.pending[slot].merge(state, tlb, jump, &mut self.numbers);
                 }
                 None => {

@@ -208,7 +208,7 @@ impl Checker {
             return Ok(());
         }
         let kind = state.registers[insn.op1_register().full_register().number()].kind;
-        let bound = bound(kind, self.layout.tlb_entries, self.layout.jump_entries);
+        let bound = bound(kind, self.layout.tlb_entries, self.tables.jump_entries);
         match bound {
             Some(bound) if u64::from(bound) <= size * 8 => Ok(()),
             _ => Err(Problem::BitOffset),

@@ -26,8 +26,13 @@ pub const STACK: usize = 16 << 10;
 pub const VIEWS: usize = 3;
 /// Entries of one view's soft TLB, a power of two.
 pub const TLB_ENTRIES: usize = 1024;
-/// Entries of the first level of a jump cache, a power of two.
-pub const JUMP_ENTRIES: usize = 2048;
+/// Entries of the first level of each jump cache, powers of two. That of user code whose memory is
+/// mirrored is filled by Rust code alone, and so should need it less often.
+pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
+    let mut entries = [2048; JUMP_CACHES];
+    entries[MIRRORED_JUMPS] = 16384;
+    entries
+};
 /// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
 pub const JUMP_CACHES: usize = VIEWS + 1;
 /// The jump cache of user code whose memory is mirrored.
@@ -94,7 +99,7 @@ pub struct JumpEntry {
 }
 
 /// How many entries the second level of each jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 17, 1 << 14, 1 << 12, 1 << 16];
+pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 17, 1 << 14, 1 << 12, 1 << 17];
 
 /// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
 /// in that whose number differs in the lowest bit.
@@ -117,7 +122,7 @@ impl SecondJump {
 /// Where indirect and far branches of one view find translated code. Where: see
 /// [`JumpView::index`].
 #[repr(C)]
-pub struct JumpView(pub [JumpEntry; JUMP_ENTRIES]);
+pub struct JumpView<const N: usize>([JumpEntry; N]);
 
 /// What an access to mirrored memory faulted with (see [`mirror`](super::mirror)): what is needed to repeat it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -227,7 +232,8 @@ pub struct Context {
     /// What empty slots of the soft TLB lead to.
     nowhere: [u8; 4096],
     pub tlb: [TlbView; VIEWS],
-    pub jump: [JumpView; JUMP_CACHES],
+    jump: [JumpView<{ JUMP_ENTRIES[0] }>; VIEWS],
+    mirrored_jump: JumpView<{ JUMP_ENTRIES[MIRRORED_JUMPS] }>,
     /// The second level of [`MIRRORED_JUMPS`].
     pub mirrored_jumps: [SecondJump; SECOND_JUMPS[MIRRORED_JUMPS]],
 }
@@ -257,6 +263,7 @@ pub fn layout() -> Layout {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
             jump: jump as u32,
+            jump_entries: JUMP_ENTRIES[cache] as u32,
         }
     };
     Layout {
@@ -280,7 +287,6 @@ pub fn layout() -> Layout {
         views: (0..JUMP_CACHES).map(view).collect(),
         tlb_entries: TLB_ENTRIES as u32,
         tlb_slots: TLB_SLOTS as u32,
-        jump_entries: JUMP_ENTRIES as u32,
     }
 }
 
@@ -352,7 +358,12 @@ pub mod offset {
     }
 
     pub fn jump_guest(cache: usize) -> i32 {
-        let jump = offset_of!(Context, jump) + cache * size_of::<JumpView>();
+        let jump = match cache {
+            MIRRORED_JUMPS => offset_of!(Context, mirrored_jump),
+            view => {
+                offset_of!(Context, jump) + view * size_of::<JumpView<{ JUMP_ENTRIES[0] }>>()
+            }
+        };
         from_stack(jump + offset_of!(JumpEntry, guest))
     }
 
@@ -452,14 +463,26 @@ impl Context {
     /// Forgets where a jump cache leads.
     pub fn clear_jumps(&mut self, cache: usize) {
         if std::mem::take(&mut self.jump_used[cache]) != 0 {
-            self.jump[cache].clear();
+            match cache {
+                MIRRORED_JUMPS => self.mirrored_jump.clear(),
+                view => self.jump[view].clear(),
+            }
         }
+    }
+
+    /// Forgets where jump caches lead for the page at `linear`.
+    pub fn clear_jumps_to(&mut self, linear: u64) {
+        self.jump.iter_mut().for_each(|jump| jump.clear_page(linear));
+        self.mirrored_jump.clear_page(linear);
     }
 
     /// Remembers in a jump cache that the code at `guest` is entered at `host`.
     pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64) {
         self.jump_used[cache] = 1;
-        self.jump[cache].fill(guest, host);
+        match cache {
+            MIRRORED_JUMPS => self.mirrored_jump.fill(guest, host),
+            view => self.jump[view].fill(guest, host),
+        }
     }
 
     /// Forgets what the soft TLBs allow to store to.
@@ -475,7 +498,7 @@ impl Context {
     }
 }
 
-impl JumpView {
+impl<const N: usize> JumpView<N> {
     /// Forgets everything.
     fn clear(&mut self) {
         for (index, entry) in self.0.iter_mut().enumerate() {
@@ -484,7 +507,7 @@ impl JumpView {
     }
 
     /// Forgets what lies in the page at `linear`, or reaches into it.
-    pub fn clear_page(&mut self, linear: u64) {
+    fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
             let index = Self::index(guest);
             if self.0[index].guest & !1 == guest {
@@ -499,7 +522,7 @@ impl JumpView {
     }
 
     fn index(guest: u64) -> usize {
-        jump_hash(guest) % JUMP_ENTRIES
+        jump_hash(guest) % N
     }
 }
 
@@ -576,8 +599,8 @@ mod tests {
 
     #[test]
     fn empty_entries_are_never_hit() {
-        for index in 0..JUMP_ENTRIES {
-            assert_ne!(JumpView::index(nowhere(index)), index);
+        for index in 0..2048 {
+            assert_ne!(JumpView::<2048>::index(nowhere(index)), index);
         }
         for index in 0..TLB_ENTRIES {
             let page = never(index).wrapping_neg();

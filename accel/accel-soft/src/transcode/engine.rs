@@ -196,8 +196,9 @@ impl Transcoder {
             };
             if is_user
                 && let Some(mirror) = &mut self.mirror
+                && mirror.consider(cpu)
             {
-                mirror.consider(cpu);
+                self.context().clear_jumps(MIRRORED_JUMPS);
             }
             let setting = self.setting(cpu);
             if self.settings[setting.jumps()] != Some(setting) {
@@ -289,6 +290,10 @@ impl Transcoder {
                 }
             }
             for cache in 0..JUMP_CACHES {
+                // What is mirrored belongs to one address space.
+                if cache == MIRRORED_JUMPS && !forgotten.all {
+                    continue;
+                }
                 let is_local = std::mem::take(&mut self.are_jumps_local[cache]);
                 if is_local || cache == View::User as usize {
                     self.context().clear_jumps(cache);
@@ -329,7 +334,7 @@ impl Transcoder {
     /// Forgets where jump caches lead for the page at `linear`.
     fn forget_jumps_to(&mut self, linear: u64) {
         self.counters.jumps_forgotten += 1;
-        self.context().jump.iter_mut().for_each(|jump| jump.clear_page(linear));
+        self.context().clear_jumps_to(linear);
         for cache in 0..JUMP_CACHES {
             let entries = self.second_jumps(cache);
             for guest in places_of_page(linear) {
@@ -570,8 +575,13 @@ impl Transcoder {
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
     fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, near: u64) {
-        self.load_state(cpu);
         let began = runtime::tsc::read();
+        if setting.mirrored
+            && let Some(mirror) = &mut self.mirror
+        {
+            mirror.anticipate(cpu);
+        }
+        self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
         loop {
             match next {

@@ -135,7 +135,7 @@ pub fn emit_branch(asm: &mut Assembler, cache: usize, leave: Label) {
         asm.jmp_reg(OTHER);
     } else {
         asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
-        hash(asm, OTHER, JUMP_ENTRIES);
+        hash(asm, OTHER, JUMP_ENTRIES[cache]);
         asm.store_imm(Mem::Context(offset::jump_used(cache)), 1);
         asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(cache)), TARGET);
         asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(cache)), ENTRY);

@@ -40,6 +40,8 @@ pub struct Mapping {
     key: Key,
     /// Pieces of the address space by their start: whether they are ours.
     pieces: HashMap<u64, bool>,
+    /// How often a part of a piece was changed.
+    changes: usize,
 }
 
 // SAFETY: the addresses belong to mappings that this value owns; they are not bound to a thread.
@@ -132,7 +134,7 @@ impl Mapping {
         }
         let alias = alias as u64;
         let file = context.file().as_raw_fd();
-        let mapping = Self { context, alias, key, pieces: HashMap::new() };
+        let mapping = Self { context, alias, key, pieces: HashMap::new(), changes: 0 };
         for (part, protection) in [(HIDDEN..WRITABLE, READ_WRITE), (WRITABLE..size, READ)] {
             let (at, len) = (alias + part.start as u64, part.len());
             let file = Some((file, part.start as u64));
@@ -156,12 +158,18 @@ impl Mapping {
         self.context.get()
     }
 
+    /// How often pages were mapped or taken away since the last [`clear`](Self::clear).
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
     /// Maps `len` bytes of `file` from `offset` on at `linear`. `false` if that address is in use, or the
     /// host refuses.
     pub fn map(&mut self, linear: u64, len: usize, writable: bool, file: RawFd, offset: u64) -> bool {
         if !self.reserve(linear) {
             return false;
         }
+        self.changes += 1;
         let protection = if writable { READ_WRITE } else { READ };
         let flags = libc::MAP_FIXED | libc::MAP_POPULATE;
         let done = map_at(linear, len, protection, flags, Some((file, offset)))
@@ -174,11 +182,13 @@ impl Mapping {
 
     /// Takes the page at `linear` away again.
     pub fn unmap(&mut self, linear: u64) {
+        self.changes += 1;
         self.hide(linear, 0x1000);
     }
 
     /// Takes all pages away.
     pub fn clear(&mut self) {
+        self.changes = 0;
         for (piece, is_ours) in std::mem::take(&mut self.pieces) {
             if is_ours {
                 let (start, len) = extent(piece);

@@ -33,9 +33,9 @@ use policy::Policy;
 
 pub use mapping::is_possible;
 
-/// Pages that a mirror has at most. The host allows a process 65,530 mappings, if nobody changed
-/// that, and a page between two others that do not belong to it may take two.
-const MAX_PAGES: usize = 24_000;
+/// How many times pages may have been mapped or taken away before a mirror is emptied. Each may make two
+/// more mappings, and the host allows a process 65,530, if nobody changed that.
+const MAX_CHANGES: usize = 28_000;
 /// How many pages before and behind one that is missed are mirrored with it, if they lie as they
 /// do in RAM.
 const AROUND: u64 = 64;
@@ -68,6 +68,9 @@ pub struct Mirror {
     pages: Map<u64, Mirrored>,
     /// Where the pages are that are writable: linear addresses by guest physical ones.
     writable: Map<u64, Vec<u64>>,
+    /// An access that the guest's kernel was asked to make possible: when the program goes on, it will
+    /// be repeated.
+    awaited: Option<(u64, bool)>,
 }
 
 impl Mirror {
@@ -84,6 +87,7 @@ impl Mirror {
             space: NO_SPACE,
             pages: Map::default(),
             writable: Map::default(),
+            awaited: None,
         })
     }
 
@@ -98,22 +102,39 @@ impl Mirror {
         self.space == u64::from(space)
     }
 
-    /// User code is about to run: sees to it that its memory is mirrored, if it should be.
-    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        if self.shows(cpu.address_space()) {
-            return;
+    /// User code is about to run: sees to it that its memory is mirrored, if it should be. `true` if that
+    /// is another address space's from now on.
+    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> bool {
+        let space = cpu.address_space();
+        if self.shows(space) {
+            return false;
         }
         let root = root(cpu);
         if self.root == Some(root) {
-            if !self.policy.is_banned(root) {
-                self.look_again(cpu);
-                self.space = cpu.address_space().into();
+            if self.policy.is_banned(root) {
+                return false;
             }
+            self.look_again(cpu);
         } else if self.policy.should_take(root, self.pages.len()) {
             self.clear();
             self.root = Some(root);
-            self.space = cpu.address_space().into();
             tracing::debug!("mirroring the memory of the program at {root:#x}");
+        } else {
+            return false;
+        }
+        self.space = space.into();
+        true
+    }
+
+    /// Code for mirrored memory is about to run: mirrors what it is known to access next.
+    #[inline]
+    pub fn anticipate(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        if let Some((linear, write)) = self.awaited.take()
+            && self.policy.may_fill()
+        {
+            self.fill_around(cpu, linear, write);
+            // Never twice for one fault.
+            self.awaited = None;
         }
     }
 
@@ -154,14 +175,26 @@ impl Mirror {
     /// it. `false` if the interpreter must carry out the access.
     pub fn fill(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, write: bool) -> bool {
         let linear = linear & !0xfff;
-        if linear >= USER_END || !self.policy.may_fault() {
+        if linear >= USER_END || !self.policy.may_fill() {
             self.doubt();
             return false;
         }
-        if self.pages.len() + 2 * AROUND as usize > MAX_PAGES {
+        let began = runtime::tsc::read();
+        if self.mapping.changes() >= MAX_CHANGES {
+            self.policy.overflowed();
             self.clear();
         }
-        let Some(page) = look(cpu, linear, write) else { return false };
+        let is_filled = self.fill_around(cpu, linear, write);
+        self.policy.spent(runtime::tsc::read().wrapping_sub(began));
+        is_filled
+    }
+
+    /// Mirrors the page at `linear` and what lies around it, if the access is one for translated code.
+    fn fill_around(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, write: bool) -> bool {
+        let Some(page) = look(cpu, linear, write) else {
+            self.awaited = Some((linear, write));
+            return false;
+        };
         if write && !page.writable {
             return false;
         }
@@ -195,7 +228,7 @@ impl Mirror {
 
     /// Forgets what the page tables do not say any more.
     fn look_again(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        self.policy.spent_looking(self.pages.len());
+        let began = runtime::tsc::read();
         let wrong: Vec<u64> = self
             .pages
             .iter()
@@ -203,6 +236,7 @@ impl Mirror {
             .map(|(&linear, _)| linear)
             .collect();
         wrong.into_iter().for_each(|linear| self.remove(linear));
+        self.policy.spent(runtime::tsc::read().wrapping_sub(began));
     }
 
     fn remove(&mut self, linear: u64) {
@@ -220,6 +254,7 @@ impl Mirror {
     }
 
     fn clear(&mut self) {
+        self.awaited = None;
         self.mapping.clear();
         self.pages.clear();
         self.writable.clear();

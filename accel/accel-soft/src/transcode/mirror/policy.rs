@@ -5,12 +5,13 @@
 
 /// A program must have run for this long, some milliseconds, before it is mirrored.
 const WARM: u64 = 8_000_000;
-/// What it takes to mirror a page.
-const FAULT: i64 = 25_000;
-/// What it takes to look at a page again.
-const LOOK: i64 = 400;
-/// What a program may spend on faults before it must have earned it: thousands of pages.
-const CREDIT: i64 = 400_000_000;
+/// About what it takes to mirror a page, without the signal's part, and that.
+const FILL: u64 = 25_000;
+const SIGNAL: u64 = 10_000;
+/// What a program may spend on its mirror before it has run for as long: thousands of pages.
+const CREDIT: i64 = 100_000_000;
+/// What it may save up for the times when it changes its memory.
+const SAVINGS: i64 = 1_000_000_000;
 /// It is not mirrored for this long if it spends more; longer each time.
 const PENALTY: u64 = 2_000_000_000;
 /// Programs that are known.
@@ -32,13 +33,15 @@ pub struct Policy {
     accounts: [Account; PROGRAMS],
     /// What the program that is mirrored may still spend.
     credit: i64,
+    /// What was spent since it last earned something.
+    spent_since: u64,
     root: u64,
 }
 
 impl Policy {
     /// Nobody has run yet. `is_eager`, for tests: whatever runs is mirrored.
     pub fn new(is_eager: bool) -> Self {
-        Self { is_eager, accounts: [Account::default(); PROGRAMS], credit: 0, root: 0 }
+        Self { is_eager, accounts: [Account::default(); PROGRAMS], credit: 0, spent_since: 0, root: 0 }
     }
 
     fn account(&mut self, root: u64) -> &mut Account {
@@ -54,9 +57,21 @@ impl Policy {
         self.account(root).ticks += ticks;
     }
 
-    /// The program that is mirrored did.
+    /// The program that is mirrored ran for `ticks`, what was spent included.
     pub fn earned(&mut self, ticks: u64) {
-        self.credit = (self.credit + (ticks / 4) as i64).min(CREDIT);
+        let ticks = ticks.saturating_sub(std::mem::take(&mut self.spent_since));
+        self.credit = self.credit.saturating_add_unsigned(ticks).min(SAVINGS);
+    }
+
+    /// So much was spent on its mirror.
+    pub fn spent(&mut self, ticks: u64) {
+        self.spent_since += ticks + SIGNAL;
+        self.credit = self.credit.saturating_sub_unsigned(ticks + SIGNAL);
+    }
+
+    /// Its mirror had to be emptied, for the host allows no more mappings.
+    pub fn overflowed(&mut self) {
+        self.credit -= SAVINGS / 2;
     }
 
     /// Whether the program is not to be mirrored for the time being.
@@ -69,7 +84,7 @@ impl Policy {
     pub fn should_take(&mut self, root: u64, pages: usize) -> bool {
         let account = *self.account(root);
         // The present one would have to be mirrored anew, too.
-        let cost = pages as u64 * FAULT as u64 / 4;
+        let cost = pages as u64 * FILL / 4;
         if account.ticks < account.wanted.max(cost) && !self.is_eager {
             return false;
         }
@@ -79,10 +94,9 @@ impl Policy {
         true
     }
 
-    /// Whether a page may be mirrored for the present program; if not, it is not to be mirrored for a
+    /// Whether pages may be mirrored for the present program; if not, it is not to be mirrored for a
     /// while.
-    pub fn may_fault(&mut self) -> bool {
-        self.credit -= FAULT;
+    pub fn may_fill(&mut self) -> bool {
         if self.credit >= 0 || self.is_eager {
             return true;
         }
@@ -92,10 +106,5 @@ impl Policy {
         account.wanted = (account.wanted * 2).max(PENALTY);
         tracing::debug!("the memory of the program at {:#x} changes too often", self.root);
         false
-    }
-
-    /// So many pages were looked at again.
-    pub fn spent_looking(&mut self, pages: usize) {
-        self.credit -= pages as i64 * LOOK;
     }
 }

@@ -45,7 +45,7 @@ impl Translator {
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
         // Twice the number of the entry, which has 16 bytes.
-        self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES as i32 - 2);
+        self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES[cache] as i32 - 2);
         self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(cache)));
         let exit = self.exit(Exit::Branch { at, stack });
         let from = self.asm.label();
