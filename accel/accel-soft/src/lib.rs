@@ -8,6 +8,7 @@ mod chips;
 mod clock;
 mod code_memory;
 mod env;
+mod host_pages;
 pub mod native;
 mod ram;
 mod statistics;
@@ -15,6 +16,7 @@ mod transcode;
 mod vcpu;
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{Accelerator, Fault, Vcpu, Vm, VmResources};
@@ -31,6 +33,7 @@ use transcode::context::ContextCell;
 use transcode::engine::{Transcoder, host_width};
 use transcode::lockstep::Lockstep;
 pub use transcode::lockstep::{Tally, lockstep_tally};
+use transcode::mirror::{self, Mirror};
 pub use transcode::proof::refused_blocks;
 use transcode::watch::Watch;
 use vcpu::SoftVcpu;
@@ -94,8 +97,14 @@ impl Accelerator for SoftAccelerator {
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
         // The guest's TSC starts near zero, as after RESET.
         let tsc_offset = host_tsc.wrapping_neg();
-        let contexts: Vec<Arc<ContextCell>> =
-            (0..config.cpus).map(|_| ContextCell::new(host_width())).collect();
+        let contexts = (0..config.cpus)
+            .map(|_| ContextCell::new(host_width()))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|source| Fault::Host {
+                what: "cannot map memory for a processor's registers and tables".to_owned(),
+                source,
+                remedy: "free memory on the host, or raise its limit of descriptors".to_owned(),
+            })?;
         let chips = Chips::wire(&contexts, config.clock.clone(), &config.timers, tsc_offset);
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
@@ -132,13 +141,18 @@ impl Accelerator for SoftAccelerator {
                 let transcoder = match self.execution {
                     Execution::Interpret => None,
                     Execution::Transcode { after, check } => {
-                        Transcoder::new(context, after, check, None).map_err(no_code)?
+                        let mirror = match Mirroring::wanted(after) {
+                            Mirroring::Never => None,
+                            _ if index != 0 => None,
+                            wanted => Mirror::new(context.clone(), wanted == Mirroring::Always),
+                        };
+                        Transcoder::new(context, after, check, None, mirror).map_err(no_code)?
                     }
                     Execution::Lockstep { after, sample } => {
                         let native = NativeUnit::new().map_err(no_code)?;
                         let lockstep = Lockstep::new(shared.clone(), cpuid.clone(), native, sample);
                         let lockstep = (config.cpus == 1).then_some(lockstep);
-                        Transcoder::new(context, after, false, lockstep).map_err(no_code)?
+                        Transcoder::new(context, after, false, lockstep, None).map_err(no_code)?
                     }
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
@@ -147,6 +161,32 @@ impl Accelerator for SoftAccelerator {
             })
             .collect::<Result<Vec<_>, Fault>>()?;
         Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))
+    }
+}
+
+/// Which guest programs' memory is mirrored (docs/engine.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mirroring {
+    Never,
+    /// Those that run much.
+    Busy,
+    /// Whatever runs: for tests.
+    Always,
+}
+
+impl Mirroring {
+    /// What the environment wants, or who translates code that was entered `after` times, as far as
+    /// the host can do it.
+    fn wanted(after: u8) -> Self {
+        if !mirror::is_possible() {
+            return Self::Never;
+        }
+        match std::env::var("LODGE_MIRROR").as_deref() {
+            Ok("never") => Self::Never,
+            Ok("always") => Self::Always,
+            _ if after == 0 => Self::Always,
+            _ => Self::Busy,
+        }
     }
 }
 

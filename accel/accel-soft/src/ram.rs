@@ -2,11 +2,12 @@
 //! processors see whole.
 
 use std::arch::asm;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use mem::{CodeMarks, GuestMemory};
+use mem::{CodeMarks, GuestAddress, GuestMemory};
 use x86::Word;
 
 /// A page of RAM in the VMM's address space. It stays mapped as long as the [`Ram`] it came
@@ -81,6 +82,15 @@ impl Ram {
                 .marks()
                 .listen(Box::new(move |page| changed(start + ((page as u64) << 12))));
         }
+    }
+
+    /// Where `len` bytes at `gpa` lie in the file of RAM: its descriptor and the offset.
+    pub fn file(&self, gpa: u64, len: usize) -> Option<(RawFd, u64)> {
+        let region = self.memory.find_region(GuestAddress(gpa))?;
+        let offset = gpa - region.start_addr().raw_value();
+        let file = region.file_offset()?;
+        let fits = offset.checked_add(len as u64)? <= region.len();
+        fits.then(|| (file.file().as_raw_fd(), file.start() + offset))
     }
 
     /// The guest physical address of a page.

@@ -27,6 +27,8 @@ pub(crate) fn of(interpreter: &Stats, transcoder: &Counters, fill: &Fill) -> Sta
         unsettled,
         jumps_forgotten,
         refused,
+        mirrored,
+        not_mirrored,
     } = transcoder;
     let &Fill { bytes, capacity, exits, exits_capacity, blocks: code_blocks } = fill;
     Statistics {
@@ -36,6 +38,8 @@ pub(crate) fn of(interpreter: &Stats, transcoder: &Counters, fill: &Fill) -> Sta
             ("exits_chain", chains),
             ("exits_miss", misses),
             ("exits_interpret", interpreted),
+            ("mirror_fills", mirrored),
+            ("mirror_faults", not_mirrored),
             ("resumes", resumed),
             ("attentions", attention),
             ("tlb_fills", filled),

@@ -44,6 +44,11 @@ pub struct Block<'a> {
     pub flags: u64,
     /// Whether it may read the time stamp counter.
     pub time: bool,
+    /// Where it accesses the guest's memory without a check, if it may do that, in ascending order.
+    /// Such a block runs while protection keys hide all memory but the guest program's and what is to
+    /// be seen of the context, with vector registers live from the start. An access that faults
+    /// is recognized by its place.
+    pub mirrored: Option<&'a [u32]>,
     /// Code that is always there.
     pub stubs: Stubs,
 }
@@ -116,6 +121,10 @@ pub struct Checker {
     pub(crate) numbers: Numbers,
     pub(crate) tables: ViewTables,
     pub(crate) view: usize,
+    /// Accesses to the guest's memory need no check where they are listed.
+    pub(crate) is_mirrored: bool,
+    /// The addresses of those that are.
+    pub(crate) sites: Vec<u64>,
     insns: Vec<Instruction>,
     places: Vec<Place>,
     /// For each offset, one more than the index of the instruction that begins there.
@@ -129,13 +138,15 @@ pub struct Checker {
 impl Checker {
     /// A checker for contexts of this layout.
     pub fn new(layout: Layout) -> Self {
-        let none = ViewTables { read: 0, write: 0, jump: 0 };
+        let none = ViewTables { read: 0, write: 0, jump: 0, jump_entries: 0 };
         Self {
             layout,
             info: InstructionInfoFactory::new(),
             numbers: Numbers::default(),
             tables: none,
             view: 0,
+            is_mirrored: false,
+            sites: Vec::new(),
             insns: Vec::new(),
             places: Vec::new(),
             index_at: Vec::new(),
@@ -155,6 +166,10 @@ impl Checker {
             None => return Err(at_start(Problem::NoSuchView)),
         };
         self.view = block.view;
+        self.is_mirrored = block.mirrored.is_some();
+        self.sites.clear();
+        let sites = block.mirrored.unwrap_or_default();
+        self.sites.extend(sites.iter().map(|&site| block.address.wrapping_add(site.into())));
         self.numbers = Numbers::default();
         self.decode(block)?;
         self.mark(block)?;
@@ -248,7 +263,7 @@ impl Checker {
             let found = |problem| Violation { offset, problem };
             let Place { marks, pending, .. } = self.places[index];
             if let Some(slot) = (pending as usize).checked_sub(1) {
-                let (tlb, jump) = (self.layout.tlb_entries, self.layout.jump_entries);
+                let (tlb, jump) = (self.layout.tlb_entries, self.tables.jump_entries);
                 match &mut state {
                     Some(state) => {
                         state.merge(&self.pending[slot], tlb, jump, &mut self.numbers);
@@ -314,7 +329,8 @@ impl Checker {
             || before.is_some_and(|state| state.registers[RBX].kind.is_secret());
         // Whether vector registers are live on the way from above is taken for granted on ways
         // from below and behind an exit, too. Whether they are is seen there.
-        let mut live = marks & (FAR | NEAR | RESUME) == 0 && before.is_none_or(|state| state.live);
+        let mut live = self.is_mirrored
+            || marks & (FAR | NEAR | RESUME) == 0 && before.is_none_or(|state| state.live);
         if marks & RETRY != 0 {
             let here = || self.retries.iter().filter(|r| r.0.at == offset);
             live &= here().all(|&(_, left_live, _)| left_live);
@@ -408,7 +424,7 @@ impl Checker {
             }
             match (self.places[to].pending as usize).checked_sub(1) {
                 Some(slot) => {
-                    let (tlb, jump) = (self.layout.tlb_entries, self.layout.jump_entries);
+                    let (tlb, jump) = (self.layout.tlb_entries, self.tables.jump_entries);
                     self.pending[slot].merge(state, tlb, jump, &mut self.numbers);
                 }
                 None => {

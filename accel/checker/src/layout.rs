@@ -18,9 +18,6 @@ pub struct Layout {
     pub tlb_entries: u32,
     /// How many entries follow these that belong to no address: slots.
     pub tlb_slots: u32,
-    /// How many entries a jump cache has, a power of two. They are indexed by half the address
-    /// exclusive-or the number of its page.
-    pub jump_entries: u32,
 }
 
 /// A field of the context that is no table.
@@ -47,6 +44,8 @@ pub struct ViewTables {
     /// The jump cache. The first half of an entry is the guest's instruction pointer, or one of
     /// another entry if there is none; the second is the host's address of the code there.
     pub jump: u32,
+    /// Entries of the jump cache, a power of two.
+    pub jump_entries: u32,
 }
 
 /// Half of one of a view's tables.

@@ -52,6 +52,9 @@ impl Checker {
         self.bit_offset(state, insn, size)?;
         match (memory.base(), memory.segment()) {
             (Register::RSP, Register::SS) => self.context(state, insn, memory, size, write, flags),
+            (_, Register::DS | Register::SS) if self.is_mirrored => {
+                self.mirrored(insn, memory).map(|()| Operand::Other)
+            }
             (_, Register::DS | Register::SS) => {
                 self.guest(state, memory, size, write).map(|()| Operand::Other)
             }
@@ -147,6 +150,16 @@ impl Checker {
         }
     }
 
+    /// An operand in the guest's memory, by the guest's own address.
+    fn mirrored(&self, insn: &Instruction, memory: &UsedMemory) -> Result<(), Problem> {
+        let is_whole = |register: Register| register == Register::None || register.is_gpr64();
+        if !is_whole(memory.base()) || !is_whole(memory.index()) {
+            return Err(Problem::Unchecked);
+        }
+        // One that faults elsewhere would end the process.
+        self.sites.binary_search(&insn.ip()).map_or(Err(Problem::Unchecked), |_| Ok(()))
+    }
+
     /// An operand in the guest's memory.
     fn guest(
         &self,
@@ -195,7 +208,7 @@ impl Checker {
             return Ok(());
         }
         let kind = state.registers[insn.op1_register().full_register().number()].kind;
-        let bound = bound(kind, self.layout.tlb_entries, self.layout.jump_entries);
+        let bound = bound(kind, self.layout.tlb_entries, self.tables.jump_entries);
         match bound {
             Some(bound) if u64::from(bound) <= size * 8 => Ok(()),
             _ => Err(Problem::BitOffset),

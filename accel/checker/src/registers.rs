@@ -210,7 +210,7 @@ impl Checker {
             Kind::Page { of, by: 11, bits } if selects(self.layout.tlb_entries, bits) => {
                 Kind::TlbIndex { of }
             }
-            Kind::Hash { of, bits } if selects(self.layout.jump_entries, bits) => {
+            Kind::Hash { of, bits } if selects(self.tables.jump_entries, bits) => {
                 Kind::JumpIndex { of }
             }
             _ => mask.checked_add(1).map_or(Kind::Any, Kind::Below),

@@ -41,6 +41,7 @@ impl Golden {
             view: self.view,
             flags: self.flags,
             time: self.time,
+            mirrored: None,
             stubs: self.stubs,
         }
     }
@@ -102,6 +103,7 @@ fn parse(line: &str) -> Golden {
         },
         flags: number(flags).into(),
         time: number(time) != 0,
+        mirrored: None,
         code: (0..code.len()).step_by(2).map(byte).collect(),
     }
 }
@@ -218,6 +220,7 @@ proptest! {
             view,
             flags: u64::from(first),
             time: true,
+            mirrored: None,
             stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3] },
         };
         let _ = Checker::new(layout()).check(&block);
@@ -276,6 +279,7 @@ proptest! {
             view: 0,
             flags: 0,
             time: false,
+            mirrored: None,
             stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60] },
         };
         let _ = Checker::new(layout()).check(&block);

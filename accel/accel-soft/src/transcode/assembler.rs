@@ -289,12 +289,6 @@ impl Assembler {
         self.imm32(value);
     }
 
-    /// Stores a sign-extended immediate.
-    pub fn store_imm(&mut self, to: Mem, value: i32) {
-        self.with_mem(W, &[0xc7], 0, to);
-        self.imm32(value);
-    }
-
     pub fn lea(&mut self, to: Reg, mem: Mem) {
         self.with_mem(W, &[0x8d], to.0, mem);
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use x86::View;
 
 use super::assembler::{Assembler, Mem, Reg};
-use super::context::{VIEWS, offset};
+use super::context::{JUMP_CACHES, MIRRORED_JUMPS, VIEWS, offset};
 use super::packed_exit::PackedExit;
+use super::sites::{Site, Sites};
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
@@ -34,6 +35,11 @@ impl Key {
     /// The same setting at another offset in the page.
     pub fn at(self, offset: u16) -> Self {
         Self(self.0 & !0xfff | u64::from(offset & 0xfff))
+    }
+
+    /// Whether it is code for mirrored memory.
+    fn is_mirrored(self) -> bool {
+        self.0 & u64::from(Setting::MIRRORED) << 56 != 0
     }
 
     /// Where a jump leads.
@@ -107,14 +113,15 @@ struct PageBlocks {
 pub struct Cache {
     code: CodeMemory,
     pub common: Common,
-    /// Where blocks lead that were forgotten.
-    forgotten: u64,
+    /// Where blocks lead that were forgotten, and those for mirrored memory.
+    forgotten: [u64; 2],
     /// The end of the code that is always there.
     common_end: usize,
     blocks: Map<Key, Block>,
     crossings: Map<(Key, u64), Block>,
     pages: Map<u64, PageBlocks>,
     exits: Vec<PackedExit>,
+    sites: Sites,
     /// How often code of a page was changed, and since when that is counted.
     changes: Map<u64, (u32, Instant)>,
 }
@@ -124,6 +131,11 @@ const MAX_CHANGES: u32 = 64;
 const REST: Duration = Duration::from_secs(1);
 /// The exit of code that was forgotten: to wherever the branch that led to it wanted to go.
 const FORGOTTEN: Departure = Departure { exit: Exit::Branch { at: 0, stack: 0 }, back: 0 };
+/// The number of the exit of accesses that faulted.
+pub const FAULT_EXIT: u32 = 1;
+const FAULT: Departure = Departure { exit: Exit::Fault, back: 0 };
+/// The first exit of a block.
+const FIRST_EXIT: usize = 2;
 /// More exits than this are never kept: 8 bytes each.
 const MAX_EXITS: usize = 1 << 20;
 
@@ -139,41 +151,64 @@ impl Cache {
         };
         let leave_label = asm.here();
         jump_to(&mut asm, entry::leave as *const () as u64);
+        let leave_mirrored = asm.code.len() as u32;
+        let leave_mirrored_label = asm.here();
+        // Code memory cannot be read there.
+        asm.jmp_mem(Mem::Context(offset::LEAVE_MIRRORED));
         let load_vectors = asm.code.len() as u32;
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
         let mut second_level = [[0; 2]; VIEWS];
-        let mut second_jumps = [0; VIEWS];
+        let mut second_jumps = [0; JUMP_CACHES];
         for view in [View::User, View::Supervisor, View::SupervisorAc] {
             for write in [false, true] {
                 second_level[view as usize][usize::from(write)] = asm.code.len() as u32;
                 second_level::emit_access(&mut asm, view, write, leave_label);
             }
-            second_jumps[view as usize] = asm.code.len() as u32;
-            second_level::emit_branch(&mut asm, view, leave_label);
+        }
+        for (cache, place) in second_jumps.iter_mut().enumerate() {
+            let leave = if cache == MIRRORED_JUMPS { leave_mirrored_label } else { leave_label };
+            *place = asm.code.len() as u32;
+            second_level::emit_branch(&mut asm, cache, leave);
         }
         let crossing = asm.code.len() as u32;
         asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
         asm.jmp(leave_label);
-        let common = Common { leave: 0, crossing, load_vectors, second_level, second_jumps };
-        // Leaves by exit 0.
-        let forgotten = asm.code.len();
-        asm.mov_imm(Reg::RBP, 0);
-        asm.jmp(leave_label);
+        let common =
+            Common { leave: 0, leave_mirrored, crossing, load_vectors, second_level, second_jumps };
+        let forgotten = [leave_label, leave_mirrored_label].map(|leave| {
+            // Leaves by exit 0.
+            let at = asm.code.len();
+            asm.mov_imm(Reg::RBP, 0);
+            asm.jmp(leave);
+            at
+        });
         if !asm.resolve() || code.append(&asm.code) != Some(0) {
             return Err(io::Error::other("the common code does not lie where it should"));
         }
         let (common_end, _) = code.fill();
         Ok(Self {
-            forgotten: code.address(forgotten),
+            forgotten: forgotten.map(|at| code.address(at)),
+            sites: Sites::default(),
             code,
             common,
             common_end,
             blocks: Map::default(),
             crossings: Map::default(),
             pages: Map::default(),
-            exits: vec![PackedExit::pack(FORGOTTEN)],
+            exits: [FORGOTTEN, FAULT].map(PackedExit::pack).to_vec(),
             changes: Map::default(),
         })
+    }
+
+    /// The access to mirrored memory whose instruction is at host address `rip`.
+    pub fn site(&self, rip: u64) -> Option<Site> {
+        let at = rip.checked_sub(self.code.address(0))?;
+        self.sites.find(u32::try_from(at).ok()?)
+    }
+
+    /// The host addresses of code memory.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.code.address(0)..self.code.address(CODE_SIZE)
     }
 
     pub fn find(&self, key: Key) -> Option<Block> {
@@ -188,7 +223,9 @@ impl Cache {
     /// there may be too little room.
     pub fn next_place(&self) -> Option<(u32, u32)> {
         let (used, size) = self.code.fill();
-        let has_room = used + (64 << 10) < size && self.exits.len() + 1024 < MAX_EXITS;
+        let has_room = used + (64 << 10) < size
+            && self.exits.len() + 1024 < MAX_EXITS
+            && self.sites.have_room();
         has_room.then_some((used as u32, self.exits.len() as u32))
     }
 
@@ -219,8 +256,10 @@ impl Cache {
         code: &[u8],
         exits: &[Departure],
         links: &[Link],
+        sites: &[Site],
     ) -> Option<Block> {
         let base = self.code.append(code)?;
+        self.sites.add(base as u32, sites);
         let block = Block::Code {
             near: self.code.address(base + translated.near as usize),
             far: self.code.address(base),
@@ -284,14 +323,15 @@ impl Cache {
     /// it then leads out.
     pub fn forget_page(&mut self, page: u64) {
         if let Some(page) = self.pages.remove(&page) {
-            let blocks = page.blocks.iter().map(|key| self.blocks.remove(key));
-            let mut forgotten: Vec<Option<Block>> = blocks.collect();
-            forgotten.extend(page.crossings.iter().map(|key| self.crossings.remove(key)));
-            for block in forgotten {
+            let blocks = page.blocks.iter().map(|&key| (key, self.blocks.remove(&key)));
+            let mut forgotten: Vec<(Key, Option<Block>)> = blocks.collect();
+            let crossings = page.crossings.iter();
+            forgotten.extend(crossings.map(|at| (at.0, self.crossings.remove(at))));
+            for (key, block) in forgotten {
                 if let Some(Block::Code { far, .. }) = block {
                     let at = far.wrapping_sub(self.code.address(0)) as usize;
                     self.code.write(at, &[0xe9]);
-                    self.link(at as u32 + 1, self.forgotten);
+                    self.link(at as u32 + 1, self.forgotten[usize::from(key.is_mirrored())]);
                 }
             }
         }
@@ -315,7 +355,8 @@ impl Cache {
         self.blocks.clear();
         self.crossings.clear();
         self.pages.clear();
-        self.exits.truncate(1);
+        self.exits.truncate(FIRST_EXIT);
+        self.sites.clear();
         self.changes.clear();
     }
 }

@@ -6,8 +6,10 @@
 //! addresses without delay, as if they were registers, which they do not for those relative to a
 //! segment base.
 
-use std::cell::UnsafeCell;
+use std::io;
 use std::mem::offset_of;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,6 +19,8 @@ use x86::state::{SegReg, VectorState};
 
 use super::journal::Journal;
 
+use crate::host_pages;
+
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
 /// How many views of memory have tables of their own: [`View::User`], [`View::Supervisor`] and
@@ -24,8 +28,17 @@ pub const STACK: usize = 16 << 10;
 pub const VIEWS: usize = 3;
 /// Entries of one view's soft TLB, a power of two.
 pub const TLB_ENTRIES: usize = 1024;
-/// Entries of one view's jump cache, a power of two.
-pub const JUMP_ENTRIES: usize = 2048;
+/// Entries of the first level of each jump cache, powers of two. That of user code whose memory is
+/// mirrored is filled by Rust code alone, and so should need it less often.
+pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
+    let mut entries = [2048; JUMP_CACHES];
+    entries[MIRRORED_JUMPS] = 16384;
+    entries
+};
+/// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
+pub const JUMP_CACHES: usize = VIEWS + 1;
+/// The jump cache of user code whose memory is mirrored.
+pub const MIRRORED_JUMPS: usize = VIEWS;
 
 /// Entries of each of a view's tables that belong to no address, but to what forms it: the stack
 /// pointer, or an instruction's constant address. What they are used for mostly stays in one page,
@@ -87,8 +100,8 @@ pub struct JumpEntry {
     pub host: u64,
 }
 
-/// How many entries the second level of each view's jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; VIEWS] = [1 << 17, 1 << 14, 1 << 12];
+/// How many entries the second level of each jump cache has, powers of two.
+pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 17, 1 << 14, 1 << 12, 1 << 17];
 
 /// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
 /// in that whose number differs in the lowest bit.
@@ -112,15 +125,56 @@ impl SecondJump {
 /// Where indirect and far branches of one view find translated code. Where: see
 /// [`JumpView::index`].
 #[repr(C)]
-pub struct JumpView(pub [JumpEntry; JUMP_ENTRIES]);
+pub struct JumpView<const N: usize>([JumpEntry; N]);
+
+/// What an access to mirrored memory faulted with (see [`mirror`](super::mirror)): what is needed to repeat it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MirrorFault {
+    /// Where in code memory.
+    pub rip: u64,
+    /// The linear address, if `has_address`.
+    pub linear: u64,
+    pub has_address: bool,
+    pub write: bool,
+    /// What the context had as status flags.
+    pub status: u64,
+    /// Host registers that are no guest's.
+    pub rax: u64,
+    pub rbx: u64,
+    pub rbp: u64,
+    pub rflags: u64,
+}
+
+/// What follows lies in another page.
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct NextPage;
 
 /// See the module's text. Status flags are kept as LAHF and SETO leave them in AX: OF in AL,
 /// the other five in AH.
+///
+/// User code whose memory is mirrored could reach what translated code can. So it sees the
+/// context at a second place, where only the first page behind the stack is writable, which
+/// holds nothing but what such a program may change anyway: its registers.
 #[repr(C, align(4096))]
 pub struct Context {
     /// What lies below the stack pointer: return addresses, for the few calls there are, and
     /// room for a signal's frame, should one come.
     stack: [u64; STACK / 8],
+    /// General-purpose registers by number. Guest R8 to R11 always live here.
+    pub gpr: [u64; 16],
+    /// Linear address of the page that code is executed from.
+    pub code_base: u64,
+    /// For one value to survive a check.
+    pub spill: u64,
+    /// Status flags, in the form of AX.
+    pub status: u64,
+    /// RBX at an exit: mostly an address.
+    pub scratch: u64,
+    /// Why translated code was left: the number of an exit.
+    pub exit: u32,
+    registers_end: NextPage,
     /// Not zero: the processor has something to do besides executing instructions. Any thread
     /// may set it.
     pub attention: AtomicU32,
@@ -129,24 +183,12 @@ pub struct Context {
     pub deferred: u32,
     /// Not zero: the guest's vector registers are in the host's. Else they are in memory.
     pub vectors_live: u32,
-    /// Why translated code was left: the number of an exit.
-    pub exit: u32,
-    /// Linear address of the page that code is executed from.
-    pub code_base: u64,
-    /// For one value to survive a check.
-    pub spill: u64,
-    /// General-purpose registers by number. Guest R8 to R11 always live here.
-    pub gpr: [u64; 16],
     /// Vector registers as wide as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     pub width: u32,
     /// Not zero: vector registers were live when translated code was left.
     pub vectors_left: u32,
-    /// Status flags, in the form of AX.
-    pub status: u64,
     /// RFLAGS but for the status flags.
     pub rflags: u64,
-    /// RBX at an exit: mostly an address.
-    pub scratch: u64,
     /// Twice the number of the entry of the soft TLB that missed.
     pub missed: u64,
     /// Segment bases.
@@ -172,15 +214,15 @@ pub struct Context {
     pub target: u64,
     /// The second level of each view's soft TLB: [`SECOND_ENTRIES`] entries.
     pub second: [*mut SecondEntry; VIEWS],
-    /// The second level of each view's jump cache: [`SECOND_JUMPS`] entries.
-    pub second_jumps: [*mut SecondJump; VIEWS],
+    /// The second level of each jump cache: [`SECOND_JUMPS`] entries.
+    pub second_jumps: [*mut SecondJump; JUMP_CACHES],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
-    /// The same for each view's second level of the jump cache, with the number of the setting
-    /// above: it has what was translated for others, too.
-    pub jump_spaces: [u64; VIEWS],
+    /// The same for each second level of a jump cache, with the number of the setting above: it has
+    /// what was translated for others, too.
+    pub jump_spaces: [u64; JUMP_CACHES],
     /// The same of what is global.
-    pub global_jump_spaces: [u64; VIEWS],
+    pub global_jump_spaces: [u64; JUMP_CACHES],
     /// What each view's soft TLB and jump cache have that is not global.
     pub tlb_journals: [Journal; VIEWS],
     pub jump_journals: [Journal; VIEWS],
@@ -188,29 +230,52 @@ pub struct Context {
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
     pub host_mxcsr: u32,
+    /// The stack pointers at which the context is seen: here, and by user code whose memory is
+    /// mirrored.
+    pub plain_sp: u64,
+    pub mirrored_sp: u64,
+    /// The address of [`entry::leave_mirrored`](super::entry::leave_mirrored).
+    pub leave_mirrored: u64,
+    /// PKRU as Rust code expects it, and as it is while user code with mirrored memory runs.
+    pub host_pkru: u32,
+    pub mirrored_pkru: u32,
+    /// The last fault of such code.
+    pub fault: MirrorFault,
     /// What empty slots of the soft TLB lead to.
     nowhere: [u8; 4096],
     pub tlb: [TlbView; VIEWS],
-    pub jump: [JumpView; VIEWS],
+    jump: [JumpView<{ JUMP_ENTRIES[0] }>; VIEWS],
+    mirrored_jump: JumpView<{ JUMP_ENTRIES[MIRRORED_JUMPS] }>,
+    /// The second level of [`MIRRORED_JUMPS`].
+    pub mirrored_jumps: [SecondJump; SECOND_JUMPS[MIRRORED_JUMPS]],
 }
+
+/// Bytes of the context, from its start, up to which user code with mirrored memory cannot even look;
+/// and up to which it can write. It can read the rest.
+pub const HIDDEN: usize = STACK;
+pub const WRITABLE: usize = offset_of!(Context, registers_end);
 
 /// What the checker is told of [`Context`].
 pub fn layout() -> Layout {
     const NOBODY: u32 = 0;
-    const ANYBODY: u32 = (1 << VIEWS) - 1;
-    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32);
+    // Views, and code for mirrored memory.
+    const ANYBODY: u32 = (1 << JUMP_CACHES) - 1;
+    const MIRRORED: u32 = 1 << MIRRORED_JUMPS;
+    const KERNEL: u32 = ANYBODY & !(1 << View::User as u32) & !MIRRORED;
     let field = |offset: usize, size: usize, writers: u32| Field {
         offset: (offset - STACK) as u32,
         size: size as u32,
         writers,
     };
-    let view = |view: usize| {
+    let view = |cache: usize| {
+        let view = if cache == MIRRORED_JUMPS { View::User as usize } else { cache };
         let tlb = offset_of!(Context, tlb) - STACK + view * size_of::<TlbView>();
-        let jump = offset_of!(Context, jump) - STACK + view * size_of::<JumpView>();
+        let jump = offset::jump_guest(cache) as usize;
         ViewTables {
             read: (tlb + offset_of!(TlbView, read)) as u32,
             write: (tlb + offset_of!(TlbView, write)) as u32,
             jump: jump as u32,
+            jump_entries: JUMP_ENTRIES[cache] as u32,
         }
     };
     Layout {
@@ -233,10 +298,9 @@ pub fn layout() -> Layout {
         ],
         flags: (offset_of!(Context, rflags) - STACK) as u32,
         vectors_live: (offset_of!(Context, vectors_live) - STACK) as u32,
-        views: (0..VIEWS).map(view).collect(),
+        views: (0..JUMP_CACHES).map(view).collect(),
         tlb_entries: TLB_ENTRIES as u32,
         tlb_slots: TLB_SLOTS as u32,
-        jump_entries: JUMP_ENTRIES as u32,
     }
 }
 
@@ -264,6 +328,7 @@ pub mod offset {
     pub const STATUS: i32 = from_stack(offset_of!(Context, status));
     pub const EXIT: i32 = from_stack(offset_of!(Context, exit));
     pub const TARGET: i32 = from_stack(offset_of!(Context, target));
+    pub const LEAVE_MIRRORED: i32 = from_stack(offset_of!(Context, leave_mirrored));
     pub const WRITE_EPOCH: i32 = from_stack(offset_of!(Context, write_epoch));
 
     /// Of FS or GS.
@@ -287,24 +352,24 @@ pub mod offset {
         from_stack(offset_of!(Context, tlb_journals) + view as usize * size_of::<Journal>())
     }
 
-    pub fn jump_journal(view: View) -> i32 {
-        from_stack(offset_of!(Context, jump_journals) + view as usize * size_of::<Journal>())
+    pub fn jump_journal(view: usize) -> i32 {
+        from_stack(offset_of!(Context, jump_journals) + view * size_of::<Journal>())
     }
 
-    pub fn second_jumps(view: View) -> i32 {
-        from_stack(offset_of!(Context, second_jumps) + view as usize * 8)
+    pub fn second_jumps(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, second_jumps) + cache * 8)
     }
 
     pub fn space(view: View) -> i32 {
         from_stack(offset_of!(Context, spaces) + view as usize * 8)
     }
 
-    pub fn jump_space(view: View) -> i32 {
-        from_stack(offset_of!(Context, jump_spaces) + view as usize * 8)
+    pub fn jump_space(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, jump_spaces) + cache * 8)
     }
 
-    pub fn global_jump_space(view: View) -> i32 {
-        from_stack(offset_of!(Context, global_jump_spaces) + view as usize * 8)
+    pub fn global_jump_space(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, global_jump_spaces) + cache * 8)
     }
 
     /// The tags that loads or stores look at.
@@ -320,14 +385,17 @@ pub mod offset {
         tlb_tag(view, write) + TO_HOST as i32
     }
 
-    pub fn jump_guest(view: View) -> i32 {
-        let jump = offset_of!(Context, jump) + view as usize * size_of::<JumpView>();
+    pub fn jump_guest(cache: usize) -> i32 {
+        let jump = match cache {
+            MIRRORED_JUMPS => offset_of!(Context, mirrored_jump),
+            view => offset_of!(Context, jump) + view * size_of::<JumpView<{ JUMP_ENTRIES[0] }>>(),
+        };
         from_stack(jump + offset_of!(JumpEntry, guest))
     }
 
-    pub fn jump_host(view: View) -> i32 {
+    pub fn jump_host(cache: usize) -> i32 {
         const TO_HOST: usize = offset_of!(JumpEntry, host) - offset_of!(JumpEntry, guest);
-        jump_guest(view) + TO_HOST as i32
+        jump_guest(cache) + TO_HOST as i32
     }
 }
 
@@ -444,18 +512,44 @@ impl Context {
         self.tlb[view].fill(index, linear, host, write);
     }
 
-    /// Forgets where a view's jump cache leads.
-    pub fn clear_jumps(&mut self, view: usize) {
-        self.jump[view].clear();
-        self.jump_journals[view].clear();
+    /// Forgets where a jump cache leads.
+    pub fn clear_jumps(&mut self, cache: usize) {
+        match cache {
+            MIRRORED_JUMPS => self.mirrored_jump.clear(),
+            view => {
+                self.jump[view].clear();
+                self.jump_journals[view].clear();
+            }
+        }
     }
 
-    /// Remembers in a view's jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, view: usize, guest: u64, host: u64, global: bool) {
-        if !global {
-            self.jump_journals[view].note(JumpView::index(guest));
+    /// Forgets where jump caches lead for the page at `linear`.
+    pub fn clear_jumps_to(&mut self, linear: u64) {
+        self.jump.iter_mut().for_each(|jump| jump.clear_page(linear));
+        self.mirrored_jump.clear_page(linear);
+    }
+
+    /// The far entry of the block at `guest`, if a jump cache knows it.
+    pub fn find_jump(&self, cache: usize, guest: u64) -> Option<u64> {
+        match cache {
+            MIRRORED_JUMPS => self.mirrored_jump.find(guest),
+            view => self.jump[view].find(guest),
         }
-        self.jump[view].fill(guest, host);
+    }
+
+    /// Remembers in a jump cache that the code at `guest` is entered at `host`.
+    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) {
+        match cache {
+            MIRRORED_JUMPS => {
+                self.mirrored_jump.fill(guest, host);
+            }
+            view => {
+                let index = self.jump[view].fill(guest, host);
+                if !global {
+                    self.jump_journals[view].note(index);
+                }
+            }
+        }
     }
 
     /// Forgets what the soft TLBs allow to store to.
@@ -471,7 +565,7 @@ impl Context {
     }
 }
 
-impl JumpView {
+impl<const N: usize> JumpView<N> {
     /// Forgets everything.
     fn clear(&mut self) {
         for (index, entry) in self.0.iter_mut().enumerate() {
@@ -485,7 +579,7 @@ impl JumpView {
     }
 
     /// Forgets what lies in the page at `linear`, or reaches into it.
-    pub fn clear_page(&mut self, linear: u64) {
+    fn clear_page(&mut self, linear: u64) {
         for guest in places_of_page(linear) {
             let index = Self::index(guest);
             if self.0[index].guest & !1 == guest {
@@ -495,24 +589,30 @@ impl JumpView {
     }
 
     /// The far entry of the block at `guest`.
-    pub fn find(&self, guest: u64) -> Option<u64> {
+    fn find(&self, guest: u64) -> Option<u64> {
         let entry = &self.0[Self::index(guest)];
         (entry.guest == guest).then_some(entry.host)
     }
 
-    /// Remembers that the code at `guest` is entered at `host`.
-    fn fill(&mut self, guest: u64, host: u64) {
-        self.0[Self::index(guest)] = JumpEntry { guest, host };
+    /// Remembers that the code at `guest` is entered at `host`; returns the number of the entry.
+    fn fill(&mut self, guest: u64, host: u64) -> usize {
+        let index = Self::index(guest);
+        self.0[index] = JumpEntry { guest, host };
+        index
     }
 
     fn index(guest: u64) -> usize {
-        jump_hash(guest) % JUMP_ENTRIES
+        jump_hash(guest) % N
     }
 }
 
 /// A context at an address that does not change. One processor's thread works on it; any other
 /// may [`ring`](Self::ring).
-pub struct ContextCell(UnsafeCell<Context>);
+pub struct ContextCell {
+    context: NonNull<Context>,
+    /// What the context's pages are, so that they can be seen at another place, too.
+    file: OwnedFd,
+}
 
 // SAFETY: other threads than the processor's touch `attention` only, which is atomic.
 unsafe impl Send for ContextCell {}
@@ -520,44 +620,55 @@ unsafe impl Send for ContextCell {}
 unsafe impl Sync for ContextCell {}
 
 impl ContextCell {
-    /// A context with empty tables.
-    pub fn new(width: u32) -> Arc<Self> {
-        // SAFETY: zero is a value of every field; the tables are cleared below. It is made in
-        // place, since it is too large to lie on the stack.
-        let mut cell = unsafe { Arc::<Self>::new_zeroed().assume_init() };
-        if let Some(Self(context)) = Arc::get_mut(&mut cell) {
-            let context = context.get_mut();
-            context.width = width;
-            context.host_mxcsr = 0x1f80;
-            for view in 0..VIEWS {
-                context.clear_tlb(view);
-                context.clear_jumps(view);
-            }
-        }
-        cell
+    /// A context with empty tables. Fails if the host has no memory for it.
+    pub fn new(width: u32) -> io::Result<Arc<Self>> {
+        let size = size_of::<Context>();
+        let file = host_pages::memory_file(c"lodge-context", size)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let pages = host_pages::map(&file, size, protection)?;
+        let cell = Self { context: pages.cast(), file };
+        // SAFETY: the pages are zero, which is a value of every field; nobody else has them.
+        let context = unsafe { &mut *cell.get() };
+        context.width = width;
+        context.host_mxcsr = 0x1f80;
+        context.plain_sp = cell.get() as u64 + STACK as u64;
+        (0..VIEWS).for_each(|view| context.clear_tlb(view));
+        (0..JUMP_CACHES).for_each(|cache| context.clear_jumps(cache));
+        Ok(Arc::new(cell))
+    }
+
+    /// The file that the context's pages belong to.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
     }
 
     /// Makes translated code return soon. From any thread.
     pub fn ring(&self) {
         // SAFETY: the field is atomic, and no reference to the whole context is made.
-        unsafe { &(*self.0.get()).attention }.store(1, Ordering::SeqCst);
+        unsafe { &(*self.get()).attention }.store(1, Ordering::SeqCst);
     }
 
     /// Whether somebody rang.
     pub fn is_rung(&self) -> bool {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.0.get()).attention }.load(Ordering::Relaxed) != 0
+        unsafe { &(*self.get()).attention }.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the ring back; what it was about must be looked at afterwards.
     pub fn answer(&self) {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.0.get()).attention }.swap(0, Ordering::SeqCst);
+        unsafe { &(*self.get()).attention }.swap(0, Ordering::SeqCst);
     }
 
     /// The context, for its processor's thread.
     pub fn get(&self) -> *mut Context {
-        self.0.get()
+        self.context.as_ptr()
+    }
+}
+
+impl Drop for ContextCell {
+    fn drop(&mut self) {
+        host_pages::unmap(self.context.cast(), size_of::<Context>());
     }
 }
 
@@ -567,8 +678,8 @@ mod tests {
 
     #[test]
     fn empty_entries_are_never_hit() {
-        for index in 0..JUMP_ENTRIES {
-            assert_ne!(JumpView::index(nowhere(index)), index);
+        for index in 0..2048 {
+            assert_ne!(JumpView::<2048>::index(nowhere(index)), index);
         }
         for index in 0..TLB_ENTRIES {
             let page = never(index).wrapping_neg();

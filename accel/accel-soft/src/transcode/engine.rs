@@ -9,17 +9,19 @@ use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key, Set};
 use super::context::{
-    Context, ContextCell, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, VIEWS, jump_hash,
-    places_of_page,
+    Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
+    SecondJump, VIEWS, jump_hash, places_of_page,
 };
 use super::journal::{self, has_global};
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
+use super::mirror::Mirror;
 use super::proof::Proof;
-use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Translator};
+use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Status, Translator};
+use super::watch::Became;
 use super::{entry, flat};
-use crate::env::SoftEnv;
-use crate::ram::Page;
+use crate::env::{Shared, SoftEnv};
+use crate::ram::{Page, Ram};
 
 /// Entries of the table that counts how often code was entered.
 const HEAT: usize = 1 << 16;
@@ -47,6 +49,9 @@ pub struct Counters {
     pub jumps_forgotten: u64,
     /// Blocks that the checker refused.
     pub refused: u64,
+    /// Accesses to memory that was not mirrored yet, and such as never are.
+    pub mirrored: u64,
+    pub not_mirrored: u64,
 }
 
 /// One processor's transcoder.
@@ -67,12 +72,15 @@ pub struct Transcoder {
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
-    /// The second level of the jump cache, by view; the context points at it.
+    /// The second level of each view's jump cache; the context points at it, and has that of
+    /// [`MIRRORED_JUMPS`] itself.
     second_jumps: [Box<[SecondJump]>; VIEWS],
     /// Linear pages that jump caches lead to.
     code_pages: Set<u64>,
-    /// What each view's jump cache leads to.
-    settings: [Option<Setting>; 3],
+    /// What each jump cache leads to.
+    settings: [Option<Setting>; JUMP_CACHES],
+    /// The memory of the program that runs most, at its own addresses; if the host can do that.
+    mirror: Option<Mirror>,
     /// Compares translated code with the interpreter, if that is wanted.
     pub(super) lockstep: Option<Box<Lockstep>>,
     pub counters: Counters,
@@ -99,6 +107,8 @@ pub(super) enum Next {
     /// Enter translated code at this address; with vector registers loaded first if they were
     /// live before.
     Enter { at: u64, vectors: bool },
+    /// Repeat the access to mirrored memory that faulted.
+    Repeat,
     /// The state of the processor is whole; look anew.
     Look,
     /// The same behind an instruction that was interpreted: the jump cache may know how to go on.
@@ -114,20 +124,25 @@ impl Transcoder {
         threshold: u8,
         check: bool,
         lockstep: Option<Lockstep>,
+        mirror: Option<Mirror>,
     ) -> io::Result<Option<Self>> {
         if !entry::is_possible() {
             return Ok(None);
         }
         let mut second =
             SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
-        let mut second_jumps =
-            SECOND_JUMPS.map(|entries| vec![SecondJump::EMPTY; entries].into_boxed_slice());
+        let mut second_jumps: [Box<[SecondJump]>; VIEWS] = std::array::from_fn(|view| {
+            vec![SecondJump::EMPTY; SECOND_JUMPS[view]].into_boxed_slice()
+        });
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut *context.get() };
         for view in 0..VIEWS {
             tables.second[view] = second[view].as_mut_ptr();
             tables.second_jumps[view] = second_jumps[view].as_mut_ptr();
         }
+        tables.mirrored_jumps.fill(SecondJump::EMPTY);
+        let lockstep = lockstep.map(Box::new);
+        let mirror = mirror.filter(|_| lockstep.is_none());
         Ok(Some(Self {
             second,
             second_jumps,
@@ -141,8 +156,9 @@ impl Transcoder {
             threshold,
             width: host_width(),
             code_pages: Set::default(),
-            settings: [None; 3],
-            lockstep: lockstep.map(Box::new),
+            settings: [None; JUMP_CACHES],
+            mirror,
+            lockstep,
             counters: Counters::default(),
         }))
     }
@@ -156,12 +172,21 @@ impl Transcoder {
 
     /// Executes until the processor is not active, or something else is to be done.
     pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
+        if let Some(mirror) = &self.mirror {
+            mirror.prepare_thread(self.cache.range());
+        }
         while cpu.state.activity == Activity::Active {
             self.catch_up(cpu);
             if cpu.wants_attention() {
                 return;
             }
             self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
+            if cpu.mode().view == View::User
+                && let Some(mirror) = &mut self.mirror
+                && mirror.consider(cpu)
+            {
+                self.context().clear_jumps(MIRRORED_JUMPS);
+            }
             let Some(setting) = self.setting(cpu) else {
                 cpu.execute(usize::MAX);
                 continue;
@@ -170,10 +195,10 @@ impl Transcoder {
                 cpu.execute(1);
                 continue;
             };
-            if self.settings[setting.view as usize] != Some(setting) {
+            if self.settings[setting.jumps()] != Some(setting) {
                 // The first level of jump caches knows nothing of settings but the view.
-                self.settings[setting.view as usize] = Some(setting);
-                self.context().clear_jumps(setting.view as usize);
+                self.settings[setting.jumps()] = Some(setting);
+                self.context().clear_jumps(setting.jumps());
                 self.tag_jumps();
             }
             let key = Key::new(gpa, setting);
@@ -184,7 +209,7 @@ impl Transcoder {
                     }
                 }
                 Some(Block::Code { near, far }) => {
-                    self.remember_jump(cpu, far);
+                    self.remember_jump(cpu, setting, far);
                     self.execute(cpu, setting, near);
                 }
                 Some(Block::Interpret | Block::Crossing) => {
@@ -216,7 +241,8 @@ impl Transcoder {
             self.context.answer();
             self.counters.attention += 1;
         }
-        cpu.env.shared.watch.look(index, || self.forget_writes());
+        let shared = cpu.env.shared.clone();
+        shared.watch.look(index, |pages| self.forget_writes(&shared.ram, pages));
         if cpu.env.shared.watch.has_changed(index) {
             for page in cpu.env.shared.watch.take_changed(index) {
                 if let Some(gpa) = cpu.env.shared.ram.address(page) {
@@ -233,11 +259,12 @@ impl Transcoder {
             lockstep.forget(&forgotten);
         }
         if forgotten.all {
-            for view in 0..VIEWS {
-                self.context().clear_tlb(view);
-                self.context().clear_jumps(view);
-            }
+            (0..VIEWS).for_each(|view| self.context().clear_tlb(view));
+            (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
             self.forget_second_jumps();
+            if let Some(mirror) = &mut self.mirror {
+                mirror.doubt();
+            }
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
                     entries.fill(SecondEntry::EMPTY);
@@ -255,6 +282,9 @@ impl Transcoder {
         }
         for &linear in forgotten.pages() {
             self.context().clear_page(linear);
+            if let Some(mirror) = &mut self.mirror {
+                mirror.forget_page(linear);
+            }
             for view in 0..3 {
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
@@ -264,8 +294,11 @@ impl Transcoder {
         }
     }
 
-    /// Forgets what the soft TLBs allow to store to.
-    fn forget_writes(&mut self) {
+    /// Forgets what the soft TLBs allow to store to, and what the mirror does of these pages.
+    fn forget_writes(&mut self, ram: &Ram, pages: Became) {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.forget_writes(ram, pages);
+        }
         let context = self.context();
         context.clear_writes();
         context.write_epoch += 1;
@@ -274,15 +307,16 @@ impl Transcoder {
     fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
         self.code_pages.clear();
-        (0..VIEWS).for_each(|view| self.context().clear_jumps(view));
+        (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
         self.forget_second_jumps();
     }
 
     /// Forgets where jump caches lead for the page at `linear`.
     fn forget_jumps_to(&mut self, linear: u64) {
         self.counters.jumps_forgotten += 1;
-        self.context().jump.iter_mut().for_each(|jump| jump.clear_page(linear));
-        for entries in &mut self.second_jumps {
+        self.context().clear_jumps_to(linear);
+        for cache in 0..JUMP_CACHES {
+            let entries = self.second_jumps(cache);
             for guest in places_of_page(linear) {
                 let index = jump_hash(guest) % entries.len();
                 for index in [index, index ^ 1] {
@@ -299,13 +333,24 @@ impl Transcoder {
     fn tag_jumps(&mut self) {
         let settings = self.settings.map(|setting| setting.map_or(0, Setting::number) << 32);
         let context = self.context();
-        let spaces = context.spaces;
-        context.jump_spaces = std::array::from_fn(|view| settings[view] | spaces[view]);
+        // All views are of the same one.
+        let space = context.spaces[0];
+        context.jump_spaces = settings.map(|setting| setting | space);
         context.global_jump_spaces = settings.map(|setting| setting | journal::GLOBAL);
     }
 
     fn forget_second_jumps(&mut self) {
-        self.second_jumps.iter_mut().for_each(|entries| entries.fill(SecondJump::EMPTY));
+        for cache in 0..JUMP_CACHES {
+            self.second_jumps(cache).fill(SecondJump::EMPTY);
+        }
+    }
+
+    /// The second level of a jump cache.
+    fn second_jumps(&mut self, cache: usize) -> &mut [SecondJump] {
+        match cache {
+            MIRRORED_JUMPS => &mut self.context().mirrored_jumps,
+            view => &mut self.second_jumps[view],
+        }
     }
 
     /// What code that runs now is translated for; `None` if it is not.
@@ -335,15 +380,18 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
-        Some(Setting { view, vectors, time, narrow: false, is_32bit })
+        let mirrored = view == View::User
+            && !is_32bit
+            && self.mirror.as_ref().is_some_and(|mirror| mirror.shows(cpu.address_space()));
+        Some(Setting { view, vectors, time, narrow: false, is_32bit, mirrored })
     }
 
-    /// Lets branches of the current view find the block at the instruction pointer.
-    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, far: u64) {
+    /// Lets branches of this setting find the block at the instruction pointer.
+    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, far: u64) {
         if self.lockstep.is_some() {
             return;
         }
-        let view = mode_view(cpu);
+        let cache = setting.jumps();
         let rip = cpu.state.rip;
         let mut is_global = cpu.is_code_global();
         self.code_pages.insert(rip & !0xfff);
@@ -351,17 +399,16 @@ impl Transcoder {
             is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
             self.code_pages.insert((rip | 0xfff).wrapping_add(1));
         }
-        is_global &= has_global(view);
-        let view = view as usize;
+        is_global &= has_global(setting.view);
         let context = self.context();
-        context.fill_jump(view, rip, far, is_global);
+        context.fill_jump(cache, rip, far, is_global);
         let spaces = if is_global { context.global_jump_spaces } else { context.jump_spaces };
-        let entries = &mut self.second_jumps[view];
-        let index = jump_hash(rip) % SECOND_JUMPS[view];
+        let entries = self.second_jumps(cache);
+        let index = jump_hash(rip) % SECOND_JUMPS[cache];
         if entries[index].guest != rip {
             entries[index ^ 1] = entries[index];
         }
-        entries[index] = SecondJump { guest: rip, space: spaces[view], host: far };
+        entries[index] = SecondJump { guest: rip, space: spaces[cache], host: far };
     }
 
     /// The block at the instruction pointer, which is at `key`.
@@ -385,8 +432,10 @@ impl Transcoder {
         if let Some(block) = self.find(cpu, key) {
             return Some(block);
         }
+        // What is mirrored is a program that runs much.
+        let threshold = if setting.mirrored { self.threshold / 8 } else { self.threshold };
         let heat = &mut self.heat[key.hash() % HEAT];
-        if *heat < self.threshold {
+        if *heat < threshold {
             *heat += 1;
             return None;
         }
@@ -429,7 +478,7 @@ impl Transcoder {
                 // what comes before.
                 FlowControl::ConditionalBranch => {
                     let next = key.at((offset + len) as u16);
-                    self.heat[next.hash() % HEAT] >= self.threshold / 4
+                    setting.mirrored || self.heat[next.hash() % HEAT] >= self.threshold / 4
                 }
                 _ => false,
             };
@@ -503,23 +552,23 @@ impl Transcoder {
             return Some(Block::Interpret);
         }
         self.counters.translated += 1;
-        let Translator { asm, exits, links, .. } = &self.translator;
+        let Translator { asm, exits, links, sites, .. } = &self.translator;
         let mut links = links.as_slice();
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
             links = &[];
         }
-        self.cache.insert(key, second, &translated, &asm.code, exits, links)
+        self.cache.insert(key, second, &translated, &asm.code, exits, links, sites)
     }
 
     /// Notices stores to code at `offset` in a page from here on: first those of this processor,
     /// then, when all have seen it, those of the others. `false` as long as they have not.
     fn mark(&mut self, cpu: &mut Cpu<SoftEnv>, page: Page, offset: usize) -> bool {
-        let watch = &cpu.env.shared.watch;
+        let Shared { watch, ram, .. } = &*cpu.env.shared;
         let index = cpu.env.index;
         if page.add_code(offset, 1) {
-            watch.page_became_code(index);
-            watch.look(index, || self.forget_writes());
+            watch.page_became_code(index, page);
+            watch.look(index, |pages| self.forget_writes(ram, pages));
         }
         let is_settled = watch.settled(index);
         self.counters.unsettled += u64::from(!is_settled);
@@ -529,22 +578,66 @@ impl Transcoder {
     /// Enters translated code of this setting at `near` and goes on until the processor's state
     /// must be looked at.
     fn execute(&mut self, cpu: &mut Cpu<SoftEnv>, mut setting: Setting, near: u64) {
-        self.load_state(cpu);
         let mut next = Next::Enter { at: near, vectors: false };
+        let mut is_far = false;
         loop {
-            while let Next::Enter { at, vectors } = next {
-                self.enter(at, vectors);
-                next = self.after(cpu, setting);
+            if setting.mirrored
+                && let Some(mirror) = &mut self.mirror
+            {
+                mirror.anticipate(cpu);
             }
+            self.load_state(cpu);
+            if is_far {
+                // What the far entry expects in RBX.
+                self.context().code_base = cpu.state.rip;
+            }
+            next = self.execute_as(cpu, setting, next);
             // Where a branch has just been, jump caches may lead to what was forgotten.
             let Next::LookUp = next else { return };
             let Some((new, far)) = self.known_place(cpu) else { return };
             setting = new;
-            self.load_state(cpu);
-            // What the far entry expects in RBX.
-            self.context().code_base = cpu.state.rip;
+            is_far = true;
             next = Next::Enter { at: far, vectors: false };
         }
+    }
+
+    /// The same with the processor's state given to translated code already, until that is left for
+    /// something else than to be entered again.
+    fn execute_as(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, mut next: Next) -> Next {
+        let began = runtime::tsc::read();
+        let last = loop {
+            match next {
+                Next::Enter { at, .. } if setting.mirrored => self.enter_mirrored(at),
+                Next::Enter { at, vectors } => self.enter(at, vectors),
+                Next::Repeat => self.repeat_mirrored(),
+                last => break last,
+            }
+            next = self.after(cpu, setting);
+        };
+        if setting.view == View::User
+            && let Some(mirror) = &mut self.mirror
+        {
+            mirror.account(cpu, runtime::tsc::read().wrapping_sub(began));
+        }
+        last
+    }
+
+    /// Enters translated code for mirrored memory.
+    fn enter_mirrored(&mut self, at: u64) {
+        self.counters.entered += 1;
+        self.context().target = at;
+        // SAFETY: as in `enter`; the mirror was prepared for this thread when `run` began.
+        unsafe { entry::enter_mirrored(self.context.get()) };
+    }
+
+    /// Goes on at the access to mirrored memory that faulted.
+    fn repeat_mirrored(&mut self) {
+        let context = self.context();
+        context.target = context.fault.rip;
+        context.status = context.fault.status;
+        // SAFETY: as in `enter_mirrored`: translated code was left at `fault.rip`, with the registers
+        // that are in the context again.
+        unsafe { entry::repeat_mirrored(self.context.get()) };
     }
 
     /// Where translated code goes on if nothing but what it was left for is to be done, and the jump
@@ -554,11 +647,13 @@ impl Transcoder {
             return None;
         }
         let setting = self.setting(cpu)?;
-        let view = setting.view as usize;
-        if self.settings[view] != Some(setting) {
+        let wants_mirror = self.mirror.as_ref().is_some_and(|mirror| mirror.wants_to_look(cpu));
+        if self.settings[setting.jumps()] != Some(setting)
+            || setting.view == View::User && wants_mirror
+        {
             return None;
         }
-        let far = self.context().jump[view].find(cpu.state.rip)?;
+        let far = self.context().find_jump(setting.jumps(), cpu.state.rip)?;
         Some((setting, far))
     }
 
@@ -649,6 +744,7 @@ impl Transcoder {
                 cpu.execute(1);
                 Next::LookUp
             }
+            Exit::Fault => self.after_fault(cpu),
             Exit::Interpret { at, next, resume } => {
                 self.counters.interpreted += 1;
                 self.recover_flags(cpu, at, back);
@@ -663,6 +759,31 @@ impl Transcoder {
                 Next::Enter { at: self.cache.address(resume), vectors: false }
             }
         }
+    }
+
+    /// An access to mirrored memory faulted: mirrors the memory, or has the interpreter do it.
+    fn after_fault(&mut self, cpu: &mut Cpu<SoftEnv>) -> Next {
+        let fault = self.context().fault;
+        if fault.has_address
+            && let Some(mirror) = &mut self.mirror
+            && mirror.fill(cpu, fault.linear, fault.write)
+        {
+            self.counters.mirrored += 1;
+            return Next::Repeat;
+        }
+        self.counters.not_mirrored += 1;
+        let Some(site) = self.cache.site(fault.rip) else {
+            unreachable!("translated code faulted at {:#x}, where it accesses nothing", fault.rip);
+        };
+        self.context().status = match site.status {
+            Status::Host | Status::Both => status_to_ax(fault.rflags),
+            Status::Kept | Status::Lost if site.is_spilled => fault.status,
+            Status::Kept | Status::Lost => fault.rax,
+        };
+        self.recover_flags(cpu, site.at, site.back);
+        self.store_state(cpu, site.at.into());
+        cpu.execute(1);
+        Next::LookUp
     }
 
     /// Computes the status flags that were given up before the instruction at `at`: those that
@@ -692,7 +813,7 @@ impl Transcoder {
         if let Some((gpa, _)) = code_place(cpu, setting)
             && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
         {
-            self.remember_jump(cpu, far);
+            self.remember_jump(cpu, setting, far);
             return Next::Enter { at: near, vectors: false };
         }
         self.store_state(cpu, target & 0xfff);

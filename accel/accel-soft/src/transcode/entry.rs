@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use x86::state::{VectorState, X87State};
 
-use super::context::{Context, STACK};
+use super::context::{Context, MirrorFault, STACK};
 
 const GPR: usize = offset_of!(Context, gpr) - STACK;
 const X87: usize = offset_of!(VectorState, x87);
@@ -230,5 +230,142 @@ pub unsafe extern "sysv64" fn load_vectors() {
         live = const at(offset_of!(Context, vectors_live)),
         mxcsr = const MXCSR,
         k = const K,
+    )
+}
+
+/// Runs translated code for mirrored memory from `context.target` until it leaves, like [`enter`]. The
+/// vector registers are live meanwhile. Such code can access its mirror and the context's other
+/// place, and nothing else.
+///
+/// # Safety
+/// As for [`enter`]; besides, `context.mirrored_sp` and `mirrored_pkru` belong to a mirror that was
+/// made for this thread: signals are delivered on a stack of their own, and nobody but translated
+/// code uses the thread's memory (restartable sequences).
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn enter_mirrored(context: *mut Context) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "mov [rdi + {stack} + {host_sp}], rsp",
+        "lea rsp, [rdi + {stack}]",
+        "call {load}",
+        "xor ecx, ecx",
+        "rdpkru",
+        "mov [rsp + {host_pkru}], eax",
+        "mov eax, [rsp + {mirrored_pkru}]",
+        "mov rsp, [rsp + {mirrored_sp}]",
+        "wrpkru",
+        "mov rax, [rsp + {status}]",
+        "mov r8, [rsp + {gpr} + 0*8]",
+        "mov rcx, [rsp + {gpr} + 1*8]",
+        "mov rdx, [rsp + {gpr} + 2*8]",
+        "mov r9, [rsp + {gpr} + 3*8]",
+        "mov r10, [rsp + {gpr} + 4*8]",
+        "mov r11, [rsp + {gpr} + 5*8]",
+        "mov rsi, [rsp + {gpr} + 6*8]",
+        "mov r12, [rsp + {gpr} + 12*8]",
+        "mov r13, [rsp + {gpr} + 13*8]",
+        "mov r14, [rsp + {gpr} + 14*8]",
+        "mov r15, [rsp + {gpr} + 15*8]",
+        "mov rbx, [rsp + {code_base}]",
+        "mov rdi, [rsp + {gpr} + 7*8]",
+        "jmp qword ptr [rsp + {target}]",
+        stack = const STACK,
+        load = sym load_vectors,
+        gpr = const GPR,
+        host_sp = const at(offset_of!(Context, host_sp)),
+        host_pkru = const at(offset_of!(Context, host_pkru)),
+        mirrored_pkru = const at(offset_of!(Context, mirrored_pkru)),
+        mirrored_sp = const at(offset_of!(Context, mirrored_sp)),
+        status = const at(offset_of!(Context, status)),
+        code_base = const at(offset_of!(Context, code_base)),
+        target = const at(offset_of!(Context, target)),
+    )
+}
+
+/// The same in the middle of a block, where `context.fault` came from: all registers and flags are as
+/// they were then.
+///
+/// # Safety
+/// As for [`enter_mirrored`].
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn repeat_mirrored(context: *mut Context) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "mov [rdi + {stack} + {host_sp}], rsp",
+        "lea rsp, [rdi + {stack}]",
+        "call {load}",
+        "xor ecx, ecx",
+        "rdpkru",
+        "mov [rsp + {host_pkru}], eax",
+        "push qword ptr [rsp + {fault} + {rflags}]",
+        "popfq",
+        "mov eax, [rsp + {mirrored_pkru}]",
+        "mov rsp, [rsp + {mirrored_sp}]",
+        "wrpkru",
+        "mov rax, [rsp + {fault} + {rax}]",
+        "mov rbx, [rsp + {fault} + {rbx}]",
+        "mov rbp, [rsp + {fault} + {rbp}]",
+        "mov r8, [rsp + {gpr} + 0*8]",
+        "mov rcx, [rsp + {gpr} + 1*8]",
+        "mov rdx, [rsp + {gpr} + 2*8]",
+        "mov r9, [rsp + {gpr} + 3*8]",
+        "mov r10, [rsp + {gpr} + 4*8]",
+        "mov r11, [rsp + {gpr} + 5*8]",
+        "mov rsi, [rsp + {gpr} + 6*8]",
+        "mov rdi, [rsp + {gpr} + 7*8]",
+        "mov r12, [rsp + {gpr} + 12*8]",
+        "mov r13, [rsp + {gpr} + 13*8]",
+        "mov r14, [rsp + {gpr} + 14*8]",
+        "mov r15, [rsp + {gpr} + 15*8]",
+        "jmp qword ptr [rsp + {target}]",
+        stack = const STACK,
+        load = sym load_vectors,
+        gpr = const GPR,
+        fault = const at(offset_of!(Context, fault)),
+        rflags = const offset_of!(MirrorFault, rflags),
+        rax = const offset_of!(MirrorFault, rax),
+        rbx = const offset_of!(MirrorFault, rbx),
+        rbp = const offset_of!(MirrorFault, rbp),
+        host_sp = const at(offset_of!(Context, host_sp)),
+        host_pkru = const at(offset_of!(Context, host_pkru)),
+        mirrored_pkru = const at(offset_of!(Context, mirrored_pkru)),
+        mirrored_sp = const at(offset_of!(Context, mirrored_sp)),
+        target = const at(offset_of!(Context, target)),
+    )
+}
+
+/// Where code for mirrored memory leaves, as other code does at [`leave`].
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn leave_mirrored() {
+    naked_asm!(
+        "mov [rsp + {status}], rax",
+        "mov [rsp + {gpr} + 1*8], rcx",
+        "mov [rsp + {gpr} + 2*8], rdx",
+        "mov eax, [rsp + {host_pkru}]",
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "wrpkru",
+        "mov rax, [rsp + {status}]",
+        "mov rcx, [rsp + {gpr} + 1*8]",
+        "mov rdx, [rsp + {gpr} + 2*8]",
+        "mov rsp, [rsp + {plain_sp}]",
+        "jmp {leave}",
+        gpr = const GPR,
+        status = const at(offset_of!(Context, status)),
+        host_pkru = const at(offset_of!(Context, host_pkru)),
+        plain_sp = const at(offset_of!(Context, plain_sp)),
+        leave = sym leave,
     )
 }

@@ -23,6 +23,7 @@ impl PackedExit {
             Exit::Interpret { at, next, resume } => {
                 (4, at, u64::from(resume) | u64::from(next & 0x1fff) << PLACE)
             }
+            Exit::Fault => (5, 0, 0),
         };
         Self(kind | u64::from(at & 0x1fff) << 3 | rest << 16 | u64::from(back) << 56)
     }
@@ -41,6 +42,7 @@ impl PackedExit {
                 let (write, merged) = (more & 0x100 != 0, more & 0x200 != 0);
                 Exit::Miss { at, retry: place, size: more as u8, write, merged }
             }
+            5 => Exit::Fault,
             _ => Exit::Interpret { at, next: (more & 0x1fff) as u16, resume: place },
         };
         Departure { exit, back: (self.0 >> 56) as u8 }
@@ -55,6 +57,7 @@ mod tests {
     fn exits_survive_packing() {
         for exit in [
             Exit::Attention { at: 4095 },
+            Exit::Fault,
             Exit::Chain { at: 0 },
             Exit::Branch { at: 17, stack: -8 },
             Exit::Branch { at: 4095, stack: 0x1_0007 },

@@ -25,6 +25,7 @@ pub struct Proof {
     retries: Vec<Retry>,
     branches: Vec<u32>,
     links: Vec<u32>,
+    sites: Vec<u32>,
 }
 
 impl Proof {
@@ -36,6 +37,7 @@ impl Proof {
             retries: Vec::new(),
             branches: Vec::new(),
             links: Vec::new(),
+            sites: Vec::new(),
         }
     }
 
@@ -67,7 +69,12 @@ impl Proof {
         }
         self.links.clear();
         self.links.extend(translator.links.iter().map(|link| link.at));
+        self.sites.clear();
+        self.sites.extend(translator.sites.iter().map(|site| site.host));
+        /// No code is there.
+        const NOWHERE: u64 = u64::MAX;
         let flags = match setting.view {
+            _ if setting.mirrored => Rflags::empty(),
             View::User => Rflags::DF,
             _ => Rflags::DF | Rflags::IF,
         };
@@ -82,15 +89,25 @@ impl Proof {
             branches: &self.branches,
             links: &self.links,
             targets: &[],
-            view: setting.view as usize,
+            view: setting.jumps(),
+            mirrored: setting.mirrored.then_some(&self.sites),
             flags: flags.bits(),
             time: setting.time,
-            stubs: Stubs {
-                leave: common.leave.into(),
-                crossing: common.crossing.into(),
-                load_vectors: common.load_vectors.into(),
-                branch: common.second_jumps[setting.view as usize].into(),
-                misses: common.second_level[setting.view as usize].map(u64::from),
+            stubs: match setting.mirrored {
+                true => Stubs {
+                    leave: common.leave_mirrored.into(),
+                    crossing: NOWHERE,
+                    load_vectors: NOWHERE,
+                    branch: common.second_jumps[setting.jumps()].into(),
+                    misses: [NOWHERE; 2],
+                },
+                false => Stubs {
+                    leave: common.leave.into(),
+                    crossing: common.crossing.into(),
+                    load_vectors: common.load_vectors.into(),
+                    branch: common.second_jumps[setting.jumps()].into(),
+                    misses: common.second_level[setting.view as usize].map(u64::from),
+                },
             },
         });
         if verdict.is_err() {

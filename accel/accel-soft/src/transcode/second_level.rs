@@ -9,7 +9,9 @@ use std::mem::offset_of;
 use x86::View;
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
-use super::context::{JUMP_ENTRIES, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset};
+use super::context::{
+    JUMP_ENTRIES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry, SecondJump, offset,
+};
 use super::journal::{self, has_global};
 
 /// In the number of an exit: the check that failed was for several accesses.
@@ -124,10 +126,10 @@ fn emit_found(
     asm.bytes(&[0xc2, 8, 0]);
 }
 
-/// Emits the code for branches of a view to the address in RBX, with the number of an exit in EBP.
-/// If the second level has the block there, the code fills the first and goes to it. Else it
-/// leaves by the exit.
-pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
+/// Emits the code for branches that look in jump cache `cache`, to the address in RBX, with the number
+/// of an exit in EBP. If the second level has the block there, the code fills the first, unless that
+/// is out of its reach ([`MIRRORED_JUMPS`]), and goes to it. Else it leaves by the exit.
+pub fn emit_branch(asm: &mut Assembler, cache: usize, leave: Label) {
     const TARGET: Reg = Reg::RBX;
     let missed = asm.label();
     asm.store(Mem::Context(offset::STATUS), ENTRY);
@@ -138,20 +140,21 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
         asm.alu32(Alu::Xor, to, TARGET);
         asm.alu32_imm(Alu::And, to, 2 * entries as i32 - 2);
     };
-    hash(asm, ENTRY, SECOND_JUMPS[view as usize]);
+    hash(asm, ENTRY, SECOND_JUMPS[cache]);
     const { assert!(size_of::<SecondJump>() == 2 << 4) };
     asm.shl32(ENTRY, 4);
-    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(view)));
+    asm.alu_mem(Alu::Add, ENTRY, Mem::Context(offset::second_jumps(cache)));
+    let has_global = cache != MIRRORED_JUMPS && cache != View::User as usize;
     let (local, global, other_way) = (asm.label(), asm.label(), asm.label());
     for way in [other_way, missed] {
         let space = Mem::Base(ENTRY, offset_of!(SecondJump, space) as i32);
         asm.alu_mem(Alu::Cmp, TARGET, Mem::Base(ENTRY, offset_of!(SecondJump, guest) as i32));
         asm.jump_if(Cond::NotEqual, way);
         asm.load(OTHER, space);
-        asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::jump_space(view)));
+        asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::jump_space(cache)));
         asm.jump_if(Cond::Equal, local);
-        if has_global(view) {
-            asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::global_jump_space(view)));
+        if has_global {
+            asm.alu_mem(Alu::Cmp, OTHER, Mem::Context(offset::global_jump_space(cache)));
             asm.jump_if(Cond::Equal, global);
         }
         if way == other_way {
@@ -162,17 +165,23 @@ pub fn emit_branch(asm: &mut Assembler, view: View, leave: Label) {
     }
     asm.jmp(missed);
     for (found, is_local) in [(local, true), (global, false)] {
-        if !is_local && !has_global(view) {
+        if !is_local && !has_global {
             continue;
         }
         asm.bind(found);
+        if cache == MIRRORED_JUMPS {
+            asm.load(OTHER, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
+            asm.load(ENTRY, Mem::Context(offset::STATUS));
+            asm.jmp_reg(OTHER);
+            continue;
+        }
         asm.load(ENTRY, Mem::Base(ENTRY, offset_of!(SecondJump, host) as i32));
-        hash(asm, OTHER, JUMP_ENTRIES);
-        asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(view)), TARGET);
-        asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(view)), ENTRY);
+        hash(asm, OTHER, JUMP_ENTRIES[cache]);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_guest(cache)), TARGET);
+        asm.store(Mem::ContextIndexed(OTHER, offset::jump_host(cache)), ENTRY);
         asm.store(Mem::Context(offset::TARGET), ENTRY);
         if is_local {
-            journal::emit_note(asm, offset::jump_journal(view), OTHER, ENTRY);
+            journal::emit_note(asm, offset::jump_journal(cache), OTHER, ENTRY);
         }
         asm.load(ENTRY, Mem::Context(offset::STATUS));
         asm.jmp_mem(Mem::Context(offset::TARGET));

@@ -20,12 +20,25 @@ struct Watcher {
     /// Pages whose code changed and that it has not yet forgotten.
     changed: Mutex<Vec<Page>>,
     has_changed: AtomicBool,
+    /// Pages that became code and that it may still have as writable.
+    became: Mutex<Became>,
     /// The last epoch since whose start it has forgotten what it had as writable;
     /// [`AWAY`] while it executes nothing.
     seen: AtomicU64,
 }
 
 const AWAY: u64 = u64::MAX;
+
+/// Pages that became code.
+#[derive(Default)]
+pub struct Became {
+    pub pages: Vec<Page>,
+    /// There were more.
+    pub and_more: bool,
+}
+
+/// More pages than this are not listed: a processor may be away for long.
+const MAX_LISTED: usize = 4096;
 
 /// What a machine's processors know of each other's code.
 pub struct Watch {
@@ -41,6 +54,7 @@ impl Watch {
             context,
             changed: Mutex::new(Vec::new()),
             has_changed: AtomicBool::new(false),
+            became: Mutex::default(),
             seen: AtomicU64::new(AWAY),
         });
         Self { watchers: watchers.collect(), epoch: AtomicU64::new(1) }
@@ -68,7 +82,15 @@ impl Watch {
     }
 
     /// A page became code: everybody forgets what it has as writable.
-    pub fn page_became_code(&self, index: usize) {
+    pub fn page_became_code(&self, index: usize, page: Page) {
+        for watcher in &self.watchers {
+            let mut became = watcher.became.lock().unwrap_or_else(PoisonError::into_inner);
+            if became.pages.len() < MAX_LISTED {
+                became.pages.push(page);
+            } else {
+                became.and_more = true;
+            }
+        }
         self.epoch.fetch_add(1, Ordering::SeqCst);
         for (i, watcher) in self.watchers.iter().enumerate() {
             if i != index {
@@ -85,8 +107,8 @@ impl Watch {
     }
 
     /// Processor `index` is about to execute: calls `forget` if it must forget what it has as
-    /// writable. Cheap if not.
-    pub fn look(&self, index: usize, forget: impl FnOnce()) {
+    /// writable, of these pages at least. Cheap if not.
+    pub fn look(&self, index: usize, forget: impl FnOnce(Became)) {
         let seen = &self.watchers[index].seen;
         let epoch = self.epoch.load(Ordering::Acquire);
         if seen.load(Ordering::Relaxed) == epoch {
@@ -95,7 +117,8 @@ impl Watch {
         // Whoever adds a page now waits for the next look.
         seen.swap(0, Ordering::SeqCst);
         let epoch = self.epoch.load(Ordering::SeqCst);
-        forget();
+        let became = &self.watchers[index].became;
+        forget(std::mem::take(&mut *became.lock().unwrap_or_else(PoisonError::into_inner)));
         seen.swap(epoch, Ordering::SeqCst);
     }
 

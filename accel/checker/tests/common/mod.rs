@@ -38,7 +38,12 @@ pub const HOST: u32 = 8;
 
 pub const fn tables(view: u32) -> ViewTables {
     let tlb = TLB + view * 2 * TABLE;
-    ViewTables { read: tlb, write: tlb + TABLE, jump: JUMP + view * 16 * JUMP_ENTRIES }
+    ViewTables {
+        read: tlb,
+        write: tlb + TABLE,
+        jump: JUMP + view * 16 * JUMP_ENTRIES,
+        jump_entries: JUMP_ENTRIES,
+    }
 }
 
 /// The tables of the view that blocks here have.
@@ -68,7 +73,6 @@ pub fn layout() -> Layout {
         views: (0..3).map(tables).collect(),
         tlb_entries: TLB_ENTRIES,
         tlb_slots: TLB_SLOTS,
-        jump_entries: JUMP_ENTRIES,
     }
 }
 
@@ -128,6 +132,7 @@ impl Code {
             view: 1,
             flags: DF,
             time: false,
+            mirrored: None,
             stubs: Stubs {
                 leave: LEAVE,
                 crossing: CROSSING,

@@ -338,7 +338,7 @@ fn pcid(cases: &mut Vec<Case>) {
                 load_cr3(g, root | u64::from(value) | no_flush)?;
                 show(g)?;
                 g.want(out(value));
-                g.a.mov(ebx, FRAMES as u32)?;
+                g.a.mov(ebx, 0x20_0000)?;
                 g.a.mov(ecx, 300)?;
                 let mut next = g.a.create_label();
                 g.a.set_label(&mut next)?;

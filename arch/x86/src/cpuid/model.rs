@@ -67,6 +67,9 @@ mod bits {
     pub const L7_EDX: u32 = mask(&[4, 8]);
     /// The same: IA32_ARCH_CAPABILITIES, which AMD's processors do not have.
     pub const L7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
+    /// Leaf 8000_0008H, EBX: BTC_NO, no branch type confusion, as of the flaws that
+    /// IA32_ARCH_CAPABILITIES denies.
+    pub const X8_EBX_BTC_NO: u32 = 1 << 29;
     /// Leaf 7 subleaf 1, EAX: AVX-VNNI AVX512_BF16.
     pub const L7_1_EAX: u32 = mask(&[4, 5]);
     /// Leaf 0DH subleaf 1, EAX: XSAVEOPT XSAVEC XGETBV(1) XSAVES.
@@ -187,6 +190,8 @@ pub fn build(
     set(0x8000_0007, None, 0, 0, 0, 1 << 8);
     let x8_ebx =
         if is_amd && model == Model::Host { host(0x8000_0008, 0).ebx & bits::X8_EBX } else { 0 };
+    // Linux asks Intel's processors for it as well.
+    let x8_ebx = x8_ebx | bits::X8_EBX_BTC_NO;
     set(0x8000_0008, None, MAX_PHYSICAL_BITS | 48 << 8, x8_ebx, 0, 0);
     Ok(table)
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::{KERNEL, Setting, USER};
+use super::{KERNEL, MIRRORED, Setting, USER};
 use x86::View;
 
 golden! {
@@ -241,6 +241,34 @@ golden! {
         mov(rcx, ptr(rdx)), mov(rsi, ptr(rdx + 8));
         mov(rcx, ptr(rdx)), add(rcx, 1), mov(ptr(rdx), rcx);
         push(rbx), push(rbp), push(r12);
+    }
+
+    // As a program's that runs much.
+    mirrored, MIRRORED => {
+        mov(rcx, ptr(rdx));
+        mov(ptr(rax + rbx * 4 + 8), ecx);
+        mov(r9, ptr(r8 + r10 * 8));
+        mov(ah, ptr(rsi));
+        mov(rcx, ptr(rsp + 8));
+        mov(rax, ptr(0x1234_5678));
+        mov(rcx, ptr(0x28).fs());
+        mov(rcx, ptr(rdx + r8 * 2 + 4).gs());
+        add(rcx, 1), mov(ptr(rdx), rcx), adc(rsi, 0);
+        lock().cmpxchg(ptr(rdi), rsi);
+        lock().cmpxchg16b(ptr(rdi));
+        bts(ptr(rcx), rdx);
+        div(qword_ptr(rcx));
+        movaps(xmm0, ptr(rsi));
+        vaddps(zmm1, zmm2, ptr(rsi + 64));
+        push(rcx);
+        push(qword_ptr(rcx));
+        pop(rcx);
+        pop(r9);
+        leave(), ret();
+        call(rcx);
+        jmp(qword_ptr(rax + rcx * 8));
+        cld();
+        rep().movsb();
     }
 
     stack, USER => {

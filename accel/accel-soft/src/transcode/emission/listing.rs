@@ -49,8 +49,8 @@ impl Names {
             (offset::tlb_host(view, false), "tlb.read.host"),
             (offset::tlb_tag(view, true), "tlb.write.tag"),
             (offset::tlb_host(view, true), "tlb.write.host"),
-            (offset::jump_guest(view), "jump.guest"),
-            (offset::jump_host(view), "jump.host"),
+            (offset::jump_guest(setting.jumps()), "jump.guest"),
+            (offset::jump_host(setting.jumps()), "jump.host"),
         ] {
             field(at, name);
         }
@@ -70,11 +70,12 @@ impl Names {
         let [read, write] = COMMON.second_level[view as usize];
         let places = [
             (COMMON.leave, "leave"),
+            (COMMON.leave_mirrored, "leave_mirrored"),
             (COMMON.crossing, "crossing"),
             (COMMON.load_vectors, "load_vectors"),
             (read, "missed_load"),
             (write, "missed_store"),
-            (COMMON.second_jumps[view as usize], "branch"),
+            (COMMON.second_jumps[setting.jumps()], "branch"),
         ];
         let places = places.into_iter().map(|(at, name)| (at.into(), name.to_owned())).collect();
         Self { fields, places }
@@ -166,7 +167,7 @@ pub fn host(translator: &Translator, translated: &Translated, setting: Setting) 
         let resumed = resumed_at(departure.exit).and_then(number_of);
         Some(describe(departure, resumed))
     };
-    let branch = COMMON.second_jumps[setting.view as usize];
+    let branch = COMMON.second_jumps[setting.jumps()];
     let mut lines = String::new();
     let mut rest = insns[start..].iter().peekable();
     while let Some(insn) = rest.next() {
@@ -223,6 +224,7 @@ fn describe(Departure { exit, back }: Departure, resumed: Option<usize>) -> Stri
             format!("miss at {at:#x}: {what} of {size}{merged}")
         }
         Exit::Interpret { at, .. } => format!("interpret at {at:#x}"),
+        Exit::Fault => unreachable!("no block has this exit"),
     };
     if let Some(label) = resumed {
         let _ = write!(text, ", then L{label}");

@@ -48,15 +48,24 @@ const FIRST_EXIT: u32 = 100;
 /// Where common code lies in code memory: any places will do.
 const COMMON: Common = Common {
     leave: 0x100,
+    leave_mirrored: 0x140,
     crossing: 0x180,
     load_vectors: 0x200,
     second_level: [[0x300, 0x310], [0x320, 0x330], [0x340, 0x350]],
-    second_jumps: [0x400, 0x410, 0x420],
+    second_jumps: [0x400, 0x410, 0x420, 0x430],
 };
 
 /// A program's, with all there is.
-const USER: Setting =
-    Setting { view: View::User, vectors: 3, time: true, narrow: false, is_32bit: false };
+const USER: Setting = Setting {
+    view: View::User,
+    vectors: 3,
+    time: true,
+    narrow: false,
+    is_32bit: false,
+    mirrored: false,
+};
+/// The same where its memory is mirrored.
+const MIRRORED: Setting = Setting { mirrored: true, ..USER };
 /// A kernel's.
 const KERNEL: Setting = Setting { view: View::Supervisor, ..USER };
 /// A 32-bit program's.

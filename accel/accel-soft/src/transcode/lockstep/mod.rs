@@ -483,6 +483,7 @@ impl Transcoder {
                     Place::Before(base.wrapping_add(at.into()))
                 }
             }
+            Exit::Fault => unreachable!("in lockstep, no memory is mirrored"),
         };
         let (Place::Before(at) | Place::Behind(at)) = place;
         found.rip = at;

@@ -192,12 +192,14 @@ impl Translator {
         self.destroy_flags();
         let start = self.asm.here();
         self.linear(insn)?;
-        self.check(insn, start, Check { align, ..Check::of(insn, size, write) });
+        if !self.setting.mirrored {
+            self.check(insn, start, Check { align, ..Check::of(insn, size, write) });
+        }
         Ok(())
     }
 
     /// Brings the host's address of `size` bytes at `base + disp` near RBX, together with what the
-    /// next instructions access there; returns how far from RBX it is.
+    /// next instructions access there; returns where it is. Mirrored memory needs nothing.
     pub(super) fn near(
         &mut self,
         insn: &Instruction,
@@ -205,12 +207,15 @@ impl Translator {
         (size, write): (i32, bool),
         cached: Option<Checked>,
         block: Code<'_>,
-    ) -> i32 {
+    ) -> Mem {
+        if self.setting.mirrored {
+            return Mem::Base(self.register(base, ADDRESS), disp);
+        }
         if let Some(cached) = cached
             && let Some(distance) = cached.distance(base, disp, size, write)
         {
             self.cached = Some(cached);
-            return distance;
+            return Mem::Base(ADDRESS, distance);
         }
         let checked = self.look_ahead(base, disp, size, write, block);
         let merged = checked.span > size;
@@ -232,7 +237,7 @@ impl Translator {
         let check = Check { entry, size: span as usize, write, align: false, merged };
         self.check(insn, start, check);
         self.cached = Some(checked);
-        disp - checked.low
+        Mem::Base(ADDRESS, disp - checked.low)
     }
 
     /// The range that one check for the current access and those behind it should cover.
@@ -312,11 +317,6 @@ impl Translator {
         }
         Checked { base, low, span: high - low, write: any_write }
     }
-}
-
-/// Makes `[rbx + distance]` the memory operand.
-pub(super) fn point_at_address(host: &mut Instruction, distance: i32) {
-    point_at(host, Register::RBX, distance);
 }
 
 /// Makes `[base + distance]` the memory operand.

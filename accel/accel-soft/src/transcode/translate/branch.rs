@@ -37,7 +37,7 @@ impl Translator {
     /// Goes to the address in RBX, with RSP moved by `stack`. Flags are kept and destroyed.
     pub(super) fn look_up(&mut self, at: u16, stack: i32) {
         debug_assert!(self.status == Status::Kept);
-        let view = self.setting.view;
+        let cache = self.setting.jumps();
         if stack != 0 {
             self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
         }
@@ -45,13 +45,13 @@ impl Translator {
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
         // Twice the number of the entry, which has 16 bytes.
-        self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES as i32 - 2);
-        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(view)));
+        self.asm.alu32_imm(Alu::And, INDEX, 2 * JUMP_ENTRIES[cache] as i32 - 2);
+        self.asm.alu_mem(Alu::Cmp, ADDRESS, Mem::ContextIndexed(INDEX, offset::jump_guest(cache)));
         let exit = self.exit(Exit::Branch { at, stack });
         let from = self.asm.label();
         self.cold.push(Cold::Branch { from, exit });
         self.asm.jump_if(Cond::NotEqual, from);
-        self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(view)));
+        self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(cache)));
     }
 
     pub(super) fn jump_if(&mut self, insn: &Instruction) {
@@ -105,7 +105,8 @@ impl Translator {
         let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
         self.asm.load(INDEX, Mem::Context(offset::CODE_BASE));
         self.asm.lea_word(INDEX, Mem::Base(INDEX, insn.next_ip() as i32));
-        self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
+        self.access(insn);
+        self.asm.store_word(at, INDEX);
         self.cached = None;
     }
 
@@ -136,6 +137,7 @@ impl Translator {
     pub(super) fn branch_target(&mut self, insn: &Instruction) -> Emit {
         if insn.op0_kind() == OpKind::Memory {
             self.operand(insn, self.setting.word() as usize, false, false)?;
+            self.access(insn);
             self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, 0));
         } else {
             self.destroy_flags();
@@ -183,7 +185,8 @@ impl Translator {
         };
         let word = self.setting.word();
         let at = self.near(insn, (gpr::RSP, 0), (word, false), cached, block);
-        self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, at));
+        self.access(insn);
+        self.asm.load_word(ADDRESS, at);
         self.cached = None;
         self.destroy_flags();
         self.look_up(insn.ip() as u16, word + released);

@@ -19,7 +19,8 @@ impl Translator {
     }
 
     pub(super) fn leave_by(&mut self, exit: usize, common: Common) {
-        self.go_with_exit(exit, common.leave);
+        let leave = if self.setting.mirrored { common.leave_mirrored } else { common.leave };
+        self.go_with_exit(exit, leave);
     }
 
     /// Goes to common code with the number of an exit in EBP.
@@ -46,7 +47,7 @@ impl Translator {
                 }
                 Cold::Branch { from, exit } => {
                     self.asm.bind(from);
-                    let by = common.second_jumps[self.setting.view as usize];
+                    let by = common.second_jumps[self.setting.jumps()];
                     self.go_with_exit(exit, by);
                 }
                 Cold::Miss { from, exit, write, start, merged, entry } => {

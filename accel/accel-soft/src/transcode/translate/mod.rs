@@ -12,6 +12,7 @@ mod exits;
 mod fact;
 mod in_context;
 mod legacy;
+mod mirrored;
 mod plain;
 mod special;
 mod stack;
@@ -28,15 +29,16 @@ use x86::state::{Rflags, gpr};
 
 use super::assembler::{Alu, Assembler, Cond, Label, Mem, Reg};
 use super::classify::{Kind, classify, renamable};
-use super::context::{JUMP_ENTRIES, STACK_SLOT, TLB_ENTRIES, TLB_SLOTS, VIEWS, offset};
+use super::context::{
+    JUMP_CACHES, JUMP_ENTRIES, MIRRORED_JUMPS, STACK_SLOT, TLB_ENTRIES, TLB_SLOTS, VIEWS, offset,
+};
 use super::lost_flags;
 use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
+use super::sites::Site;
 
-use address::{
-    Check, Checked, Entry, based, constant_step, point_at, point_at_address, slot_index,
-};
+use address::{Check, Checked, Entry, based, constant_step, point_at, slot_index};
 use dead_flags::{Back, FlagUse};
 use fact::{Access, Fact};
 use in_context::leave_operand;
@@ -67,19 +69,30 @@ pub struct Setting {
     pub narrow: bool,
     /// 32-bit code in flat segments: addresses and what the stack holds have 4 bytes.
     pub is_32bit: bool,
+    /// Memory is mirrored ([`mirror`](super::mirror)): loads and stores use the guest's linear
+    /// addresses as they are. Only for 64-bit programs.
+    pub mirrored: bool,
 }
 
 impl Setting {
     /// What is in the number of a setting that is narrow.
     pub const NARROW: u8 = 1 << 5;
+    /// The same of one that is for mirrored memory.
+    pub const MIRRORED: u8 = 1 << 7;
 
-    /// A number for each setting, below 128.
+    /// The number of the jump cache that leads to code of this setting.
+    pub fn jumps(self) -> usize {
+        if self.mirrored { MIRRORED_JUMPS } else { self.view as usize }
+    }
+
+    /// A number for each setting, below 256.
     pub fn number(self) -> u64 {
         (self.view as u64) << 2
             | u64::from(self.vectors)
             | u64::from(self.time) << 4
             | if self.narrow { u64::from(Self::NARROW) } else { 0 }
             | u64::from(self.is_32bit) << 6
+            | if self.mirrored { u64::from(Self::MIRRORED) } else { 0 }
     }
 
     /// How many bytes an address and a slot of the stack have.
@@ -105,6 +118,8 @@ pub enum Exit {
     /// The interpreter executes the instruction. If it goes on at `next`, so does translated
     /// code at `resume` (0: nowhere).
     Interpret { at: u16, next: u16, resume: u32 },
+    /// An access to mirrored memory faulted (`fault` in the context).
+    Fault,
 }
 
 /// An exit with what is to be known of the status flags there: if `back` is not 0, they were given
@@ -134,7 +149,7 @@ pub struct Translated {
 
 /// Where the status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
+pub enum Status {
     /// In AX.
     Kept,
     /// In the host's flags.
@@ -177,6 +192,7 @@ pub struct Translator {
     pub asm: Assembler,
     pub exits: Vec<Departure>,
     pub links: Vec<Link>,
+    pub sites: Vec<Site>,
     cold: Vec<Cold>,
     info: InstructionInfoFactory,
     encoder: Encoder,
@@ -206,13 +222,15 @@ pub struct Translator {
 #[derive(Clone, Copy, Debug)]
 pub struct Common {
     pub leave: u32,
+    /// The same for code for mirrored memory.
+    pub leave_mirrored: u32,
     /// Leaves by the exit whose number is in the context.
     pub crossing: u32,
     pub load_vectors: u32,
     /// By view, for loads and stores: see [`second_level`](super::second_level).
     pub second_level: [[u32; 2]; VIEWS],
-    /// By view, for branches.
-    pub second_jumps: [u32; VIEWS],
+    /// By jump cache, for branches.
+    pub second_jumps: [u32; JUMP_CACHES],
 }
 
 /// All status flags.
@@ -232,6 +250,7 @@ impl Translator {
             asm: Assembler::default(),
             exits: Vec::new(),
             links: Vec::new(),
+            sites: Vec::new(),
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
@@ -241,6 +260,7 @@ impl Translator {
                 time: false,
                 narrow: false,
                 is_32bit: false,
+                mirrored: false,
             },
             status: Status::Kept,
             back: 0,
@@ -309,6 +329,7 @@ impl Translator {
         self.asm.clear();
         self.exits.clear();
         self.links.clear();
+        self.sites.clear();
         self.cold.clear();
         self.resumes.clear();
         self.status = Status::Kept;
@@ -346,7 +367,8 @@ impl Translator {
     }
 
     fn make_vectors_live(&mut self, common: Common) {
-        if self.has_vectors {
+        // They always are while memory is mirrored.
+        if self.has_vectors && !self.setting.mirrored {
             self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::VECTORS_LIVE), 0);
             let live = self.asm.label();
             self.asm.jump_if(Cond::NotEqual, live);
@@ -369,6 +391,7 @@ impl Translator {
         let fact = &block.facts[self.rest.start];
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
+        let sites = self.sites.len();
         let status = self.status;
         let is_last = self.rest.len() == 1;
         let emitted = match kind {
@@ -426,6 +449,8 @@ impl Translator {
                 self.asm.bytes(&[0xf3, 0x90]);
                 Ok(())
             }
+            // The flag is out of the reach of code for mirrored memory.
+            Kind::Direction { .. } if self.setting.mirrored => Err(Refused),
             Kind::Direction { down } => {
                 self.destroy_flags();
                 let df = Rflags::DF.bits() as i32;
@@ -484,6 +509,7 @@ impl Translator {
         self.cold.truncate(marks.1);
         self.links.truncate(marks.2);
         self.resumes.truncate(marks.3);
+        self.sites.truncate(sites);
         self.status = status;
         self.cached = None;
         self.interpret(insn, kind == Kind::InterpretLast || is_branch, common)

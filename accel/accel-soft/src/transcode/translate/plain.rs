@@ -48,19 +48,24 @@ impl Translator {
 
         // Flags.
         let (reads, modifies) = flags(insn);
-        if has_memory {
+        if has_memory && self.setting.mirrored {
+            self.point_at_mirror(&mut host, insn)?;
+        } else if has_memory {
             let size = insn.memory_size().size();
             let align = x86::wants_alignment(insn);
             let distance = match based(insn) {
                 Some(place) if !align => {
-                    self.near(insn, place, (size as i32, write), cached, block)
+                    match self.near(insn, place, (size as i32, write), cached, block) {
+                        Mem::Base(ADDRESS, distance) => distance,
+                        _ => return Err(Refused),
+                    }
                 }
                 _ => {
                     self.operand(insn, size, write, align)?;
                     0
                 }
             };
-            point_at_address(&mut host, distance);
+            point_at(&mut host, Register::RBX, distance);
         } else {
             self.cached = cached;
         }
@@ -134,6 +139,9 @@ impl Translator {
         }
         if implies_rax {
             self.asm.mov(STATUS, GUEST_RAX);
+        }
+        if has_memory {
+            self.access_with(insn, is_status_spilled);
         }
         self.encode(&host)?;
         if implies_rax && uses[0].1 {

@@ -13,6 +13,7 @@ impl Translator {
         // The divisor, into RBX.
         if insn.op0_kind() == OpKind::Memory {
             self.operand(insn, size, false, false)?;
+            self.access(insn);
             if size == 8 {
                 self.asm.load(ADDRESS, Mem::Base(ADDRESS, 0));
             } else {
@@ -78,6 +79,7 @@ impl Translator {
         self.asm.mov(INDEX, ADDRESS);
         self.asm.mov(STATUS, GUEST_RAX);
         self.asm.mov(ADDRESS, GUEST_RBX);
+        self.access(insn);
         if insn.has_lock_prefix() {
             self.asm.byte(0xf0);
         }
@@ -125,7 +127,9 @@ impl Translator {
             );
         }
         let write = insn.mnemonic() != Mnemonic::Bt;
-        self.check(insn, start, Check::of(insn, size, write));
+        if !self.setting.mirrored {
+            self.check(insn, start, Check::of(insn, size, write));
+        }
         let offset_register = self.whole(reg.full_register(), INDEX);
         self.asm.mov(INDEX, offset_register);
         self.asm.alu32_imm(Alu::And, INDEX, size as i32 * 8 - 1);
@@ -135,7 +139,8 @@ impl Translator {
         // Repeat prefixes mean nothing, or elide locks.
         host.set_has_rep_prefix(false);
         host.set_has_repne_prefix(false);
-        point_at_address(&mut host, 0);
+        point_at(&mut host, Register::RBX, 0);
+        self.access(insn);
         self.encode(&host)?;
         self.status = Status::Host;
         Ok(())

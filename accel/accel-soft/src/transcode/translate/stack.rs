@@ -14,22 +14,26 @@ impl Translator {
             OpKind::Register => {
                 let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
                 let value = self.whole(insn.op0_register(), INDEX);
-                self.asm.store_word(Mem::Base(ADDRESS, at), value);
+                self.access(insn);
+                self.asm.store_word(at, value);
             }
             OpKind::Memory => {
                 self.operand(insn, word as usize, false, false)?;
+                self.access(insn);
                 self.asm.load_word(ADDRESS, Mem::Base(ADDRESS, 0));
                 self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
                 let at = self.near(insn, (gpr::RSP, -word), (word, true), None, block);
                 self.asm.load(INDEX, Mem::Context(offset::SPILL));
-                self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
+                self.access(insn);
+                self.asm.store_word(at, INDEX);
             }
             _ => {
                 let value = insn.try_immediate(0).map_err(|_| Refused)?;
                 // A word of 64 bits has it sign-extended.
                 let value = value as i32;
                 let at = self.near(insn, (gpr::RSP, -word), (word, true), cached, block);
-                self.asm.store_imm_word(Mem::Base(ADDRESS, at), value);
+                self.access(insn);
+                self.asm.store_imm_word(at, value);
             }
         }
         self.move_stack(-word);
@@ -53,11 +57,12 @@ impl Translator {
         block: Code<'_>,
     ) -> Emit {
         let word = self.setting.word();
-        let at = Mem::Base(ADDRESS, self.near(insn, (gpr::RSP, 0), (word, false), cached, block));
+        let at = self.near(insn, (gpr::RSP, 0), (word, false), cached, block);
         let number = number(insn.op0_register());
         if self.cached.is_some_and(|cached| cached.base == number) {
             self.cached = None;
         }
+        self.access(insn);
         match home(number) {
             Home::Host(GUEST_RSP) => {
                 self.asm.load_word(GUEST_RSP, at);
@@ -83,8 +88,10 @@ impl Translator {
     ) -> Emit {
         let word = self.setting.word();
         let at = self.near(insn, (gpr::RBP, 0), (word, false), cached, block);
-        self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RBP, word));
-        self.asm.load_word(GUEST_RBP, Mem::Base(ADDRESS, at));
+        self.asm.mov(INDEX, GUEST_RBP);
+        self.access(insn);
+        self.asm.load_word(GUEST_RBP, at);
+        self.asm.lea_word(GUEST_RSP, Mem::Base(INDEX, word));
         self.cached = None;
         Ok(())
     }
@@ -104,7 +111,8 @@ impl Translator {
         self.asm.store(Mem::Context(offset::SPILL), ADDRESS);
         let at = self.near(insn, (gpr::RSP, -word), (word, true), None, block);
         self.asm.load(INDEX, Mem::Context(offset::SPILL));
-        self.asm.store_word(Mem::Base(ADDRESS, at), INDEX);
+        self.access(insn);
+        self.asm.store_word(at, INDEX);
         self.move_stack(-word);
     }
 }

@@ -1,0 +1,243 @@
+//! Mappings of guest RAM at the guest's linear addresses, under a protection key of their own.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::context::{Context, ContextCell, HIDDEN, MIRRORED_JUMPS, STACK, WRITABLE};
+use super::super::entry;
+
+/// Address space is taken in pieces of this size, so that nobody else's mappings come between.
+const PIECE: u64 = 1 << 30;
+/// The first address that Linux lets programs map.
+const LOWEST: u64 = 1 << 16;
+/// Since this version Linux delivers signals to threads whose own stack is under a locked key.
+const LINUX: (u32, u32) = (6, 12);
+
+/// Whether this host's processor and kernel can do it.
+pub fn is_possible() -> bool {
+    // CPUID leaf 7: ECX bit 4 is OSPKE. The subleaf exists on every processor with AVX2's leaf.
+    let has_keys = std::arch::x86_64::__cpuid(0).eax >= 7
+        && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0;
+    has_keys && linux_version().is_some_and(|version| version >= LINUX)
+}
+
+fn linux_version() -> Option<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// Only one mirror of a process can have all of the low addresses: programs, not mirrors, choose them.
+static IS_TAKEN: Mutex<bool> = Mutex::new(false);
+
+/// The mappings of one mirror, and the second place of its context.
+pub struct Mapping {
+    context: Arc<ContextCell>,
+    /// Where the context is seen by code for mirrored memory.
+    alias: u64,
+    key: Key,
+    /// Pieces of the address space by their start: whether they are ours.
+    pieces: HashMap<u64, bool>,
+    /// How often a part of a piece was changed.
+    changes: usize,
+}
+
+// SAFETY: the addresses belong to mappings that this value owns; they are not bound to a thread.
+unsafe impl Send for Mapping {}
+
+/// A protection key.
+struct Key(i32);
+
+impl Key {
+    fn new() -> io::Result<Self> {
+        // SAFETY: the call touches no memory.
+        let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
+        if key < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(key as i32)) }
+    }
+
+    /// PKRU with all keys locked but this.
+    fn alone(&self) -> u32 {
+        !(3 << (2 * self.0))
+    }
+
+    /// Puts mapped pages under the key.
+    fn put(&self, at: u64, len: usize, protection: i32) -> io::Result<()> {
+        // SAFETY: the caller's own mapping; what it allows to whom does not matter to Rust code, which
+        // has no reference into it.
+        let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, at, len, protection, self.0) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // SAFETY: the call touches no memory; no page is under the key any more.
+        unsafe { libc::syscall(libc::SYS_pkey_free, self.0) };
+    }
+}
+
+const READ: i32 = libc::PROT_READ;
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Maps part of a file, or nothing, at `at`.
+fn map_at(at: u64, len: usize, protection: i32, flags: i32, file: Option<(RawFd, u64)>) -> bool {
+    let (fd, offset) = file.unwrap_or((-1, 0));
+    let kind = match file {
+        Some(_) => libc::MAP_SHARED,
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    };
+    let Ok(offset) = libc::off_t::try_from(offset) else { return false };
+    // SAFETY: the caller replaces nothing but what it has reserved itself, or flags say not to
+    // replace at all.
+    let got =
+        unsafe { libc::mmap(at as *mut libc::c_void, len, protection, kind | flags, fd, offset) };
+    if got == libc::MAP_FAILED {
+        return false;
+    }
+    if got as u64 != at {
+        // Kernels that do not know MAP_FIXED_NOREPLACE.
+        // SAFETY: a mapping that was just made, and that nobody knows of.
+        unsafe { libc::munmap(got, len) };
+        return false;
+    }
+    true
+}
+
+impl Mapping {
+    /// For the processor whose context this is. Its thread alone uses it.
+    pub fn new(context: Arc<ContextCell>) -> io::Result<Self> {
+        let taken = || IS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *taken(), true) {
+            return Err(io::Error::other("the process has another mirror"));
+        }
+        let made = Self::make(context);
+        if made.is_err() {
+            *taken() = false;
+        }
+        made
+    }
+
+    fn make(context: Arc<ContextCell>) -> io::Result<Self> {
+        let key = Key::new()?;
+        let size = size_of::<Context>();
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
+        let alias = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0)
+        };
+        if alias == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let alias = alias as u64;
+        let file = context.file().as_raw_fd();
+        let mapping = Self { context, alias, key, pieces: HashMap::new(), changes: 0 };
+        for (part, protection) in [(HIDDEN..WRITABLE, READ_WRITE), (WRITABLE..size, READ)] {
+            let (at, len) = (alias + part.start as u64, part.len());
+            let file = Some((file, part.start as u64));
+            if !map_at(at, len, protection, libc::MAP_FIXED, file) {
+                return Err(io::Error::last_os_error());
+            }
+            mapping.key.put(at, len, protection)?;
+        }
+        // SAFETY: the context belongs to the processor that this is made for, which does not run.
+        let context = unsafe { &mut *mapping.context.get() };
+        context.mirrored_sp = alias + STACK as u64;
+        context.mirrored_pkru = mapping.key.alone();
+        context.leave_mirrored = entry::leave_mirrored as *const () as u64;
+        let jumps = std::mem::offset_of!(Context, mirrored_jumps) as u64;
+        context.second_jumps[MIRRORED_JUMPS] = (alias + jumps) as *mut _;
+        Ok(mapping)
+    }
+
+    /// The context.
+    pub fn context(&self) -> *mut Context {
+        self.context.get()
+    }
+
+    /// How often pages were mapped or taken away since the last [`clear`](Self::clear).
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on at `linear`. `false` if that address is in use, or the
+    /// host refuses.
+    pub fn map(
+        &mut self,
+        linear: u64,
+        len: usize,
+        writable: bool,
+        file: RawFd,
+        offset: u64,
+    ) -> bool {
+        if !self.reserve(linear) {
+            return false;
+        }
+        self.changes += 1;
+        let protection = if writable { READ_WRITE } else { READ };
+        let flags = libc::MAP_FIXED | libc::MAP_POPULATE;
+        let done = map_at(linear, len, protection, flags, Some((file, offset)))
+            && self.key.put(linear, len, protection).is_ok();
+        if !done {
+            self.hide(linear, len);
+        }
+        done
+    }
+
+    /// Takes the page at `linear` away again.
+    pub fn unmap(&mut self, linear: u64) {
+        self.changes += 1;
+        self.hide(linear, 0x1000);
+    }
+
+    /// Takes all pages away.
+    pub fn clear(&mut self) {
+        self.changes = 0;
+        for (piece, is_ours) in std::mem::take(&mut self.pieces) {
+            if is_ours {
+                let (start, len) = extent(piece);
+                // SAFETY: the piece was reserved by this value, and nobody has references into it.
+                unsafe { libc::munmap(start as *mut libc::c_void, len) };
+            }
+        }
+    }
+
+    /// Lets nothing be seen in a part of a piece. Without that, a program would see what it must not: the
+    /// process ends instead.
+    fn hide(&self, linear: u64, len: usize) {
+        if !map_at(linear, len, libc::PROT_NONE, libc::MAP_FIXED, None) {
+            // SAFETY: whole pages of a piece of this value's, without references into them.
+            let result = unsafe { libc::munmap(linear as *mut libc::c_void, len) };
+            assert!(result == 0, "a page of a mirror cannot be taken away");
+        }
+    }
+
+    /// Sees to it that the piece around `linear` belongs to this mirror.
+    fn reserve(&mut self, linear: u64) -> bool {
+        let piece = linear & !(PIECE - 1);
+        if linear < LOWEST {
+            return false;
+        }
+        *self.pieces.entry(piece).or_insert_with(|| {
+            let (start, len) = extent(piece);
+            map_at(start, len, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE, None)
+        })
+    }
+}
+
+/// Where a piece begins, and its size. The last one ends before the last page, which Linux does not give.
+fn extent(piece: u64) -> (u64, usize) {
+    let start = piece.max(LOWEST);
+    let end = (piece + PIECE).min((1 << 47) - 0x1000);
+    (start, (end - start) as usize)
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.clear();
+        // SAFETY: made by `make`; the processor that used it is gone.
+        unsafe { libc::munmap(self.alias as *mut libc::c_void, size_of::<Context>()) };
+        *IS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+}

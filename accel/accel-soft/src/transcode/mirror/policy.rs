@@ -1,0 +1,116 @@
+//! Which program is mirrored.
+//!
+//! It takes some microseconds to mirror a page, so this is for programs that run much and change their
+//! memory little. Time is counted in ticks of the TSC, of which there are 1 to 5 in a nanosecond.
+
+/// A program must have run for this long, some milliseconds, before it is mirrored.
+const WARM: u64 = 8_000_000;
+/// About what it takes to mirror a page, without the signal's part, and that.
+const FILL: u64 = 25_000;
+const SIGNAL: u64 = 10_000;
+/// What a program may spend on its mirror before it has run for as long: thousands of pages.
+const CREDIT: i64 = 100_000_000;
+/// What it may save up for the times when it changes its memory.
+const SAVINGS: i64 = 1_000_000_000;
+/// It is not mirrored for this long if it spends more; longer each time.
+const PENALTY: u64 = 2_000_000_000;
+/// Programs that are known.
+const PROGRAMS: usize = 64;
+
+/// How much a program has run while it was not mirrored.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    root: u64,
+    ticks: u64,
+    /// It is to run for so long before it is mirrored.
+    wanted: u64,
+}
+
+/// See the module's text.
+pub struct Policy {
+    /// Whatever runs is mirrored: for tests.
+    is_eager: bool,
+    accounts: [Account; PROGRAMS],
+    /// What the program that is mirrored may still spend.
+    credit: i64,
+    /// What was spent since it last earned something.
+    spent_since: u64,
+    root: u64,
+}
+
+impl Policy {
+    /// Nobody has run yet. `is_eager`, for tests: whatever runs is mirrored.
+    pub fn new(is_eager: bool) -> Self {
+        Self {
+            is_eager,
+            accounts: [Account::default(); PROGRAMS],
+            credit: 0,
+            spent_since: 0,
+            root: 0,
+        }
+    }
+
+    fn account(&mut self, root: u64) -> &mut Account {
+        let account = &mut self.accounts[(root >> 12) as usize % PROGRAMS];
+        if account.root != root {
+            *account = Account { root, ticks: 0, wanted: WARM };
+        }
+        account
+    }
+
+    /// A program that is not mirrored ran for `ticks`.
+    pub fn ran(&mut self, root: u64, ticks: u64) {
+        self.account(root).ticks += ticks;
+    }
+
+    /// The program that is mirrored ran for `ticks`, what was spent included.
+    pub fn earned(&mut self, ticks: u64) {
+        let ticks = ticks.saturating_sub(std::mem::take(&mut self.spent_since));
+        self.credit = self.credit.saturating_add_unsigned(ticks).min(SAVINGS);
+    }
+
+    /// So much was spent on its mirror.
+    pub fn spent(&mut self, ticks: u64) {
+        self.spent_since += ticks + SIGNAL;
+        self.credit = self.credit.saturating_sub_unsigned(ticks + SIGNAL);
+    }
+
+    /// Its mirror had to be emptied, for the host allows no more mappings.
+    pub fn overflowed(&mut self) {
+        self.credit -= SAVINGS / 2;
+    }
+
+    /// Whether the program is not to be mirrored for the time being.
+    pub fn is_banned(&mut self, root: u64) -> bool {
+        let account = *self.account(root);
+        !self.is_eager && account.ticks < account.wanted && account.wanted > WARM
+    }
+
+    /// Whether a program should be mirrored instead of the present one, which has so many pages.
+    pub fn should_take(&mut self, root: u64, pages: usize) -> bool {
+        let account = *self.account(root);
+        // The present one would have to be mirrored anew, too.
+        let cost = pages as u64 * FILL / 4;
+        if account.ticks < account.wanted.max(cost) && !self.is_eager {
+            return false;
+        }
+        self.account(root).ticks = 0;
+        self.root = root;
+        self.credit = CREDIT;
+        true
+    }
+
+    /// Whether pages may be mirrored for the present program; if not, it is not to be mirrored for a
+    /// while.
+    pub fn may_fill(&mut self) -> bool {
+        if self.credit >= 0 || self.is_eager {
+            return true;
+        }
+        self.credit = CREDIT;
+        let account = self.account(self.root);
+        account.ticks = 0;
+        account.wanted = (account.wanted * 2).max(PENALTY);
+        tracing::debug!("the memory of the program at {:#x} changes too often", self.root);
+        false
+    }
+}

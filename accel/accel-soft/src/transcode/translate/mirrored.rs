@@ -1,0 +1,82 @@
+//! Operands in mirrored memory, which are where the guest says.
+
+use super::*;
+
+impl Translator {
+    /// Makes the memory operand of `host` that of `insn`, by the host's registers. Uses RBX.
+    pub(super) fn point_at_mirror(&mut self, host: &mut Instruction, insn: &Instruction) -> Emit {
+        let has_segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
+        let sum = if has_segment {
+            self.in_segment(insn)?;
+            Mem::Base(ADDRESS, 0)
+        } else {
+            self.sum(insn)?
+        };
+        match sum {
+            Mem::Base(base, disp) => point_at(host, sized(base, Register::RAX), disp),
+            // RBP is for other operands.
+            Mem::Sum { index: Some((INDEX, _)), .. } => {
+                self.asm.lea(ADDRESS, sum);
+                point_at(host, Register::RBX, 0);
+            }
+            Mem::Sum { base, index, disp } => {
+                let register =
+                    |reg: Option<Reg>| reg.map_or(Register::None, |reg| sized(reg, Register::RAX));
+                point_at(host, register(base), disp);
+                host.set_memory_index(register(index.map(|(reg, _)| reg)));
+                host.set_memory_index_scale(index.map_or(1, |(_, scale)| 1 << scale));
+                if base.is_none() {
+                    host.set_memory_displ_size(8);
+                }
+            }
+            Mem::Context(_) | Mem::ContextIndexed(..) => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    /// The linear address of an operand relative to FS or GS, into RBX. Keeps flags.
+    pub(super) fn in_segment(&mut self, insn: &Instruction) -> Emit {
+        let segment = match insn.memory_segment() {
+            Register::FS => offset::FS_BASE,
+            _ => offset::GS_BASE,
+        };
+        let disp = i32::try_from(insn.memory_displacement64() as i64).map_err(|_| Refused)?;
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        if [base, index].iter().any(|&reg| reg != Register::None && !reg.is_gpr64()) {
+            return Err(Refused);
+        }
+        self.asm.load(ADDRESS, Mem::Context(segment));
+        let scale = insn.memory_index_scale().trailing_zeros() as u8;
+        for (reg, scale) in [(base, 0), (index, scale)] {
+            if reg != Register::None {
+                let reg = self.whole(reg, INDEX);
+                let index = Some((reg, scale));
+                self.asm.lea(ADDRESS, Mem::Sum { base: Some(ADDRESS), index, disp: 0 });
+            }
+        }
+        if disp != 0 {
+            self.asm.lea(ADDRESS, Mem::Base(ADDRESS, disp));
+        }
+        Ok(())
+    }
+
+    /// The next instruction of the host accesses memory for `insn`.
+    pub(super) fn access(&mut self, insn: &Instruction) {
+        self.access_with(insn, false);
+    }
+
+    /// The same; `is_spilled` if the status flags are in the context.
+    pub(super) fn access_with(&mut self, insn: &Instruction, is_spilled: bool) {
+        if self.setting.mirrored {
+            let back = if self.status == Status::Lost { self.back } else { 0 };
+            self.is_lost |= self.status == Status::Lost && back == 0;
+            self.sites.push(Site {
+                host: self.asm.code.len() as u32,
+                at: insn.ip() as u16,
+                status: self.status,
+                is_spilled,
+                back,
+            });
+        }
+    }
+}
