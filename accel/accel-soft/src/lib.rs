@@ -9,7 +9,7 @@ mod clock;
 mod code_memory;
 mod env;
 pub mod native;
-mod ram;
+pub mod ram;
 mod statistics;
 mod transcode;
 mod vcpu;

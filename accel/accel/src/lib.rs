@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use irqchip::IrqSink;
 use mem::GuestMemory;
-use runtime::{Clock, Timers};
+use runtime::{Clock, Doorbells, Timers};
 pub use statistics::Statistics;
 pub use x86::cpuid::CpuidTable;
 pub use x86::state::{CpuState, Sections};
@@ -45,6 +45,12 @@ pub struct VmResources {
 pub trait Vm: Send + Sync {
     /// Where devices send their interrupts.
     fn irq_sink(&self) -> Arc<dyn IrqSink>;
+
+    /// Who raises events for stores to doorbells without a processor leaving the guest, if the
+    /// accelerator can.
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        None
+    }
 
     /// Takes processor `index`; each can be taken once. Processor 0 is the bootstrap processor
     /// and starts at its reset vector unless its state is stored first; the others wait for a

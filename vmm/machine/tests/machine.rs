@@ -81,6 +81,7 @@ impl Bench {
             memory: mem::allocate(map.ram()).unwrap(),
             map,
             phys_bits: 40,
+            doorbells: None,
             irq: self.pins.clone(),
             timers: Arc::new(Timers::new(clock).unwrap()),
             serial: Arc::new(serial),

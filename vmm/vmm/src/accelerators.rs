@@ -3,6 +3,7 @@
 use std::arch::x86_64::__cpuid_count;
 
 use accel::{Accelerator, CpuidTable};
+use accel_kvm::KvmAccelerator;
 use accel_soft::{Execution, SoftAccelerator};
 use vmm_api::{CpuModel, Failure};
 use x86::cpuid::{self, CpuidResult, Model};
@@ -32,10 +33,9 @@ pub fn choose(wanted: vmm_api::Accelerator) -> Result<Box<dyn Accelerator>, Fail
             }
             Ok(Box::new(accelerator))
         }
-        vmm_api::Accelerator::Kvm => Err(Failure::configuration(
-            "this version of Lodge does not run guests through KVM: choose the accelerator \
-             \"soft\" or \"auto\"",
-        )),
+        vmm_api::Accelerator::Kvm => {
+            Ok(Box::new(KvmAccelerator::open().map_err(crate::running::fault)?))
+        }
     }
 }
 

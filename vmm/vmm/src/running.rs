@@ -71,6 +71,7 @@ impl Running {
             phys_bits,
             memory,
             irq: vm.irq_sink(),
+            doorbells: vm.doorbells(),
             timers,
             serial: consoles.serial.clone(),
             serial2: consoles.serial2.clone(),
@@ -231,7 +232,8 @@ impl Drop for Alarm<'_> {
     }
 }
 
-fn fault(fault: Fault) -> Failure {
+/// An accelerator's failure, as it is told to whoever started this process.
+pub fn fault(fault: Fault) -> Failure {
     match fault {
         Fault::Host { .. } => Failure::host(fault),
         Fault::Unsupported(_) => Failure::configuration(fault),

@@ -1,0 +1,96 @@
+//! A processor's state between KVM's structures and [`CpuState`].
+
+mod events;
+mod msrs;
+mod registers;
+mod vector;
+
+use accel::{CpuState, Fault, Sections};
+use kvm_ioctls::VcpuFd;
+
+use crate::host::failed;
+pub use events::{forget_exception, set_activity};
+pub use msrs::{KnownMsrs, read as read_msr, write as write_msr};
+
+/// What the host's KVM can hand out and take, and the guest can have.
+#[derive(Clone, Debug)]
+pub struct Abilities {
+    /// KVM_GET_SREGS2.
+    pub sregs2: bool,
+    /// The TSC's offset can be read and set.
+    pub tsc_offset: bool,
+    /// State components that the guest can have (bits of XCR0); 3 if it has no XSAVE.
+    pub components: u64,
+    /// The guest has XSAVE, and with it XCR0.
+    pub xsave: bool,
+    /// MSRs of [`CpuState`] that KVM has.
+    pub msrs: KnownMsrs,
+}
+
+/// Brings `want` in `state` up to date.
+pub fn load(
+    vcpu: &VcpuFd,
+    abilities: &Abilities,
+    want: Sections,
+    state: &mut CpuState,
+) -> Result<(), Fault> {
+    if want.contains(Sections::GENERAL) {
+        registers::load_general(vcpu, state)?;
+    }
+    if want.contains(Sections::SYSTEM) {
+        registers::load_system(vcpu, abilities, state)?;
+    }
+    if want.contains(Sections::DEBUG) {
+        registers::load_debug(vcpu, state)?;
+    }
+    if want.contains(Sections::MSRS) {
+        msrs::load(vcpu, abilities, state)?;
+    }
+    if want.contains(Sections::VECTOR) {
+        vector::load(vcpu, abilities, state)?;
+    }
+    if want.contains(Sections::EVENTS) {
+        events::load(vcpu, state)?;
+    }
+    Ok(())
+}
+
+/// Makes `changed` of `state` take effect.
+pub fn store(
+    vcpu: &VcpuFd,
+    abilities: &Abilities,
+    changed: Sections,
+    state: &CpuState,
+) -> Result<(), Fault> {
+    // XCR0 and the MSRs are judged by CR4 and EFER, so these come first.
+    if changed.contains(Sections::SYSTEM) {
+        registers::store_system(vcpu, abilities, state)?;
+    }
+    if changed.contains(Sections::GENERAL) {
+        registers::store_general(vcpu, state)?;
+    }
+    if changed.contains(Sections::DEBUG) {
+        registers::store_debug(vcpu, state)?;
+    }
+    if changed.contains(Sections::MSRS) {
+        msrs::store(vcpu, abilities, state)?;
+    }
+    if changed.contains(Sections::VECTOR) {
+        vector::store(vcpu, abilities, state)?;
+    }
+    if changed.contains(Sections::EVENTS) {
+        events::store(vcpu, state)?;
+    }
+    Ok(())
+}
+
+/// KVM refused a part of the state: that state can't be, or not here.
+fn refused(what: &str, error: kvm_ioctls::Error) -> Fault {
+    if error.errno() == libc::EINVAL {
+        return Fault::Unsupported(format!(
+            "this host's KVM refuses the {what} that a processor was given: the state is damaged, \
+             or of a processor that this host does not have"
+        ));
+    }
+    failed(format!("cannot set a processor's {what}"), error)
+}

@@ -1,0 +1,185 @@
+//! A virtual machine of KVM's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use accel::{CpuidTable, Fault, Vcpu, Vm, VmResources};
+use irqchip::IrqSink;
+use kvm_bindings::{
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use mem::GuestMemory;
+use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use runtime::Doorbells;
+
+use crate::cpuid::{self, Supported};
+use crate::doorbell::KvmDoorbells;
+use crate::host::failed;
+use crate::irq::{KvmIrqs, Routes};
+use crate::state::{Abilities, KnownMsrs};
+use crate::sys;
+use crate::vcpu::KvmVcpu;
+
+/// Four pages that KVM on Intel's processors needs for guests in real mode, and that no machine of
+/// Lodge has RAM or devices at: between the I/O APIC and the local APICs.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+
+/// A virtual machine.
+pub struct KvmVm {
+    irqs: Arc<KvmIrqs>,
+    doorbells: Option<Arc<KvmDoorbells>>,
+    /// Those that were not yet taken.
+    vcpus: Mutex<Vec<Option<KvmVcpu>>>,
+}
+
+/// What the machine's processors keep.
+pub struct Shared {
+    pub vm: Arc<VmFd>,
+    /// KVM has its addresses.
+    pub memory: GuestMemory,
+}
+
+impl KvmVm {
+    /// Makes a machine of what `config` brings.
+    pub fn create(kvm: &Kvm, config: &VmResources) -> Result<Self, Fault> {
+        check_cpus(kvm, config.cpus)?;
+        let vm = kvm.create_vm().map_err(|e| {
+            let mut fault = failed("KVM makes no virtual machine", e);
+            if let (Fault::Host { remedy, .. }, libc::EBUSY) = (&mut fault, e.errno()) {
+                *remedy = "another hypervisor (VirtualBox, VMware) may hold the processor: stop \
+                           it, or choose the accelerator \"soft\""
+                    .to_owned();
+            }
+            fault
+        })?;
+        let vm = Arc::new(vm);
+        vm.set_identity_map_address(IDENTITY_MAP)
+            .and_then(|()| vm.set_tss_address(TSS))
+            .map_err(|e| failed("KVM refuses the place of its own pages", e))?;
+        if vm.check_extension_raw(sys::CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+            let mut cap =
+                kvm_enable_cap { cap: sys::CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+            cap.args[0] = 1;
+            vm.enable_cap(&cap).map_err(|e| failed("KVM refuses a capability that it has", e))?;
+        }
+        vm.create_irq_chip().map_err(|e| failed("KVM makes no interrupt controllers", e))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(|e| failed("KVM makes no timer (PIT)", e))?;
+        let limit = usize::try_from(kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
+        let routes = Routes::wire(vm.clone(), limit)?;
+        let shared = Arc::new(Shared { vm: vm.clone(), memory: config.memory.clone() });
+        map_memory(&shared)?;
+        let doorbells =
+            vm.check_extension(Cap::Ioeventfd).then(|| Arc::new(KvmDoorbells(vm.clone())));
+        let vcpus = processors(kvm, &shared, config)?;
+        Ok(Self { irqs: Arc::new(KvmIrqs::new(routes)), doorbells, vcpus: Mutex::new(vcpus) })
+    }
+}
+
+/// As many processors as xAPIC mode can name; see the software engine.
+const MAX_CPUS: usize = 64;
+
+fn check_cpus(kvm: &Kvm, cpus: u32) -> Result<(), Fault> {
+    let most = kvm.get_max_vcpus().min(MAX_CPUS);
+    if cpus == 0 || cpus as usize > most {
+        return Err(Fault::Unsupported(format!(
+            "{cpus} processors: this host's KVM runs 1 to {most} in one guest; choose another \
+             --cpus"
+        )));
+    }
+    Ok(())
+}
+
+fn map_memory(shared: &Shared) -> Result<(), Fault> {
+    for (slot, region) in (0..).zip(shared.memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is mapped as long as `shared`, which lives as long as the processors;
+        // without one of them KVM uses no memory. Everything in this program treats it as memory
+        // that others change at any time.
+        unsafe { shared.vm.set_user_memory_region(slot) }
+            .map_err(|e| failed("KVM refuses the guest's memory", e))?;
+    }
+    Ok(())
+}
+
+fn processors(
+    kvm: &Kvm,
+    shared: &Arc<Shared>,
+    config: &VmResources,
+) -> Result<Vec<Option<KvmVcpu>>, Fault> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(|e| failed("KVM does not say which processor it offers", e))?;
+    let supported = Supported::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer));
+    let scaling = kvm.check_extension(Cap::TscControl);
+    let mut vcpus = Vec::new();
+    let mut common: Option<(CpuidTable, Abilities)> = None;
+    for index in 0..config.cpus {
+        let fd = shared.vm.create_vcpu(index.into()).map_err(|e| {
+            failed(format!("KVM makes no more than {index} processors for this guest"), e)
+        })?;
+        let tsc_khz = tune(&fd, &config.cpuid, scaling)?;
+        let (table, abilities) = match &common {
+            Some(known) => known,
+            None => {
+                let (table, refused) = supported.restrict(&config.cpuid, tsc_khz);
+                cpuid::say(&refused);
+                let (components, xsave) = cpuid::components(&table);
+                let abilities = Abilities {
+                    sregs2: kvm.check_extension_raw(sys::CAP_SREGS2) > 0,
+                    tsc_offset: kvm.check_extension_raw(sys::CAP_VCPU_ATTRIBUTES) > 0
+                        && sys::tsc_offset(&fd).is_ok(),
+                    components,
+                    xsave,
+                    msrs: KnownMsrs::of(&fd)?,
+                };
+                common.insert((table, abilities))
+            }
+        };
+        let table = table.for_processor(index, config.cpus);
+        vcpus.push(Some(KvmVcpu::new(fd, shared.clone(), index, table, abilities.clone())?));
+    }
+    Ok(vcpus)
+}
+
+/// Gives the guest's TSC the rate that CPUID tells, where KVM scales it; else CPUID will tell the
+/// rate that it has, which is returned in kHz.
+fn tune(vcpu: &kvm_ioctls::VcpuFd, model: &CpuidTable, scaling: bool) -> Result<u32, Fault> {
+    let wanted = model.get(cpuid::KVM_TIMING, 0).unwrap_or_default().eax;
+    let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
+    let has = rate()?;
+    // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.
+    let is_near = u64::from(has.abs_diff(wanted)) * 1_000_000 <= u64::from(has) * 250;
+    if wanted == 0 || is_near || !scaling {
+        return Ok(has);
+    }
+    if let Err(error) = vcpu.set_tsc_khz(wanted) {
+        tracing::warn!("KVM does not scale the TSC from {has} to {wanted} kHz: {error}");
+    }
+    rate()
+}
+
+impl Vm for KvmVm {
+    fn irq_sink(&self) -> Arc<dyn IrqSink> {
+        self.irqs.clone()
+    }
+
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        self.doorbells.clone().map(|doorbells| doorbells as Arc<dyn Doorbells>)
+    }
+
+    fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        match vcpus.get_mut(index as usize).and_then(Option::take) {
+            Some(vcpu) => Ok(Box::new(vcpu)),
+            None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
+        }
+    }
+}
