@@ -16,6 +16,7 @@ use runtime::{Clock, Doorbells, Timers};
 pub use statistics::Statistics;
 pub use x86::cpuid::CpuidTable;
 pub use x86::state::{CpuState, Sections};
+pub use x86::{DEBUG_POINTS, DebugControl, DebugPoint, DebugStop, PointKind};
 
 /// A host that can make virtual machines.
 pub trait Accelerator {
@@ -73,6 +74,12 @@ pub trait Vcpu: Send {
     /// Makes changes to the sections `changed` of what [`load`](Self::load) showed take effect.
     fn store(&mut self, changed: Sections) -> Result<(), Fault>;
 
+    /// Has `run` return with [`Exit::Debug`] where a debugger wants it, until this is called again.
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault>;
+
+    /// After [`DebugStop::Int3`]: the guest has this INT3 of its own, and goes on with its #BP.
+    fn pass_int3(&mut self) -> Result<(), Fault>;
+
     /// What was counted until now. Counting costs translated code nothing, because nobody can look
     /// while [`run`](Self::run) does its work: who wants to know kicks the processor first.
     fn statistics(&self) -> Statistics;
@@ -85,8 +92,8 @@ pub enum Exit {
     Kicked,
     /// The guest ended in a triple fault, which resets a PC.
     TripleFault,
-    /// A breakpoint or single step that the VMM asked for.
-    Debug,
+    /// What [`Vcpu::set_debug`] asked for.
+    Debug(DebugStop),
 }
 
 /// The devices of a machine, as its processors see them. Every call may come from any vCPU

@@ -207,7 +207,7 @@ fn drive(
     let _watch = Watch(bus);
     while !stop.load(Ordering::SeqCst) {
         match vcpu.run(bus).map_err(|e| e.to_string())? {
-            Exit::Kicked | Exit::Debug => thread::yield_now(),
+            Exit::Kicked | Exit::Debug(_) => thread::yield_now(),
             Exit::TripleFault => {
                 bus.signal(Signal::TripleFault);
                 break;

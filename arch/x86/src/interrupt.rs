@@ -94,12 +94,12 @@ impl<E: Env> Cpu<E> {
 
     /// Whether a maskable interrupt would be taken now.
     pub fn accepts_interrupt(&self) -> bool {
-        self.flag(Rflags::IF) && !self.state.interrupt_shadow
+        self.flag(Rflags::IF) && !self.state.interrupt_shadow && !self.is_stepped()
     }
 
     /// Whether an NMI would be taken now.
     pub fn accepts_nmi(&self) -> bool {
-        !self.state.nmi_blocked && !self.state.interrupt_shadow
+        !self.state.nmi_blocked && !self.state.interrupt_shadow && !self.is_stepped()
     }
 
     /// Takes an interrupt from outside, which [`accepts_interrupt`](Self::accepts_interrupt)

@@ -30,6 +30,10 @@ pub enum Event {
         /// The pseudo terminal of the virtio console, where the configuration asked for one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         virtio_console_pty: Option<String>,
+        /// Where GDB may connect to, as its `target remote` takes it, where the configuration asked
+        /// for that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gdb: Option<String>,
     },
     /// The machine was reset, by the guest or by a triple fault, and starts anew.
     Reset,
@@ -185,6 +189,7 @@ mod tests {
                 accelerator: Accelerator::Soft,
                 serial_pty: Some("/dev/pts/3".into()),
                 virtio_console_pty: None,
+                gdb: Some("127.0.0.1:1234".into()),
             },
             Event::Reset,
             Event::Warning { message: "two\nlines".into() },

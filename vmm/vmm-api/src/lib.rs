@@ -12,7 +12,7 @@ mod validate;
 
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GuestModule, NetConfig, Protocol, VmConfig,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,
 };
 pub use event::{Event, Failure, FailureKind, StopReason};
 pub use request::{Answer, PROCESSOR_TIME_NS, ProcessorStatistics, Request, Statistics};

@@ -7,6 +7,7 @@
 mod accelerators;
 mod api;
 mod consoles;
+mod debugging;
 mod fds;
 mod launcher;
 mod meter;

@@ -14,6 +14,7 @@ use vmm_api::{Event, Failure, StopReason, VmConfig};
 use crate::accelerators;
 use crate::api::{Api, Shown};
 use crate::consoles::Consoles;
+use crate::debugging::Debugging;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals, Wish};
@@ -52,10 +53,11 @@ fn run_on(
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
+    let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
-        let running = Running::start(config, accelerator, consoles)?;
+        let running = Running::start(config, accelerator, consoles, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {
@@ -72,6 +74,7 @@ fn run_on(
                 accelerator: accelerators::kind(accelerator),
                 serial_pty: pty(&consoles.serial),
                 virtio_console_pty: consoles.virtio.as_deref().and_then(pty),
+                gdb: debugging.as_ref().map(Debugging::place),
             }
         });
         let ending = wait(&running, signals, launcher);

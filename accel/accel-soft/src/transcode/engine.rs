@@ -166,6 +166,9 @@ impl Transcoder {
             }
             self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
             let mode = cpu.mode();
+            if mode.careful && cpu.is_debug_stopped() {
+                return;
+            }
             if mode.careful || mode.fast_view == View::Checked || mode.code_bits != 64 {
                 cpu.execute(usize::MAX);
                 continue;

@@ -271,7 +271,7 @@ impl<'a> Console<'a> {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Started { accelerator, serial_pty, virtio_console_pty } => {
+            Event::Started { accelerator, serial_pty, virtio_console_pty, gdb } => {
                 let what = match accelerator {
                     Accelerator::Kvm => "KVM",
                     Accelerator::Soft | Accelerator::Auto => "Lodge's own engine",
@@ -286,6 +286,9 @@ impl<'a> Console<'a> {
                     if let Some(pty) = pty {
                         notice(self.raw, &format!("the {port} is at {pty}"));
                     }
+                }
+                if let Some(place) = gdb {
+                    notice(self.raw, &format!("GDB can connect: target remote {place}"));
                 }
             }
             Event::Reset => notice(self.raw, "the guest restarts"),

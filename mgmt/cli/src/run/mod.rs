@@ -167,5 +167,6 @@ fn empty_config() -> vmm_api::VmConfig {
         serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
+        gdb: None,
     }
 }

@@ -6,7 +6,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use accel::{CpuBus, CpuState, Exit, Fault, Kicker, Sections, Statistics, Vcpu, Vm, VmResources};
+use accel::{
+    CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu, Vm,
+    VmResources,
+};
 use irqchip::{IrqSink, Msi};
 use tempfile::TempDir;
 use vmm_api::{Answer, BootConfig, FailureKind, Request};
@@ -83,6 +86,12 @@ impl Vcpu for ScriptedVcpu {
     fn store(&mut self, _: Sections) -> Result<(), Fault> {
         Ok(())
     }
+    fn set_debug(&mut self, _: &DebugControl) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn pass_int3(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
     fn statistics(&self) -> Statistics {
         Statistics { counts: vec![("lives", (self.life + 1).into())], levels: Vec::new() }
     }
@@ -130,6 +139,7 @@ const STARTED: Event = Event::Started {
     accelerator: vmm_api::Accelerator::Soft,
     serial_pty: None,
     virtio_console_pty: None,
+    gdb: None,
 };
 
 #[test]
