@@ -3,7 +3,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use accel::Fault;
 use kvm_ioctls::{Cap, Kvm};
@@ -28,58 +29,130 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// Why this host's KVM cannot be used.
+#[derive(Debug)]
+pub enum Obstacle {
+    /// There is no such file.
+    Missing(PathBuf),
+    /// The file is something else.
+    NotADevice(PathBuf),
+    /// This user may not open it.
+    Forbidden(PathBuf),
+    /// Opening fails for another reason.
+    Unopenable(PathBuf, io::Error),
+    /// It does not answer as KVM does.
+    Foreign(PathBuf),
+    /// Its interface has another version than 12.
+    Version(i32),
+    /// It lacks these capabilities.
+    Lacks(Vec<&'static str>),
+}
+
+impl Obstacle {
+    fn what(&self) -> String {
+        match self {
+            Self::Missing(path)
+            | Self::NotADevice(path)
+            | Self::Forbidden(path)
+            | Self::Unopenable(path, _) => format!("cannot open {}", path.display()),
+            Self::Foreign(path) => format!("cannot use {}", path.display()),
+            Self::Version(_) | Self::Lacks(_) => "cannot use this kernel's KVM".to_owned(),
+        }
+    }
+
+    fn why(&self) -> io::Error {
+        match self {
+            Self::Missing(_) => io::Error::from_raw_os_error(libc::ENOENT),
+            Self::NotADevice(_) => io::Error::other("it is not a device"),
+            Self::Forbidden(_) => io::Error::from_raw_os_error(libc::EACCES),
+            Self::Unopenable(_, error) => match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::other(error.to_string()),
+            },
+            Self::Foreign(_) => io::Error::other("it does not answer as KVM does"),
+            Self::Version(version) => io::Error::other(format!(
+                "its interface has version {version} instead of {API_VERSION}"
+            )),
+            Self::Lacks(names) => io::Error::other(format!("it lacks {}", names.join(", "))),
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => {
+                "load the module (modprobe kvm_intel or kvm_amd), or choose the accelerator \"soft\""
+            }
+            Self::Forbidden(_) => {
+                "have this user join the group that the file belongs to (usually kvm: usermod -aG \
+                 kvm NAME, then log in anew), or choose the accelerator \"soft\""
+            }
+            Self::NotADevice(_) | Self::Foreign(_) => {
+                "see what is there and which module serves it, or choose the accelerator \"soft\""
+            }
+            Self::Unopenable(..) => {
+                "`lodge check` says more; the accelerator \"soft\" needs no KVM"
+            }
+            Self::Version(_) | Self::Lacks(_) => {
+                "use a newer kernel (Linux 5.10 has all that Lodge needs), or choose the \
+                 accelerator \"soft\""
+            }
+        }
+    }
+}
+
+/// What and why, without the remedy.
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what(), self.why())
+    }
+}
+
+impl std::error::Error for Obstacle {}
+
+impl From<Obstacle> for Fault {
+    fn from(obstacle: Obstacle) -> Self {
+        Self::Host {
+            what: obstacle.what(),
+            source: obstacle.why(),
+            remedy: obstacle.remedy().to_owned(),
+        }
+    }
+}
+
 /// Opens the device and makes sure that it can do all that is needed.
-pub fn open(path: &Path) -> Result<Kvm, Fault> {
-    let name = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Fault::Unsupported(format!("{path:?} is no path")))?;
-    let kvm = Kvm::new_with_path(&name).map_err(|e| cannot_open(path, e.into()))?;
-    judge(path, kvm.get_api_version(), |cap| kvm.check_extension(cap))?;
+pub fn open(path: &Path) -> Result<Kvm, Obstacle> {
+    let own = || path.to_owned();
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Obstacle::Missing(own()));
+        }
+        Ok(metadata) if !metadata.file_type().is_char_device() => {
+            return Err(Obstacle::NotADevice(own()));
+        }
+        _ => {}
+    }
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Obstacle::Missing(own()))?;
+    let kvm = Kvm::new_with_path(&name).map_err(|error| match error.errno() {
+        libc::ENOENT => Obstacle::Missing(own()),
+        libc::EACCES | libc::EPERM => Obstacle::Forbidden(own()),
+        _ => Obstacle::Unopenable(own(), error.into()),
+    })?;
+    let version = kvm.get_api_version();
+    if version < 0 {
+        return Err(Obstacle::Foreign(own()));
+    }
+    judge(version, |cap| kvm.check_extension(cap))?;
     Ok(kvm)
 }
 
-fn cannot_open(path: &Path, source: io::Error) -> Fault {
-    let remedy = match source.kind() {
-        io::ErrorKind::NotFound => {
-            "load the module (modprobe kvm_intel or kvm_amd), or choose the accelerator \"soft\""
-        }
-        io::ErrorKind::PermissionDenied => {
-            "have this user join the group that the file belongs to (usually kvm: usermod -aG kvm \
-             NAME, then log in anew), or choose the accelerator \"soft\""
-        }
-        _ => "`lodge check` says more; the accelerator \"soft\" needs no KVM",
-    };
-    Fault::Host { what: format!("cannot open {}", path.display()), source, remedy: remedy.into() }
-}
-
 /// Whether a KVM with this version and these capabilities will do.
-fn judge(path: &Path, version: i32, has: impl Fn(Cap) -> bool) -> Result<(), Fault> {
-    let refused = |why: String, remedy: &str| Fault::Host {
-        what: format!("{} cannot be used", path.display()),
-        source: io::Error::new(io::ErrorKind::Unsupported, why),
-        remedy: remedy.to_owned(),
-    };
-    if version < 0 {
-        return Err(refused(
-            "it does not answer as KVM does".to_owned(),
-            "see which module serves it, or choose the accelerator \"soft\"",
-        ));
-    }
+fn judge(version: i32, has: impl Fn(Cap) -> bool) -> Result<(), Obstacle> {
     if version != API_VERSION {
-        return Err(refused(
-            format!("its interface has version {version} instead of {API_VERSION}"),
-            "use a kernel of this century, or choose the accelerator \"soft\"",
-        ));
+        return Err(Obstacle::Version(version));
     }
     let missing: Vec<&str> =
         REQUIRED.iter().filter(|(cap, _)| !has(*cap)).map(|&(_, name)| name).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(refused(
-        format!("this kernel's KVM lacks {}", missing.join(", ")),
-        "use a newer kernel (Linux 5.10 has all that Lodge needs), or choose the accelerator \
-         \"soft\"",
-    ))
+    if missing.is_empty() { Ok(()) } else { Err(Obstacle::Lacks(missing)) }
 }
 
 /// A system call on a virtual machine or processor failed.
@@ -95,34 +168,33 @@ pub fn failed(what: impl Into<String>, error: kvm_ioctls::Error) -> Fault {
 mod tests {
     use super::*;
 
-    fn message(fault: Result<(), Fault>) -> String {
-        let fault = fault.unwrap_err();
+    fn message(obstacle: Obstacle) -> String {
+        let fault = Fault::from(obstacle);
         assert!(matches!(fault, Fault::Host { .. }), "{fault:?}");
         fault.to_string()
     }
 
     #[test]
     fn what_cannot_be_opened_is_told_with_a_remedy() {
-        let missing = open(Path::new("/nonexistent/kvm")).unwrap_err().to_string();
+        let missing = message(open(Path::new("/nonexistent/kvm")).unwrap_err());
         assert!(missing.contains("/nonexistent/kvm") && missing.contains("modprobe"), "{missing}");
-        let forbidden = cannot_open(Path::new("/dev/kvm"), io::ErrorKind::PermissionDenied.into());
-        assert!(forbidden.to_string().contains("group"), "{forbidden}");
-        let no_kvm = open(Path::new("/dev/null")).unwrap_err().to_string();
-        assert!(no_kvm.contains("does not answer as KVM"), "{no_kvm}");
+        let forbidden = message(Obstacle::Forbidden("/dev/kvm".into()));
+        assert!(forbidden.contains("group"), "{forbidden}");
+        assert!(matches!(open(Path::new("/dev/null")), Err(Obstacle::Foreign(_))));
+        assert!(matches!(open(Path::new("/etc/passwd")), Err(Obstacle::NotADevice(_))));
     }
 
     #[test]
     fn old_interfaces_are_refused() {
-        let path = Path::new("/dev/kvm");
-        assert!(message(judge(path, 11, |_| true)).contains("version 11"));
-        assert!(judge(path, 12, |_| true).is_ok());
+        let old = judge(11, |_| true).unwrap_err();
+        assert!(message(old).contains("version 11"));
+        assert!(judge(12, |_| true).is_ok());
     }
 
     #[test]
     fn every_missing_capability_is_named() {
-        let path = Path::new("/dev/kvm");
         for &(cap, name) in REQUIRED {
-            let text = message(judge(path, 12, |c| c as u32 != cap as u32));
+            let text = message(judge(12, |c| c as u32 != cap as u32).unwrap_err());
             assert!(text.contains(name), "{text}");
             assert!(text.contains("newer kernel"), "{text}");
         }

@@ -9,6 +9,7 @@ mod doorbell;
 mod host;
 mod irq;
 mod kick;
+mod probe;
 mod state;
 mod statistics;
 mod sys;
@@ -19,7 +20,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel::{Accelerator, Fault, Vm, VmResources};
+pub use host::Obstacle;
 use kvm_ioctls::Kvm;
+pub use probe::{Speed, hardware};
 
 /// The kernel's KVM.
 pub struct KvmAccelerator {
@@ -31,8 +34,8 @@ impl KvmAccelerator {
     ///
     /// # Errors
     ///
-    /// [`Fault::Host`] if there is none, if it may not be opened, or if it is too old.
-    pub fn open() -> Result<Self, Fault> {
+    /// If there is none, if it may not be opened, or if it is too old.
+    pub fn open() -> Result<Self, Obstacle> {
         Self::open_at(Path::new("/dev/kvm"))
     }
 
@@ -41,8 +44,17 @@ impl KvmAccelerator {
     /// # Errors
     ///
     /// As with [`open`](Self::open).
-    pub fn open_at(path: &Path) -> Result<Self, Fault> {
+    pub fn open_at(path: &Path) -> Result<Self, Obstacle> {
         Ok(Self { kvm: host::open(path)? })
+    }
+
+    /// Measures how fast a guest's kernel would run, by a guest of a few instructions.
+    ///
+    /// # Errors
+    ///
+    /// If KVM makes no virtual machine, or cannot run this one.
+    pub fn measure(&self) -> Result<Speed, Fault> {
+        probe::measure(&self.kvm)
     }
 }
 

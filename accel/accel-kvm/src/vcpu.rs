@@ -116,8 +116,9 @@ impl KvmVcpu {
         state::forget_exception(&self.fd)?;
         self.refresh(Sections::all())?;
         let (fd, cpuid) = (&self.fd, &self.cpuid);
+        let before = self.state.clone();
         self.assistant.complete(&mut self.state, &error, fd, cpuid, &self.shared.memory, bus)?;
-        self.store(Sections::all())?;
+        self.store(state::changed(&before, &self.state))?;
         Ok(self.shut_down.then_some(Exit::TripleFault))
     }
 

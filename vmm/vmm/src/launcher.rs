@@ -48,7 +48,17 @@ impl Launcher {
             }
             (None, Event::Error(failure)) => say(failure),
             (None, Event::Warning { message }) => say(message),
-            (None, Event::Started { serial_pty, virtio_console_pty, gdb, .. }) => {
+            (
+                None,
+                Event::Started {
+                    accelerator,
+                    accelerator_reason,
+                    serial_pty,
+                    virtio_console_pty,
+                    gdb,
+                },
+            ) => {
+                tracing::info!(?accelerator, reason = accelerator_reason, "started");
                 for (what, pty) in [("serial port", serial_pty), ("console", virtio_console_pty)] {
                     if let Some(pty) = pty {
                         say(format_args!("the {what} is at {pty}"));

@@ -84,6 +84,25 @@ pub fn store(
     Ok(())
 }
 
+/// The sections in which two states differ.
+pub fn changed(old: &CpuState, new: &CpuState) -> Sections {
+    let general = |s: &CpuState| (s.gpr, s.rip, s.rflags);
+    let system = |s: &CpuState| {
+        let tables = (s.seg, s.ldtr, s.tr, s.gdtr, s.idtr);
+        (tables, s.cr0, s.cr2, s.cr3, s.cr4, s.efer, s.pdpte)
+    };
+    let debug = |s: &CpuState| (s.dr, s.dr6, s.dr7);
+    let events = |s: &CpuState| (s.activity, s.interrupt_shadow, s.nmi_blocked);
+    let mut changed = Sections::empty();
+    changed.set(Sections::GENERAL, general(old) != general(new));
+    changed.set(Sections::SYSTEM, system(old) != system(new));
+    changed.set(Sections::DEBUG, debug(old) != debug(new));
+    changed.set(Sections::MSRS, old.msrs != new.msrs);
+    changed.set(Sections::VECTOR, old.vector != new.vector || old.xcr0 != new.xcr0);
+    changed.set(Sections::EVENTS, events(old) != events(new));
+    changed
+}
+
 /// KVM refused a part of the state: that state can't be, or not here.
 fn refused(what: &str, error: kvm_ioctls::Error) -> Fault {
     if error.errno() == libc::EINVAL {

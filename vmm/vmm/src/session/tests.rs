@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use accel::{
-    CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu, Vm,
-    VmResources,
+    Accelerator, CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
+    Vm, VmResources,
 };
 use irqchip::{IrqSink, Msi};
 use tempfile::TempDir;
@@ -115,6 +115,10 @@ fn config(dir: &TempDir) -> VmConfig {
     config
 }
 
+fn asked_for(accelerator: Scripted) -> Choice {
+    Choice { accelerator: Box::new(accelerator), reason: String::new() }
+}
+
 /// Runs a script to its end; the result, and the events on the way.
 fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let dir = tempfile::tempdir().unwrap();
@@ -123,8 +127,14 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let consoles = Consoles::open(&config).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, far) = launcher();
-    let result =
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default());
+    let result = run_on(
+        &asked_for(accelerator),
+        &config,
+        &consoles,
+        &mut signals,
+        &mut launcher,
+        &mut Api::default(),
+    );
     drop(launcher);
     let mut far = BufReader::new(far);
     let events = std::iter::from_fn(|| Event::read_line(&mut far).unwrap()).collect::<Vec<_>>();
@@ -137,6 +147,7 @@ fn power_off(bus: &dyn CpuBus) {
 
 const STARTED: Event = Event::Started {
     accelerator: vmm_api::Accelerator::Soft,
+    accelerator_reason: String::new(),
     serial_pty: None,
     virtio_console_pty: None,
     gdb: None,
@@ -226,7 +237,14 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
             std::thread::sleep(Duration::from_millis(100));
             act(far);
         });
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default())
+        run_on(
+            &asked_for(accelerator),
+            &config,
+            &consoles,
+            &mut signals,
+            &mut launcher,
+            &mut Api::default(),
+        )
     })
 }
 
@@ -257,9 +275,15 @@ fn a_machine_that_cannot_be_built_says_why() {
     let consoles = Consoles::open(&config).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, _far) = launcher();
-    let failure =
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default())
-            .unwrap_err();
+    let failure = run_on(
+        &asked_for(accelerator),
+        &config,
+        &consoles,
+        &mut signals,
+        &mut launcher,
+        &mut Api::default(),
+    )
+    .unwrap_err();
     assert_eq!(failure.kind, FailureKind::Artifact);
     assert!(failure.message.contains("missing"), "{failure}");
 }
@@ -318,7 +342,14 @@ fn a_running_guest_is_asked_and_goes_on() {
     };
     std::thread::scope(|scope| {
         scope.spawn(ask);
-        let end = run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut api);
+        let end = run_on(
+            &asked_for(accelerator),
+            &config,
+            &consoles,
+            &mut signals,
+            &mut launcher,
+            &mut api,
+        );
         assert_eq!(end, Ok(StopReason::Requested));
     });
 }
