@@ -5,6 +5,7 @@
 
 mod assist;
 mod cpuid;
+mod debug;
 mod doorbell;
 mod host;
 mod irq;

@@ -181,6 +181,7 @@ fn run(vcpu: &mut VcpuFd) -> Result<(u64, u64), Fault> {
     let plain = Abilities {
         sregs2: false,
         tsc_offset: false,
+        blocks_interrupts: false,
         components: 3,
         xsave: false,
         msrs: KnownMsrs::default(),

@@ -14,6 +14,9 @@ pub const CAP_EXIT_ON_EMULATION_FAILURE: u32 = 204;
 /// `KVM_CAP_VCPU_ATTRIBUTES`: the TSC's offset can be read and set.
 pub const CAP_VCPU_ATTRIBUTES: libc::c_ulong = 127;
 
+/// `KVM_CAP_SET_GUEST_DEBUG2`: which of `KVM_GUESTDBG_*` there are.
+pub const CAP_SET_GUEST_DEBUG2: libc::c_ulong = 195;
+
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`.
 const GET_SREGS2: libc::c_ulong = 0x8000_0000 | (size_of::<kvm_sregs2>() as u64) << 16 | 0xaecc;
 /// `_IOW(KVMIO, 0xcd, struct kvm_sregs2)`.

@@ -3,18 +3,22 @@
 use std::io;
 use std::sync::Arc;
 
-use accel::{CpuBus, CpuState, CpuidTable, Exit, Fault, Kicker, Sections, Statistics, Vcpu};
+use accel::{
+    CpuBus, CpuState, CpuidTable, DebugControl, DebugStop, Exit, Fault, Kicker, Sections,
+    Statistics, Vcpu,
+};
 use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::state::{Activity, gpr};
 
-use crate::assist::Assistant;
+use crate::assist::{self, Assistant};
 use crate::cpuid;
+use crate::debug;
 use crate::host::failed;
 use crate::kick::{Entered, Kick};
 use crate::state::{self, Abilities};
 use crate::statistics::Counters;
-use crate::sys::RunPage;
+use crate::sys::{InternalError, RunPage};
 use crate::vm::Shared;
 
 /// A processor.
@@ -30,6 +34,8 @@ pub struct KvmVcpu {
     /// Ended by a triple fault. KVM would go on.
     shut_down: bool,
     assistant: Assistant,
+    /// What a debugger wants.
+    control: DebugControl,
     counters: Counters,
 }
 
@@ -69,6 +75,7 @@ impl KvmVcpu {
             state: Box::new(CpuState::reset(signature)),
             shut_down: false,
             assistant: Assistant::default(),
+            control: DebugControl::default(),
             counters: Counters::default(),
         };
         // RESET leaves the signature in EDX; KVM knows it only now.
@@ -84,7 +91,7 @@ impl KvmVcpu {
         loop {
             self.counters.entries += 1;
             let next = match self.fd.run() {
-                Ok(exit) => handle(exit, self.page, &mut self.counters, bus)?,
+                Ok(exit) => handle(exit, self.page, &self.control, &mut self.counters, bus)?,
                 Err(error) if error.errno() == libc::EINTR => {
                     self.counters.interrupted += 1;
                     if entered.take() { Next::Leave(Exit::Kicked) } else { Next::Enter }
@@ -114,12 +121,24 @@ impl KvmVcpu {
         // SAFETY: the processor is here, and nobody uses its page.
         let error = unsafe { self.page.internal_error() };
         state::forget_exception(&self.fd)?;
+        self.execute(bus, Some(&error))?;
+        if self.shut_down {
+            return Ok(Some(Exit::TripleFault));
+        }
+        // KVM steps only over what it executes itself.
+        Ok(self.control.step.then_some(Exit::Debug(DebugStop::Step)))
+    }
+
+    /// Executes one instruction by the interpreter; `error` says why, if KVM asked for it.
+    fn execute(&mut self, bus: &dyn CpuBus, error: Option<&InternalError>) -> Result<(), Fault> {
         self.refresh(Sections::all())?;
+        if let Some(error) = error {
+            assist::say_once(&self.state, error);
+        }
         let (fd, cpuid) = (&self.fd, &self.cpuid);
         let before = self.state.clone();
-        self.assistant.complete(&mut self.state, &error, fd, cpuid, &self.shared.memory, bus)?;
-        self.store(state::changed(&before, &self.state))?;
-        Ok(self.shut_down.then_some(Exit::TripleFault))
+        self.assistant.execute(&mut self.state, fd, cpuid, &self.shared.memory, bus)?;
+        self.store(state::changed(&before, &self.state))
     }
 
     fn refresh(&mut self, want: Sections) -> Result<(), Fault> {
@@ -135,6 +154,7 @@ impl KvmVcpu {
 fn handle(
     exit: VcpuExit<'_>,
     page: RunPage,
+    control: &DebugControl,
     counters: &mut Counters,
     bus: &dyn CpuBus,
 ) -> Result<Next, Fault> {
@@ -162,6 +182,12 @@ fn handle(
         VcpuExit::MmioWrite(address, data) => {
             counters.mmio_writes += 1;
             bus.mmio_write(address, data);
+        }
+        VcpuExit::Debug(exit) => {
+            counters.debug += 1;
+            if let Some(stop) = debug::reason(&exit, control) {
+                return Ok(Next::Leave(Exit::Debug(stop)));
+            }
         }
         VcpuExit::Shutdown => {
             counters.shutdowns += 1;
@@ -193,6 +219,23 @@ fn stuck(why: String) -> Fault {
         source: io::Error::other(why),
         remedy: "dmesg may say more; the accelerator \"soft\" needs no KVM".to_owned(),
     }
+}
+
+/// For an instruction that touches no device.
+struct NoBus;
+
+impl CpuBus for NoBus {
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn port_write(&self, _: u16, _: &[u8]) {}
 }
 
 /// Sets a local APIC up as firmware does: enabled, LINT0 takes the 8259 pair's interrupts at the
@@ -252,6 +295,17 @@ impl Vcpu for KvmVcpu {
             self.shut_down = self.state.activity == Activity::Shutdown;
         }
         state::store(&self.fd, &self.abilities, changed, &self.state)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {
+        debug::set(&self.fd, control, self.abilities.blocks_interrupts)?;
+        self.control = *control;
+        Ok(())
+    }
+
+    /// The interpreter executes it: if KVM did, it would stop there again.
+    fn pass_int3(&mut self) -> Result<(), Fault> {
+        self.execute(&NoBus, None)
     }
 
     fn statistics(&self) -> Statistics {

@@ -136,6 +136,10 @@ fn processors(
                     sregs2: kvm.check_extension_raw(sys::CAP_SREGS2) > 0,
                     tsc_offset: kvm.check_extension_raw(sys::CAP_VCPU_ATTRIBUTES) > 0
                         && sys::tsc_offset(&fd).is_ok(),
+                    blocks_interrupts: kvm.check_extension_raw(sys::CAP_SET_GUEST_DEBUG2) as u32
+                        & kvm_bindings::KVM_GUESTDBG_BLOCKIRQ
+                        != 0
+                        && kvm.check_extension_raw(sys::CAP_SET_GUEST_DEBUG2) > 0,
                     components,
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,

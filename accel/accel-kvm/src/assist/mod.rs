@@ -30,16 +30,14 @@ struct Tools {
 
 impl Assistant {
     /// Executes one instruction from `state`, or delivers the exception that it raises.
-    pub fn complete(
+    pub fn execute(
         &mut self,
         state: &mut CpuState,
-        error: &InternalError,
         vcpu: &VcpuFd,
         cpuid: &CpuidTable,
         memory: &GuestMemory,
         bus: &dyn CpuBus,
     ) -> Result<(), Fault> {
-        say_once(state, error);
         let tools = match &mut self.tools {
             Some(tools) => tools,
             None => {
@@ -60,7 +58,7 @@ impl Assistant {
 }
 
 /// Logs each kind of instruction once in the life of this process.
-fn say_once(state: &CpuState, error: &InternalError) {
+pub fn say_once(state: &CpuState, error: &InternalError) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let bits = if state.is_64bit() {
         64

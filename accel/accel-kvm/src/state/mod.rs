@@ -19,6 +19,8 @@ pub struct Abilities {
     pub sregs2: bool,
     /// The TSC's offset can be read and set.
     pub tsc_offset: bool,
+    /// A debugger's steps can hold interrupts back.
+    pub blocks_interrupts: bool,
     /// State components that the guest can have (bits of XCR0); 3 if it has no XSAVE.
     pub components: u64,
     /// The guest has XSAVE, and with it XCR0.
