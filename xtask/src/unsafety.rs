@@ -17,7 +17,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("runtime", "clocks, the TSC"),
     ("block", "locks and holes in files"),
     ("vmm", "inherited descriptors, signals"),
-    ("cli", "terminals, signals, /dev/kvm"),
+    ("cli", "terminals, signals"),
     ("guest-tests", "signals to processes"),
 ];
 

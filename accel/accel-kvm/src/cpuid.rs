@@ -126,8 +126,8 @@ impl Supported {
     }
 
     /// What of `model` guests can have: the rest of it, and what is missing. `tsc_khz` is the rate
-    /// of their TSC.
-    pub fn restrict(&self, model: &CpuidTable, tsc_khz: u32) -> (CpuidTable, Vec<Refused>) {
+    /// of their TSC, if it is not the model's.
+    pub fn restrict(&self, model: &CpuidTable, tsc_khz: Option<u32>) -> (CpuidTable, Vec<Refused>) {
         let mut table = model.clone();
         let mut refused = Vec::new();
         for &(leaf, subleaf, register, always) in FEATURES {
@@ -152,7 +152,7 @@ impl Supported {
             features.eax = self.get(KVM_FEATURES, 0).eax & PARAVIRTUAL;
             table.set(KVM_FEATURES, None, features);
         }
-        if let Some(mut timing) = table.get(KVM_TIMING, 0) {
+        if let (Some(mut timing), Some(tsc_khz)) = (table.get(KVM_TIMING, 0), tsc_khz) {
             timing.eax = tsc_khz;
             table.set(KVM_TIMING, None, timing);
         }
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn what_kvm_offers_stays() {
         let all = supported(XSAVE | 1 << 28 | 1 << 21, 7);
-        let (table, refused) = all.restrict(&model(), 2_000_000);
+        let (table, refused) = all.restrict(&model(), Some(2_000_000));
         assert_eq!(names(&refused), ["XSAVEOPT"]);
         assert_eq!(table.get(1, 0), model().get(1, 0));
         assert_eq!(table.get(0xd, 0), model().get(0xd, 0));
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_kvm_refuses_is_named_and_gone() {
-        let (table, refused) = supported(XSAVE | 1 << 21, 3).restrict(&model(), 1);
+        let (table, refused) = supported(XSAVE | 1 << 21, 3).restrict(&model(), Some(1));
         assert_eq!(names(&refused), ["AVX", "d.0:Eax[2]", "XSAVEOPT"]);
         assert_eq!(table.get(0xd, 0).unwrap(), result(3, 576, 576, 0));
         assert_eq!(table.get(0xd, 2).unwrap(), CpuidResult::default());
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn without_xsave_there_are_no_components() {
-        let (table, _) = supported(0, 7).restrict(&model(), 1);
+        let (table, _) = supported(0, 7).restrict(&model(), Some(1));
         assert_eq!(table.get(0xd, 0).unwrap(), CpuidResult::default());
         assert_eq!(components(&table), (3, false));
         assert_ne!(table.get(1, 0).unwrap().ecx & HYPERVISOR, 0);
@@ -307,7 +307,7 @@ mod tests {
     fn the_deadline_timer_is_a_capability_of_its_own() {
         let mut old = supported(0, 0);
         let deadline =
-            |s: &Supported| s.restrict(&model(), 1).0.get(1, 0).unwrap().ecx & TSC_DEADLINE;
+            |s: &Supported| s.restrict(&model(), Some(1)).0.get(1, 0).unwrap().ecx & TSC_DEADLINE;
         assert_ne!(deadline(&old), 0);
         old.tsc_deadline = false;
         assert_eq!(deadline(&old), 0);

@@ -20,7 +20,7 @@ mod vm;
 use std::path::Path;
 use std::sync::Arc;
 
-use accel::{Accelerator, Fault, Vm, VmResources};
+use accel::{Accelerator, CpuidTable, Fault, Vm, VmResources};
 pub use host::Obstacle;
 use kvm_ioctls::Kvm;
 pub use probe::{Speed, hardware};
@@ -47,6 +47,17 @@ impl KvmAccelerator {
     /// As with [`open`](Self::open).
     pub fn open_at(path: &Path) -> Result<Self, Obstacle> {
         Ok(Self { kvm: host::open(path)? })
+    }
+
+    /// What of a processor model guests get on this host. What they do without is logged.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not say.
+    pub fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
+        let (table, refused) = vm::supported(&self.kvm)?.restrict(model, None);
+        cpuid::say(&refused);
+        Ok(table)
     }
 
     /// Measures how fast a guest's kernel would run, by a guest of a few instructions.

@@ -109,15 +109,20 @@ fn map_memory(shared: &Shared) -> Result<(), Fault> {
     Ok(())
 }
 
+/// The processor that KVM offers to guests.
+pub fn supported(kvm: &Kvm) -> Result<Supported, Fault> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(|e| failed("KVM does not say which processor it offers", e))?;
+    Ok(Supported::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer)))
+}
+
 fn processors(
     kvm: &Kvm,
     shared: &Arc<Shared>,
     config: &VmResources,
 ) -> Result<Vec<Option<KvmVcpu>>, Fault> {
-    let supported = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(|e| failed("KVM does not say which processor it offers", e))?;
-    let supported = Supported::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer));
+    let supported = supported(kvm)?;
     let scaling = kvm.check_extension(Cap::TscControl);
     let mut vcpus = Vec::new();
     let mut common: Option<(CpuidTable, Abilities)> = None;
@@ -129,7 +134,7 @@ fn processors(
         let (table, abilities) = match &common {
             Some(known) => known,
             None => {
-                let (table, refused) = supported.restrict(&config.cpuid, tsc_khz);
+                let (table, refused) = supported.restrict(&config.cpuid, Some(tsc_khz));
                 cpuid::say(&refused);
                 let (components, xsave) = cpuid::components(&table);
                 let abilities = Abilities {

@@ -88,6 +88,9 @@ pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: 
         Ok(guest) => guest,
         Err(problem) => return Verdict::Failed(problem),
     };
+    if let Some(patience) = case.patience {
+        guest.timeout = guest.timeout.min(patience);
+    }
     if let Some(feature) = guest.missing {
         return Verdict::Skipped(feature);
     }
