@@ -4,21 +4,21 @@ use std::io;
 use std::sync::Arc;
 
 use accel::{
-    CpuBus, CpuState, CpuidTable, DebugControl, DebugStop, Exit, Fault, Kicker, Sections,
-    Statistics, Vcpu,
+    CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
 };
 use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::state::{Activity, gpr};
+use x86::{Cpu, Exception, vector};
 
-use crate::assist::{self, Assistant};
+use crate::assist::{self, Around, AssistEnv, Assistant, NoBus};
 use crate::cpuid;
 use crate::debug;
 use crate::host::failed;
 use crate::kick::{Entered, Kick};
-use crate::state::{self, Abilities};
+use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
-use crate::sys::{InternalError, RunPage};
+use crate::sys::RunPage;
 use crate::vm::Shared;
 
 /// A processor.
@@ -120,33 +120,51 @@ impl KvmVcpu {
         self.counters.assisted += 1;
         // SAFETY: the processor is here, and nobody uses its page.
         let error = unsafe { self.page.internal_error() };
-        state::forget_exception(&self.fd)?;
-        self.execute(bus, Some(&error))?;
-        if self.shut_down {
-            return Ok(Some(Exit::TripleFault));
-        }
-        // KVM steps only over what it executes itself.
-        Ok(self.control.step.then_some(Exit::Debug(DebugStop::Step)))
+        self.refresh(Sections::all())?;
+        assist::say_once(&self.state, &error);
+        let control = self.control;
+        let stop = self.interpret(bus, |cpu| {
+            cpu.set_debug(&control);
+            cpu.step();
+            cpu.take_debug_stop()
+        })?;
+        Ok(if self.shut_down { Some(Exit::TripleFault) } else { stop.map(Exit::Debug) })
     }
 
-    /// Executes one instruction by the interpreter; `error` says why, if KVM asked for it.
-    fn execute(&mut self, bus: &dyn CpuBus, error: Option<&InternalError>) -> Result<(), Fault> {
-        self.refresh(Sections::all())?;
-        if let Some(error) = error {
-            assist::say_once(&self.state, error);
-        }
-        let (fd, cpuid) = (&self.fd, &self.cpuid);
+    /// Has the interpreter do something with the state that was loaded.
+    fn interpret<T>(
+        &mut self,
+        bus: &dyn CpuBus,
+        f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
+    ) -> Result<T, Fault> {
         let before = self.state.clone();
-        self.assistant.execute(&mut self.state, fd, cpuid, &self.shared.memory, bus)?;
-        self.store(state::changed(&before, &self.state))
+        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: &self.shared.memory };
+        let result = self.assistant.with(&mut self.state, &around, bus, f)?;
+        self.store(state::changed(&before, &self.state))?;
+        Ok(result)
     }
 
     fn refresh(&mut self, want: Sections) -> Result<(), Fault> {
+        if want.contains(Sections::EVENTS)
+            && let Some(event) = state::take_in_flight(&self.fd)?
+        {
+            self.settle(event)?;
+        }
         state::load(&self.fd, &self.abilities, want, &mut self.state)?;
         if want.contains(Sections::EVENTS) && self.shut_down {
             self.state.activity = Activity::Shutdown;
         }
         Ok(())
+    }
+
+    /// Delivers what KVM was about to deliver: the state has no place for what is in between.
+    fn settle(&mut self, event: InFlight) -> Result<(), Fault> {
+        state::load(&self.fd, &self.abilities, Sections::all(), &mut self.state)?;
+        self.interpret(&NoBus, |cpu| match event {
+            InFlight::Interrupt(vector) => cpu.interrupt(vector),
+            InFlight::Nmi => cpu.nmi(),
+            InFlight::DebugTrap => cpu.exception(Exception::new(vector::DB)),
+        })
     }
 }
 
@@ -221,23 +239,6 @@ fn stuck(why: String) -> Fault {
     }
 }
 
-/// For an instruction that touches no device.
-struct NoBus;
-
-impl CpuBus for NoBus {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn port_write(&self, _: u16, _: &[u8]) {}
-}
-
 /// Sets a local APIC up as firmware does: enabled, LINT0 takes the 8259 pair's interrupts at the
 /// bootstrap processor, LINT1 is the NMI (SDM Vol. 3, 11.5.1). The same as
 /// `irqchip::Lapic::set_virtual_wire`.
@@ -305,7 +306,8 @@ impl Vcpu for KvmVcpu {
 
     /// The interpreter executes it: if KVM did, it would stop there again.
     fn pass_int3(&mut self) -> Result<(), Fault> {
-        self.execute(&NoBus, None)
+        self.refresh(Sections::all())?;
+        self.interpret(&NoBus, |cpu| cpu.step())
     }
 
     fn statistics(&self) -> Statistics {

@@ -114,6 +114,15 @@ impl<E: Env> Cpu<E> {
         self.take_event(vector::NMI);
     }
 
+    /// Takes an exception that somebody else found, who executes this processor's instructions by
+    /// turns with it; `state.rip` is that of the instruction for a fault, of the next for a trap.
+    pub fn exception(&mut self, exception: Exception) {
+        self.insn_ip = self.state.rip;
+        self.raised = exception;
+        self.deliver_raised();
+        self.update_mode();
+    }
+
     fn take_event(&mut self, vector: u8) {
         self.insn_ip = self.state.rip;
         let flags = self.state.rflags;

@@ -15,9 +15,9 @@ use mem::GuestMemory;
 use x86::Cpu;
 
 use crate::sys::InternalError;
-use env::AssistEnv;
+pub use env::AssistEnv;
 
-/// Executes instructions in KVM's stead. What that needs is made when it is needed first.
+/// Executes instructions, and delivers events, in KVM's stead. What that needs is made when it is needed first.
 #[derive(Default)]
 pub struct Assistant {
     tools: Option<Tools>,
@@ -28,16 +28,39 @@ struct Tools {
     native: NativeUnit,
 }
 
+/// What is around a processor, bus apart.
+pub struct Around<'a> {
+    pub vcpu: &'a VcpuFd,
+    pub cpuid: &'a CpuidTable,
+    pub memory: &'a GuestMemory,
+}
+
+/// For what touches no device.
+pub struct NoBus;
+
+impl CpuBus for NoBus {
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn port_write(&self, _: u16, _: &[u8]) {}
+}
+
 impl Assistant {
-    /// Executes one instruction from `state`, or delivers the exception that it raises.
-    pub fn execute(
+    /// Has the interpreter do something with a processor in `state`.
+    pub fn with<T>(
         &mut self,
         state: &mut CpuState,
-        vcpu: &VcpuFd,
-        cpuid: &CpuidTable,
-        memory: &GuestMemory,
+        around: &Around<'_>,
         bus: &dyn CpuBus,
-    ) -> Result<(), Fault> {
+        f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
+    ) -> Result<T, Fault> {
         let tools = match &mut self.tools {
             Some(tools) => tools,
             None => {
@@ -46,14 +69,14 @@ impl Assistant {
                     source,
                     remedy: "allow the VMM to map executable memory".to_owned(),
                 })?;
-                self.tools.insert(Tools { ram: Ram::new(memory), native })
+                self.tools.insert(Tools { ram: Ram::new(around.memory), native })
             }
         };
-        let env = AssistEnv::new(&tools.ram, &mut tools.native, vcpu, cpuid, bus);
+        let env = AssistEnv::new(&tools.ram, &mut tools.native, around.vcpu, around.cpuid, bus);
         let mut cpu = Cpu::new(state.clone(), env);
-        cpu.step();
+        let result = f(&mut cpu);
         *state = cpu.state;
-        Ok(())
+        Ok(result)
     }
 }
 

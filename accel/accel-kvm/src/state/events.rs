@@ -8,6 +8,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use x86::state::Activity;
+use x86::vector;
 
 use super::refused;
 use crate::host::failed;
@@ -58,14 +59,41 @@ pub fn set_activity(vcpu: &VcpuFd, mp_state: u32) -> Result<(), Fault> {
     vcpu.set_mp_state(kvm_mp_state { mp_state }).map_err(|e| refused("activity", e))
 }
 
-/// Forgets an exception that waits to be delivered.
-pub fn forget_exception(vcpu: &VcpuFd) -> Result<(), Fault> {
+/// What KVM was about to deliver when the processor left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InFlight {
+    /// An interrupt that the local APIC has handed over.
+    Interrupt(u8),
+    /// An NMI.
+    Nmi,
+    /// A debug trap: the instruction that it follows is done.
+    DebugTrap,
+}
+
+/// Takes what KVM was about to deliver away from it. What comes again when the instruction is
+/// executed anew, faults and software interrupts, is forgotten.
+pub fn take_in_flight(vcpu: &VcpuFd) -> Result<Option<InFlight>, Fault> {
     let mut events =
         vcpu.get_vcpu_events().map_err(|e| failed("cannot read a processor's events", e))?;
-    if events.exception.injected == 0 && events.exception.pending == 0 {
-        return Ok(());
+    let (exception, interrupt, nmi) = (events.exception, events.interrupt, events.nmi);
+    let raised = exception.injected != 0 || exception.pending != 0;
+    if !raised && interrupt.injected == 0 && nmi.injected == 0 {
+        return Ok(None);
     }
+    let taken = if interrupt.injected != 0 && interrupt.soft == 0 {
+        Some(InFlight::Interrupt(interrupt.nr))
+    } else if nmi.injected != 0 {
+        Some(InFlight::Nmi)
+    } else if raised && exception.nr == vector::DB {
+        Some(InFlight::DebugTrap)
+    } else {
+        None
+    };
     events.exception = Default::default();
+    events.exception_has_payload = 0;
+    events.interrupt.injected = 0;
+    events.nmi.injected = 0;
     events.flags = 0;
-    vcpu.set_vcpu_events(&events).map_err(|e| refused("events", e))
+    vcpu.set_vcpu_events(&events).map_err(|e| refused("events", e))?;
+    Ok(taken)
 }

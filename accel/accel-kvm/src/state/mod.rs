@@ -9,7 +9,7 @@ use accel::{CpuState, Fault, Sections};
 use kvm_ioctls::VcpuFd;
 
 use crate::host::failed;
-pub use events::{forget_exception, set_activity};
+pub use events::{InFlight, set_activity, take_in_flight};
 pub use msrs::{KnownMsrs, read as read_msr, write as write_msr};
 
 /// What the host's KVM can hand out and take, and the guest can have.
