@@ -189,7 +189,7 @@ impl Guest {
     #[track_caller]
     pub fn assert_no_complaints(&mut self) {
         let complaints = self.try_run(
-            "dmesg | grep -E 'BUG:|Oops|WARNING:|general protection|invalid opcode|soft lockup|\
+            "dmesg | grep -v 'RETBleed: WARNING' | grep -E 'BUG:|Oops|WARNING:|general protection|invalid opcode|soft lockup|\
              rcu.*stall|hung_task|blocked for more than|segfault|traps:|Call Trace|unchecked MSR|\
              I/O error|as unstable|alg: .* failed|ftrace.*(bug|failed)|jump_label: Fatal'",
         );

@@ -1,0 +1,56 @@
+//! Runs the conformance suite on this machine's KVM, case by case, for the lab (docs/lab.md):
+//!
+//!     conform [--from CASE] [--filter TEXT]
+//!
+//! Each case's name is printed before it begins, so that it can be told which of them was the end of
+//! the machine below; --from goes on with the case of that number.
+
+use std::process::ExitCode;
+
+use accel::CpuidTable;
+use accel_kvm::KvmAccelerator;
+use x86::cpuid::{CpuidResult, Model, build};
+
+fn cpuid() -> Option<CpuidTable> {
+    let host = |leaf, subleaf| {
+        let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+        CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+    };
+    build(Model::Host, host, runtime::tsc::frequency_hz()).ok()
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)
+    };
+    let from = value("--from").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let filter = value("--filter").map_or("", String::as_str);
+    let kvm = match KvmAccelerator::open() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            println!("no KVM: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let Some(cpuid) = cpuid() else {
+        println!("this processor cannot be described");
+        return ExitCode::from(2);
+    };
+    let cases = conformance::all_cases().into_iter().filter(|case| case.name.contains(filter));
+    let mut failed = 0;
+    for (number, case) in cases.enumerate().skip(from) {
+        println!("case {number}: {}", case.name);
+        match conformance::run_quietly(&kvm, &cpuid, &case) {
+            conformance::Verdict::Passed => println!("passed {number}"),
+            conformance::Verdict::Skipped(why) => println!("skipped {number}: {why}"),
+            conformance::Verdict::Failed(detail) => {
+                failed += 1;
+                println!("failed {number}: {detail}");
+            }
+        }
+    }
+    println!("end of the suite");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
