@@ -7,7 +7,12 @@ sample() {
     echo "sample $1 uptime $(cut -d' ' -f1 /proc/uptime)"
     echo "sample $1 lodge $(/lab/lodge stats small --json | tr -d '\n')"
     for file in /sys/kernel/debug/kvm/*-*/*; do
-        [ -f "$file" ] && echo "sample $1 kvm:${file##*/} $(cat "$file")"
+        [ -f "$file" ] || continue
+        value=$(head -n 1 "$file")
+        case "$value" in
+            '' | *[!0-9]*) ;;
+            *) echo "sample $1 kvm:${file##*/} $value" ;;
+        esac
     done
 }
 

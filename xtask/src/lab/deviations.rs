@@ -1,21 +1,61 @@
-//! Where the lab's processor is none: QEMU's emulation of AMD-V, or of x86 as such, differs from the
-//! manuals in the version of Debian 12 (7.2). What a case of the conformance suite fails for here, it
-//! does not fail for on a processor.
+//! Where the lab's processor is none: QEMU's emulation of x86, and of AMD-V, differs from the manuals.
+//! What a case of the conformance suite fails for there, it does not fail for on a processor.
 
-/// A text that the names of cases contain, and what is the matter.
-pub type Deviation = (&'static str, &'static str);
+use std::collections::BTreeMap;
 
-/// Cases that end QEMU itself. They are left out.
-pub const FATAL: &[Deviation] =
-    &[("#DE for a quotient too large", "QEMU ends by SIGFPE on IDIV of a number too large")];
+/// What QEMU 7.2, of Debian 12, was seen to do.
+const LIST: &str = include_str!("../../lab/emulated.txt");
 
-/// Cases that fail.
-pub const KNOWN: &[Deviation] = &[
-    ("is reserved", "page faults for reserved bits lack the P bit of the error code"),
-    ("reserved bits says so", "page faults for reserved bits lack the P bit of the error code"),
-];
+/// What stands for a case that ends QEMU itself.
+const FATAL: &str = "the end of QEMU";
 
-/// What is the matter with a case, if it is in the list.
-pub fn find(list: &[Deviation], name: &str) -> Option<&'static str> {
-    list.iter().find(|(text, _)| name.contains(text)).map(|&(_, why)| why)
+/// How a case deviates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deviation {
+    /// Why, for a whole group of cases.
+    pub reason: &'static str,
+    /// A part of what comes out.
+    observed: &'static str,
+}
+
+impl Deviation {
+    /// Whether this is what comes out.
+    pub fn explains(&self, detail: &str) -> bool {
+        detail.contains(self.observed)
+    }
+}
+
+/// The list, by name of the case. Lines that begin with `#` give the reason for those that follow;
+/// all others have what was observed, a tab, and the case.
+pub fn list() -> BTreeMap<&'static str, Deviation> {
+    let mut list = BTreeMap::new();
+    let mut reason = "";
+    for line in LIST.lines() {
+        if let Some(text) = line.strip_prefix("# ") {
+            reason = text;
+        } else if let Some((observed, name)) = line.split_once('\t') {
+            list.insert(name, Deviation { reason, observed });
+        }
+    }
+    list
+}
+
+/// Cases that cannot be run, since they end QEMU.
+pub fn fatal() -> Vec<&'static str> {
+    list().into_iter().filter(|(_, how)| how.observed == FATAL).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_deviation_has_a_reason() {
+        let list = list();
+        assert!(!list.is_empty() && !fatal().is_empty());
+        for (name, how) in list {
+            assert!(!how.reason.is_empty() && how.observed.len() > 3, "{name}: {how:?}");
+            assert!(name.contains(": "), "{name} is no case");
+        }
+    }
 }

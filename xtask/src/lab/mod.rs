@@ -8,6 +8,7 @@ mod conformance;
 mod deviations;
 mod emulator;
 mod measure;
+mod start;
 mod system;
 
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ Exit status: 0 if all is as it should be, 1 if not, 2 if it cannot be told, 77 i
 missing here (scripts/install-lab-deps installs it)."
 )]
 pub struct Arguments {
-    /// What to do [default: conformance boot measure]
+    /// What to do [default: conformance boot measure start]
     #[arg(value_enum)]
     jobs: Vec<Job>,
     /// Only what takes a few minutes: the cases about the accelerator's traits, and the boot
@@ -57,6 +58,8 @@ enum Job {
     Boot,
     /// How often guests leave KVM: for each request to a disk, and when idle
     Measure,
+    /// Not in the lab: how long it is from exec to a guest's first instruction, next to QEMU
+    Start,
     /// A shell in the lab, with lodge in /lab
     Shell,
 }
@@ -87,7 +90,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let system = System::make(&dir, &lodge, &build_conform()?)?;
 
-    let all = [Job::Conformance, Job::Boot, Job::Measure];
+    let all = [Job::Conformance, Job::Boot, Job::Measure, Job::Start];
     let (jobs, filter) = match arguments {
         Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),
         Arguments { jobs, .. } if jobs.is_empty() => (all.to_vec(), ""),
@@ -112,6 +115,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 lines.iter().for_each(|line| println!("    {line}"));
                 ("exits were counted".to_owned(), is_good)
             }
+            Job::Start => {
+                start::run(&dir, &lodge)?.iter().for_each(|line| println!("    {line}"));
+                ("from exec to the first instruction".to_owned(), true)
+            }
             Job::Shell => {
                 let status = emulator::command(&system, &dir, "shell", &[])?.status()?;
                 ("the shell ended".to_owned(), status.success())
@@ -130,6 +137,7 @@ fn name_of(job: Job) -> &'static str {
         Job::Conformance => "conformance",
         Job::Boot => "boot",
         Job::Measure => "measure",
+        Job::Start => "start",
         Job::Shell => "shell",
     }
 }
