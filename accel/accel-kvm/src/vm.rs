@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{CpuidTable, Fault, Vcpu, Vm, VmResources};
+use accel::{CpuidTable, Fault, StoredPages, Vcpu, Vm, VmResources};
 use irqchip::IrqSink;
 use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use mem::GuestMemory;
@@ -27,6 +28,9 @@ const TSS: usize = 0xfeff_d000;
 
 /// A virtual machine.
 pub struct KvmVm {
+    shared: Arc<Shared>,
+    /// Stores are noted.
+    logs: Mutex<bool>,
     irqs: Arc<KvmIrqs>,
     doorbells: Option<Arc<KvmDoorbells>>,
     /// Those that were not yet taken.
@@ -69,11 +73,17 @@ impl KvmVm {
         let limit = usize::try_from(kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
         let routes = Routes::wire(vm.clone(), limit)?;
         let shared = Arc::new(Shared { vm: vm.clone(), memory: config.memory.clone() });
-        map_memory(&shared)?;
+        map_memory(&shared, 0)?;
         let doorbells =
             vm.check_extension(Cap::Ioeventfd).then(|| Arc::new(KvmDoorbells(vm.clone())));
         let vcpus = processors(kvm, &shared, config)?;
-        Ok(Self { irqs: Arc::new(KvmIrqs::new(routes)), doorbells, vcpus: Mutex::new(vcpus) })
+        Ok(Self {
+            shared,
+            logs: Mutex::new(false),
+            irqs: Arc::new(KvmIrqs::new(routes)),
+            doorbells,
+            vcpus: Mutex::new(vcpus),
+        })
     }
 }
 
@@ -91,11 +101,12 @@ fn check_cpus(kvm: &Kvm, cpus: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-fn map_memory(shared: &Shared) -> Result<(), Fault> {
+/// Gives KVM the guest's memory, or changes the flags with which it has it.
+fn map_memory(shared: &Shared, flags: u32) -> Result<(), Fault> {
     for (slot, region) in (0..).zip(shared.memory.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
@@ -182,6 +193,29 @@ impl Vm for KvmVm {
 
     fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         self.doorbells.clone().map(|doorbells| doorbells as Arc<dyn Doorbells>)
+    }
+
+    fn log_stores(&self, on: bool) -> Result<(), Fault> {
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        map_memory(&self.shared, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })?;
+        *logs = on;
+        Ok(())
+    }
+
+    fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
+        let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*logs {
+            return Err(Fault::Unsupported("it is not noted which pages are stored to".to_owned()));
+        }
+        let regions = (0..).zip(self.shared.memory.iter());
+        regions
+            .map(|(slot, region)| {
+                let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+                let pages = self.shared.vm.get_dirty_log(slot, len);
+                let pages = pages.map_err(|e| failed("KVM does not say what was stored to", e))?;
+                Ok(StoredPages { start: region.start_addr().raw_value(), pages })
+            })
+            .collect()
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {

@@ -53,10 +53,51 @@ pub trait Vm: Send + Sync {
         None
     }
 
+    /// Begins, or ends, to note which pages of RAM the processors store to. What devices store is
+    /// not noted.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if the accelerator does not do that.
+    fn log_stores(&self, on: bool) -> Result<(), Fault> {
+        let _ = on;
+        Err(Fault::Unsupported("this accelerator does not note which pages are stored to".into()))
+    }
+
+    /// The pages that were stored to since this was asked last, or since it is noted: for each region
+    /// of RAM, in their order. They may be more than were stored to, never less.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if they are not [noted](Self::log_stores).
+    fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
+        Err(Fault::Unsupported("it is not noted which pages are stored to".into()))
+    }
+
     /// Takes processor `index`; each can be taken once. Processor 0 is the bootstrap processor
     /// and starts at its reset vector unless its state is stored first; the others wait for a
     /// start-up IPI.
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
+}
+
+/// The pages of a region of RAM that were stored to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPages {
+    /// The guest physical address of the region.
+    pub start: u64,
+    /// A bit for each page of 4 KiB, from the lowest bit of the first word on.
+    pub pages: Vec<u64>,
+}
+
+impl StoredPages {
+    /// Whether the page at `address` was stored to.
+    pub fn contains(&self, address: u64) -> bool {
+        let Some(page) = address.checked_sub(self.start).map(|offset| offset >> 12) else {
+            return false;
+        };
+        let word = usize::try_from(page / 64).ok().and_then(|word| self.pages.get(word));
+        word.is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
 }
 
 /// One virtual processor. It runs on the thread that calls [`run`](Self::run).
