@@ -46,7 +46,7 @@ impl Counters {
         } = self;
         Statistics {
             counts: vec![
-                ("entries", entries),
+                ("guest_entries", entries),
                 ("exits_port_read", port_reads),
                 ("exits_port_write", port_writes),
                 ("exits_mmio_read", mmio_reads),
