@@ -1,14 +1,17 @@
 //! Runs the conformance suite on this machine's KVM, case by case, for the lab (docs/lab.md):
 //!
 //!     conform [--emulated] [--from CASE] [--filter TEXT] [--skip FILE]
+//!             [--patience SECONDS]
 //!
 //! Each case's name is printed before it begins, so that it can be told which of them was the end of
 //! the machine below; --from goes on with the case of that number. --emulated says that QEMU emulates
-//! the processor. FILE has names of cases, a line each, that are left out.
+//! the processor. FILE has names of cases, a line each, that are left out;
+//! others are given up after SECONDS, if they would wait longer.
 
 mod emulated;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use accel::{Accelerator, CpuidTable};
 use accel_kvm::KvmAccelerator;
@@ -64,12 +67,14 @@ fn main() -> ExitCode {
         }
     };
     let mut failed = 0;
-    for (number, case) in cases.enumerate().skip(from) {
+    let patience = value("--patience").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    for (number, mut case) in cases.enumerate().skip(from) {
         println!("case {number}: {}", case.name);
         if skip.lines().any(|name| case.name == name) {
             println!("skipped {number}: not here");
             continue;
         }
+        case.patience = patience;
         match conformance::run_one(kvm.as_ref(), &cpuid, &case) {
             conformance::Verdict::Passed => println!("passed {number}"),
             conformance::Verdict::Skipped(why) => println!("skipped {number}: {why}"),
