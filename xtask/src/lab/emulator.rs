@@ -40,7 +40,7 @@ impl Emulator {
             .stdout(Stdio::piped())
             .stderr(File::create(dir.join(format!("{job}.qemu")))?)
             .spawn()
-            .context("cannot run qemu-system-x86_64")?;
+            .context("cannot run setpriv (of util-linux)")?;
         let keyboard = child.stdin.take().context("QEMU has no input")?;
         let mut output = child.stdout.take().context("QEMU has no output")?;
         let mut transcript = File::create(&log)?;
@@ -142,8 +142,11 @@ pub fn command(
         // Quotes keep blanks together (Documentation/admin-guide/kernel-parameters.rst).
         cmdline.push_str(&format!(" {name}=\"{value}\""));
     }
-    let mut command = Command::new(which("qemu-system-x86_64")?);
+    // It ends with this program, in whatever way that ends.
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(which("qemu-system-x86_64")?)
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max,+svm,+npt", "-m", "2G"])
         .arg("-serial")
