@@ -43,7 +43,8 @@ impl Emulator {
             .context("cannot run setpriv (of util-linux)")?;
         let keyboard = child.stdin.take().context("QEMU has no input")?;
         let mut output = child.stdout.take().context("QEMU has no output")?;
-        let mut transcript = File::create(&log)?;
+        // A job may take several starts.
+        let mut transcript = File::options().create(true).append(true).open(&log)?;
         let (sender, screen) = mpsc::channel();
         // Ends with QEMU.
         thread::spawn(move || {
@@ -137,7 +138,9 @@ pub fn command(
     job: &str,
     settings: &[(&str, &str)],
 ) -> anyhow::Result<Command> {
-    let mut cmdline = format!("console=ttyS0 panic=-1 mitigations=off LAB_JOB={job}");
+    // Where the host has no time for it, the kernel would find that its timer does not work.
+    let mut cmdline =
+        format!("console=ttyS0 panic=-1 mitigations=off no_timer_check LAB_JOB={job}");
     for (name, value) in settings {
         // Quotes keep blanks together (Documentation/admin-guide/kernel-parameters.rst).
         cmdline.push_str(&format!(" {name}=\"{value}\""));

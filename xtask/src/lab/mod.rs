@@ -100,6 +100,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut good = true;
     for job in jobs {
         let begun = Instant::now();
+        let _ = std::fs::remove_file(dir.join(format!("{}.log", name_of(job))));
         let (what, is_good) = match job {
             Job::Conformance => {
                 let tally = conformance::run(&system, &dir, filter)?;
