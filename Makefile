@@ -3,7 +3,7 @@
 CARGO ?= cargo
 LODGE := target/release/lodge
 
-.PHONY: help build demo test unit-test boot-test fuzz lint bench install deps
+.PHONY: help build demo test unit-test boot-test fuzz lint lab bench install deps lab-deps
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,7 @@ demo: build ## Boot a Debian 12 here; builds its image the first time
 	$(LODGE) image build debian:12
 	$(LODGE) run debian:12 --cpus 2 --memory 1G
 
-test: unit-test boot-test ## Run all tests
+test: lab-deps unit-test boot-test ## Run all tests
 
 unit-test: deps ## Run the tests that boot no operating system
 	$(CARGO) test --workspace --exclude guest-tests --locked
@@ -30,6 +30,9 @@ lint: ## Check formatting, clippy's advice and the house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) xtask check
+
+lab: build lab-deps ## Run Lodge on a stock KVM in an emulated machine with AMD-V
+	LODGE_BIN=$(CURDIR)/$(LODGE) $(CARGO) xtask lab
 
 bench: build ## Measure Lodge side by side with QEMU; writes docs/performance.md
 	@scripts/install-bench-deps
@@ -46,3 +49,7 @@ SECONDS ?= 10
 
 deps:
 	@scripts/install-deps
+
+# Without these, some tests are skipped.
+lab-deps: deps
+	-@scripts/install-lab-deps

@@ -49,6 +49,7 @@ impl PciDevice for Card {
                 subsystem_vendor_id: 0x1234,
                 subsystem_id: 1,
             },
+            doorbells: Vec::new(),
             bars: vec![
                 Bar { index: 0, kind: BarKind::Io, size: 0x20 },
                 Bar { index: 1, kind: BarKind::Memory32, size: 0x1000 },
@@ -86,7 +87,7 @@ fuzz_target!(|steps: Vec<Step>| {
         io: PORTS..=PORTS + 0xfff,
     };
     let lines: [IrqLine; 4] = std::array::from_fn(|_| wiring::line());
-    let root = PciRoot::new(&memory, &io, windows, wiring::msi(), Some(lines));
+    let root = PciRoot::new(&memory, &io, windows, wiring::msi(), Some(lines), None);
     memory.attach("ecam", ECAM..=ECAM + ECAM_SIZE - 1, root.ecam()).unwrap();
     io.attach("pci", 0xcf8..=0xcff, root.config_ports(None)).unwrap();
     let interrupts = Interrupts::new(3);

@@ -1,10 +1,12 @@
 //! What developers of Lodge run: checks of the house rules (`cargo xtask check`), benchmarks (`cargo
-//! xtask bench`) and endurance tests (`cargo xtask soak`).
+//! xtask bench`), the lab (`cargo xtask lab`) and endurance tests (`cargo xtask soak`).
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cpio;
 mod imports;
+mod lab;
 mod soak;
 mod unsafety;
 
@@ -22,6 +24,7 @@ enum Task {
     /// code.
     Check,
     Bench(bench::Arguments),
+    Lab(lab::Arguments),
     Soak(soak::Arguments),
 }
 
@@ -52,6 +55,10 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Task::Lab(arguments) => lab::run(&arguments).unwrap_or_else(|error| {
+            eprintln!("the lab cannot work: {error:#}");
+            ExitCode::from(2)
+        }),
         Task::Soak(arguments) => match soak::run(&arguments) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

@@ -11,12 +11,13 @@ use crate::imports::House;
 const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("x86", "arithmetic by the host's instructions"),
     ("accel-soft", "guest memory by pointers; generated code"),
+    ("accel-kvm", "KVM's system calls, its shared pages, signals"),
     ("oracle", "runs random instructions natively"),
     ("mem", "memfd"),
     ("runtime", "clocks, the TSC"),
     ("block", "locks and holes in files"),
     ("vmm", "inherited descriptors, signals"),
-    ("cli", "terminals, signals, /dev/kvm"),
+    ("cli", "terminals, signals"),
     ("guest-tests", "signals to processes"),
 ];
 

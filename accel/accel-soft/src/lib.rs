@@ -10,7 +10,7 @@ mod code_memory;
 mod env;
 mod host_pages;
 pub mod native;
-mod ram;
+pub mod ram;
 mod statistics;
 mod transcode;
 mod vcpu;

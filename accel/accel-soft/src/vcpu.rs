@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel::{CpuBus, Exit, Fault, Kicker, Statistics, Vcpu};
+use accel::{CpuBus, DebugControl, Exit, Fault, Kicker, Statistics, Vcpu};
 use irqchip::Attention;
 use x86::state::{Activity, Cr0, SegReg, Segment, SegmentAttributes};
 use x86::{Cpu, CpuState, state::Sections};
@@ -94,6 +94,9 @@ impl SoftVcpu {
             if self.cpu.env.slot().take_kick() {
                 return Ok(Exit::Kicked);
             }
+            if let Some(stop) = self.cpu.take_debug_stop() {
+                return Ok(Exit::Debug(stop));
+            }
             self.take_events();
             match self.cpu.state.activity {
                 Activity::Active => match &mut self.transcoder {
@@ -153,6 +156,16 @@ impl Vcpu for SoftVcpu {
             x86::Env::tsc_offset_changed(&mut self.cpu.env, offset);
         }
         self.cpu.state_changed();
+        Ok(())
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {
+        self.cpu.set_debug(control);
+        Ok(())
+    }
+
+    fn pass_int3(&mut self) -> Result<(), Fault> {
+        self.cpu.pass_int3();
         Ok(())
     }
 

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use irqchip::IrqSink;
 use mem::GuestMemory;
-use runtime::{Clock, Timers};
+use runtime::{Clock, Doorbells, Timers};
 pub use statistics::Statistics;
 pub use x86::cpuid::CpuidTable;
 pub use x86::state::{CpuState, Sections};
+pub use x86::{DEBUG_POINTS, DebugControl, DebugPoint, DebugStop, PointKind};
 
 /// A host that can make virtual machines.
 pub trait Accelerator {
@@ -46,10 +47,57 @@ pub trait Vm: Send + Sync {
     /// Where devices send their interrupts.
     fn irq_sink(&self) -> Arc<dyn IrqSink>;
 
+    /// Who raises events for stores to doorbells without a processor leaving the guest, if the
+    /// accelerator can.
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        None
+    }
+
+    /// Begins, or ends, to note which pages of RAM the processors store to. What devices store is
+    /// not noted.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if the accelerator does not do that.
+    fn log_stores(&self, on: bool) -> Result<(), Fault> {
+        let _ = on;
+        Err(Fault::Unsupported("this accelerator does not note which pages are stored to".into()))
+    }
+
+    /// The pages that were stored to since this was asked last, or since it is noted: for each region
+    /// of RAM, in their order. They may be more than were stored to, never less.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if they are not [noted](Self::log_stores).
+    fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
+        Err(Fault::Unsupported("it is not noted which pages are stored to".into()))
+    }
+
     /// Takes processor `index`; each can be taken once. Processor 0 is the bootstrap processor
     /// and starts at its reset vector unless its state is stored first; the others wait for a
     /// start-up IPI.
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
+}
+
+/// The pages of a region of RAM that were stored to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPages {
+    /// The guest physical address of the region.
+    pub start: u64,
+    /// A bit for each page of 4 KiB, from the lowest bit of the first word on.
+    pub pages: Vec<u64>,
+}
+
+impl StoredPages {
+    /// Whether the page at `address` was stored to.
+    pub fn contains(&self, address: u64) -> bool {
+        let Some(page) = address.checked_sub(self.start).map(|offset| offset >> 12) else {
+            return false;
+        };
+        let word = usize::try_from(page / 64).ok().and_then(|word| self.pages.get(word));
+        word.is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
 }
 
 /// One virtual processor. It runs on the thread that calls [`run`](Self::run).
@@ -67,6 +115,12 @@ pub trait Vcpu: Send {
     /// Makes changes to the sections `changed` of what [`load`](Self::load) showed take effect.
     fn store(&mut self, changed: Sections) -> Result<(), Fault>;
 
+    /// Has `run` return with [`Exit::Debug`] where a debugger wants it, until this is called again.
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault>;
+
+    /// After [`DebugStop::Int3`]: the guest has this INT3 of its own, and goes on with its #BP.
+    fn pass_int3(&mut self) -> Result<(), Fault>;
+
     /// What was counted until now. Counting costs translated code nothing, because nobody can look
     /// while [`run`](Self::run) does its work: who wants to know kicks the processor first.
     fn statistics(&self) -> Statistics;
@@ -79,8 +133,8 @@ pub enum Exit {
     Kicked,
     /// The guest ended in a triple fault, which resets a PC.
     TripleFault,
-    /// A breakpoint or single step that the VMM asked for.
-    Debug,
+    /// What [`Vcpu::set_debug`] asked for.
+    Debug(DebugStop),
 }
 
 /// The devices of a machine, as its processors see them. Every call may come from any vCPU

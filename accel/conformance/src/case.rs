@@ -1,5 +1,7 @@
 //! A case: a name and how to build its guest.
 
+use std::time::Duration;
+
 use accel::{Accelerator, CpuidTable};
 use iced_x86::IcedError;
 
@@ -25,6 +27,8 @@ pub(crate) enum Body {
 pub struct Case {
     /// Subject and statement: `paging: a store to a read-only page faults`.
     pub name: String,
+    /// Given up after this time, if it is shorter than what the case itself allows.
+    pub patience: Option<Duration>,
     pub(crate) body: Body,
 }
 
@@ -40,7 +44,7 @@ pub(crate) fn case(
     start: Start,
     build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
 ) -> Case {
-    Case { name: name.into(), body: Body::Guest(start, Box::new(build)) }
+    Case { name: name.into(), patience: None, body: Body::Guest(start, Box::new(build)) }
 }
 
 /// A case about the traits themselves.
@@ -48,5 +52,5 @@ pub(crate) fn check(
     name: &str,
     check: impl Fn(&dyn Accelerator, &CpuidTable) -> Result<(), String> + Send + Sync + 'static,
 ) -> Case {
-    Case { name: format!("contract: {name}"), body: Body::Host(Box::new(check)) }
+    Case { name: format!("contract: {name}"), patience: None, body: Body::Host(Box::new(check)) }
 }

@@ -1,9 +1,11 @@
 //! The cases, by subject.
 
 mod apic;
+mod bench;
 mod board;
 mod contract;
 mod debug;
+mod debugger;
 mod delivery;
 mod double;
 mod exception;
@@ -37,6 +39,7 @@ pub fn all() -> Vec<Case> {
         tlb::cases(),
         exception::cases(),
         debug::cases(),
+        debugger::cases(),
         delivery::cases(),
         double::cases(),
         ret::cases(),

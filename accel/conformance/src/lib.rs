@@ -46,7 +46,7 @@ pub fn run(
 ) -> Report {
     let mut report = Report::default();
     for case in cases {
-        match runner::run_case(accelerator, cpuid, &case) {
+        match run_one(accelerator, cpuid, &case) {
             Verdict::Passed => report.passed += 1,
             Verdict::Skipped(reason) => report.skipped.push((case.name, reason)),
             Verdict::Failed(detail) => {
@@ -58,6 +58,11 @@ pub fn run(
     }
     println!("{}: {report}", accelerator.name());
     report
+}
+
+/// Runs one case.
+pub fn run_one(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Verdict {
+    runner::run_case(accelerator, cpuid, case)
 }
 
 /// Cases that expect what does not happen: every one of them must fail, on every accelerator.

@@ -88,6 +88,9 @@ pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: 
         Ok(guest) => guest,
         Err(problem) => return Verdict::Failed(problem),
     };
+    if let Some(patience) = case.patience {
+        guest.timeout = guest.timeout.min(patience);
+    }
     if let Some(feature) = guest.missing {
         return Verdict::Skipped(feature);
     }
@@ -207,7 +210,7 @@ fn drive(
     let _watch = Watch(bus);
     while !stop.load(Ordering::SeqCst) {
         match vcpu.run(bus).map_err(|e| e.to_string())? {
-            Exit::Kicked | Exit::Debug => thread::yield_now(),
+            Exit::Kicked | Exit::Debug(_) => thread::yield_now(),
             Exit::TripleFault => {
                 bus.signal(Signal::TripleFault);
                 break;

@@ -32,7 +32,7 @@ pub use ioapic::{IOAPIC_PINS, IoApic};
 pub use lapic::{
     Attention, Deadline, Effects, GeneralProtection, Lapic, LapicConfig, Lint, Now, TIMER_HZ,
 };
-pub use line::{IrqLine, IrqSink, Msi, MsiTarget};
+pub use line::{IrqLine, IrqSink, Msi, MsiRoute, MsiTarget};
 pub use message::{DeliveryMode, Destination, Message, Trigger, lowest_priority};
 pub use pic::{PicPair, PicPort};
 pub use pit::{Irq0, PIT_HZ, Pit};

@@ -1,5 +1,6 @@
 //! How a device reaches the interrupt controllers, whoever runs them.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 /// A message-signalled interrupt: a 32-bit write to the local APIC's address window
@@ -23,6 +24,19 @@ pub trait IrqSink: Send + Sync {
 
     /// Delivers a message-signalled interrupt. A message that names no processor is dropped.
     fn send_msi(&self, msi: Msi);
+
+    /// A way of its own for the messages of one source, such as an MSI-X vector, if the accelerator
+    /// has any to offer. What is sent there arrives as by [`send_msi`](Self::send_msi).
+    fn open_route(&self) -> Option<Box<dyn MsiRoute>> {
+        None
+    }
+}
+
+/// A way for the messages of one source, which are mostly alike: the accelerator may prepare for
+/// that.
+pub trait MsiRoute: Send + Sync {
+    /// Delivers a message; may be called as [`IrqSink::send_msi`] may.
+    fn send(&self, msi: Msi);
 }
 
 /// A device's interrupt output, wired to one global system interrupt.
@@ -74,6 +88,11 @@ impl MsiTarget {
     /// Sends one message.
     pub fn send(&self, msi: Msi) {
         self.0.send_msi(msi);
+    }
+
+    /// A way for the messages of one source, if there is one; see [`IrqSink::open_route`].
+    pub fn open_route(&self) -> Option<Box<dyn MsiRoute>> {
+        self.0.open_route()
     }
 }
 

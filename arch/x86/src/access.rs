@@ -217,6 +217,7 @@ impl<E: Env> Cpu<E> {
     pub(crate) fn check_breakpoints(&mut self, linear: u64, len: usize, access: Access) {
         if self.mode.check_breakpoints {
             self.debug_hits |= crate::debug::data_hits(&self.state, linear, len, access);
+            self.debugger.note(linear, len, access);
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::alu::Flags;
 use crate::block::BlockCache;
 use crate::crossing::CrossingCache;
+use crate::debugger::Debugger;
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec, Raised};
 use crate::insn::native::Native;
@@ -37,6 +38,8 @@ pub struct Cpu<E: Env> {
     pub(crate) single_step: bool,
     /// The instruction before loaded SS: debug exceptions wait for the end of this one.
     pub(crate) stack_loaded: bool,
+    /// What a debugger outside of the guest wants.
+    pub(crate) debugger: Debugger,
     /// How this vendor's processors decode.
     pub(crate) decoder_options: u32,
     /// What instructions that the host executes need.
@@ -74,8 +77,10 @@ pub struct Mode {
     /// The same, or [`View::Checked`] if accesses must be looked at one by one.
     pub fast_view: View,
     /// Instructions are executed one by one, with the checks of `step_carefully`: TF, RF,
-    /// breakpoints or an interrupt shadow.
+    /// breakpoints or an interrupt shadow; or a debugger wants something.
     pub careful: bool,
+    /// Only a debugger's points at instructions are the reason for that.
+    pub points_only: bool,
     /// Alignment is checked (CR0.AM, RFLAGS.AC, CPL 3).
     pub check_alignment: bool,
     /// Data breakpoints are armed.
@@ -86,7 +91,7 @@ impl<E: Env> Cpu<E> {
     /// A processor in the given state.
     pub fn new(state: CpuState, env: E) -> Self {
         let mut cpu = Self {
-            mode: Mode::of(&state),
+            mode: Mode::of(&state, &Debugger::default()),
             state,
             decoder_options: decode::options(env.cpuid(0, 0)),
             env,
@@ -100,6 +105,7 @@ impl<E: Env> Cpu<E> {
             debug_hits: 0,
             single_step: false,
             stack_loaded: false,
+            debugger: Debugger::default(),
             native: Native::new(),
             stats: Stats::default(),
         };
@@ -119,7 +125,7 @@ impl<E: Env> Cpu<E> {
     /// Derives the mode anew. Whatever changes CS, SS, CR0, CR4, EFER, DR7, the interrupt shadow
     /// or one of RFLAGS' TF, RF, VM, AC and IOPL calls this.
     pub(crate) fn update_mode(&mut self) {
-        self.mode = Mode::of(&self.state);
+        self.mode = Mode::of(&self.state, &self.debugger);
         self.leave_block = true;
     }
 
@@ -205,7 +211,7 @@ impl<E: Env> Cpu<E> {
 }
 
 impl Mode {
-    fn of(state: &CpuState) -> Self {
+    fn of(state: &CpuState, debugger: &Debugger) -> Self {
         let cpl = state.cpl();
         let cs = state.segment(SegReg::Cs).attributes;
         let ss = state.segment(SegReg::Ss).attributes;
@@ -221,8 +227,14 @@ impl Mode {
             cpl == 3 && state.cr0.contains(Cr0::AM) && state.rflags & Rflags::AC.bits() != 0;
         let armed = (0..4u32).filter(|i| state.dr7 >> (i * 2) & 3 != 0);
         let kind = |i: u32| state.dr7 >> (16 + i * 4) & 3;
-        let check_breakpoints = armed.clone().any(|i| kind(i) != 0);
+        let check_breakpoints = armed.clone().any(|i| kind(i) != 0) || debugger.watches_data();
         let breaks_on_execution = armed.clone().any(|i| kind(i) == 0);
+        let steps = state.rflags & (Rflags::TF | Rflags::RF).bits() != 0
+            || state.interrupt_shadow
+            || check_breakpoints
+            || breaks_on_execution
+            || debugger.steps();
+        let has_points = debugger.watches_instructions();
         Self {
             code_bits: if is_64bit {
                 64
@@ -244,10 +256,8 @@ impl Mode {
             cpl,
             view,
             fast_view: if check_alignment || check_breakpoints { View::Checked } else { view },
-            careful: state.rflags & (Rflags::TF | Rflags::RF).bits() != 0
-                || state.interrupt_shadow
-                || check_breakpoints
-                || breaks_on_execution,
+            careful: steps || has_points,
+            points_only: has_points && !steps,
             check_alignment,
             check_breakpoints,
         }

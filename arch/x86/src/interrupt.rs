@@ -94,12 +94,12 @@ impl<E: Env> Cpu<E> {
 
     /// Whether a maskable interrupt would be taken now.
     pub fn accepts_interrupt(&self) -> bool {
-        self.flag(Rflags::IF) && !self.state.interrupt_shadow
+        self.flag(Rflags::IF) && !self.state.interrupt_shadow && !self.is_stepped()
     }
 
     /// Whether an NMI would be taken now.
     pub fn accepts_nmi(&self) -> bool {
-        !self.state.nmi_blocked && !self.state.interrupt_shadow
+        !self.state.nmi_blocked && !self.state.interrupt_shadow && !self.is_stepped()
     }
 
     /// Takes an interrupt from outside, which [`accepts_interrupt`](Self::accepts_interrupt)
@@ -112,6 +112,15 @@ impl<E: Env> Cpu<E> {
     pub fn nmi(&mut self) {
         self.state.nmi_blocked = true;
         self.take_event(vector::NMI);
+    }
+
+    /// Takes an exception that somebody else found, who executes this processor's instructions by
+    /// turns with it; `state.rip` is that of the instruction for a fault, of the next for a trap.
+    pub fn exception(&mut self, exception: Exception) {
+        self.insn_ip = self.state.rip;
+        self.raised = exception;
+        self.deliver_raised();
+        self.update_mode();
     }
 
     fn take_event(&mut self, vector: u8) {

@@ -62,7 +62,7 @@ mod pte {
 }
 
 /// Physical addresses have no bits above this mask.
-const ADDRESS: u64 = (1 << MAX_PHYSICAL_BITS) - 1;
+pub(crate) const ADDRESS: u64 = (1 << MAX_PHYSICAL_BITS) - 1;
 /// Bits of an 8-byte entry that would belong to a longer physical address.
 const BEYOND: u64 = 0x000f_ffff_ffff_ffff & !ADDRESS;
 

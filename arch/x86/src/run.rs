@@ -19,6 +19,8 @@ pub enum Stop {
     Attention,
     /// The processor is not active: it halted, or a triple fault shut it down.
     Inactive,
+    /// A debugger wanted it: [`Cpu::take_debug_stop`] says why.
+    Debug,
 }
 
 impl<E: Env> Cpu<E> {
@@ -33,7 +35,10 @@ impl<E: Env> Cpu<E> {
             if self.wants_attention() {
                 break Stop::Attention;
             }
-            if self.mode.careful {
+            if self.mode.careful && self.is_debug_stopped() {
+                break Stop::Debug;
+            }
+            if self.mode.careful && self.steps_here() {
                 self.step();
             } else {
                 self.run_block(&mut blocks, usize::MAX);
@@ -44,9 +49,9 @@ impl<E: Env> Cpu<E> {
     }
 
     /// Executes at least one instruction, and at most `limit` of straight-line code; or delivers
-    /// the exception that the first one raises.
+    /// the exception that the first one raises. Nothing if a debugger stopped the processor.
     pub fn execute(&mut self, limit: usize) {
-        if self.mode.careful {
+        if self.mode.careful && self.steps_here() {
             return self.step();
         }
         let mut blocks = core::mem::take(&mut self.blocks);
@@ -60,12 +65,17 @@ impl<E: Env> Cpu<E> {
         self.env.attention(self.accepts_interrupt(), self.accepts_nmi())
     }
 
-    /// Executes one instruction, or delivers the exception that it raises.
+    /// Executes one instruction, or delivers the exception that it raises; unless a debugger wants
+    /// to stop before it.
     pub fn step(&mut self) {
+        if self.stops_before() {
+            return self.update_mode();
+        }
         if let Err(Raised(())) = self.try_step() {
             self.state.rip = self.insn_ip;
             self.deliver_raised();
         }
+        self.stepped();
         self.update_mode();
     }
 

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bus::{AddressSpace, BusDevice};
+use runtime::{Doorbells, Event};
 
 /// Names a BAR: device number, BAR index.
 pub(crate) type BarId = (u8, u8);
@@ -22,8 +23,38 @@ pub(crate) enum Space {
 struct Window {
     space: Space,
     range: RangeInclusive<u64>,
-    device: Arc<Mutex<dyn BusDevice>>,
+    target: Target,
     attached: bool,
+    /// How many of the target's doorbells somebody rings in its place: the first ones.
+    rung: usize,
+}
+
+/// What is behind a BAR.
+pub(crate) struct Target {
+    pub device: Arc<Mutex<dyn BusDevice>>,
+    /// Doorbells by their offset in the BAR.
+    pub doorbells: Vec<(u64, Arc<Event>)>,
+}
+
+impl Window {
+    /// Has the doorbells rung by who can. What that one refuses, the device is told of as before.
+    fn attach_doorbells(&mut self, doorbells: &dyn Doorbells) {
+        for (offset, event) in &self.target.doorbells {
+            let address = self.range.start() + offset;
+            if let Err(error) = doorbells.attach(address, event) {
+                tracing::debug!("the doorbell at {address:#x} takes the long way: {error}");
+                return;
+            }
+            self.rung += 1;
+        }
+    }
+
+    fn detach_doorbells(&mut self, doorbells: &dyn Doorbells) {
+        for (offset, event) in self.target.doorbells.iter().take(self.rung) {
+            doorbells.detach(self.range.start() + offset, event);
+        }
+        self.rung = 0;
+    }
 }
 
 /// Keeps the address spaces in step with the BARs.
@@ -31,12 +62,22 @@ pub(crate) struct Decoder {
     // Weak, because the spaces hold the configuration window, which holds the bus.
     memory: Weak<AddressSpace>,
     io: Weak<AddressSpace>,
+    doorbells: Option<Arc<dyn Doorbells>>,
     windows: Mutex<BTreeMap<BarId, Window>>,
 }
 
 impl Decoder {
-    pub fn new(memory: &Arc<AddressSpace>, io: &Arc<AddressSpace>) -> Self {
-        Self { memory: Arc::downgrade(memory), io: Arc::downgrade(io), windows: Mutex::default() }
+    pub fn new(
+        memory: &Arc<AddressSpace>,
+        io: &Arc<AddressSpace>,
+        doorbells: Option<Arc<dyn Doorbells>>,
+    ) -> Self {
+        Self {
+            memory: Arc::downgrade(memory),
+            io: Arc::downgrade(io),
+            doorbells,
+            windows: Mutex::default(),
+        }
     }
 
     /// Moves a BAR to `range`, or nowhere.
@@ -45,27 +86,36 @@ impl Decoder {
         id: BarId,
         space: Space,
         range: Option<RangeInclusive<u64>>,
-        device: impl FnOnce() -> Arc<Mutex<dyn BusDevice>>,
+        target: impl FnOnce() -> Target,
     ) {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         if windows.get(&id).map(|w| &w.range) == range.as_ref() {
             return;
         }
-        if let Some(old) = windows.remove(&id)
+        if let Some(mut old) = windows.remove(&id)
             && old.attached
             && let Some(space) = self.space(old.space)
         {
+            if let Some(doorbells) = &self.doorbells {
+                old.detach_doorbells(&**doorbells);
+            }
             space.detach(*old.range.start());
         }
         if let Some(range) = range {
-            windows.insert(id, Window { space, range, device: device(), attached: false });
+            let window = Window { space, range, target: target(), attached: false, rung: 0 };
+            windows.insert(id, window);
         }
         // What was taken away may have made room for another.
         for ((number, bar), window) in windows.iter_mut().filter(|(_, w)| !w.attached) {
             let Some(space) = self.space(window.space) else { continue };
             let name = format!("PCI 00:{number:02x}.0 BAR {bar}");
-            match space.attach(&name, window.range.clone(), window.device.clone()) {
-                Ok(()) => window.attached = true,
+            match space.attach(&name, window.range.clone(), window.target.device.clone()) {
+                Ok(()) => {
+                    window.attached = true;
+                    if let Some(doorbells) = &self.doorbells {
+                        window.attach_doorbells(&**doorbells);
+                    }
+                }
                 Err(conflict) => tracing::debug!("{conflict}; the BAR stays hidden"),
             }
         }

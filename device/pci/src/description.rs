@@ -1,5 +1,9 @@
 //! What a function tells the bus about itself.
 
+use std::sync::Arc;
+
+use runtime::Event;
+
 use crate::Interrupts;
 use crate::spec::{BARS, msix};
 
@@ -10,6 +14,9 @@ pub struct Description {
     pub identity: Identity,
     /// Its base address registers. A 64-bit one takes its index and the next.
     pub bars: Vec<Bar>,
+    /// Registers in memory BARs to which every store, of whatever value, raises an event and does
+    /// nothing else. Who can rings them in the device's place.
+    pub doorbells: Vec<Doorbell>,
     /// Capabilities besides PCI Express and MSI-X, in the order in which the guest finds them.
     pub capabilities: Vec<Capability>,
     /// Its interrupts; `None` for a function that raises none.
@@ -55,6 +62,17 @@ pub struct Bar {
     pub kind: BarKind,
     /// Size of the window in bytes: a power of two, at least 16 (memory) or 4 (I/O).
     pub size: u64,
+}
+
+/// A register that only wakes somebody.
+#[derive(Clone, Debug)]
+pub struct Doorbell {
+    /// The memory BAR that it is in.
+    pub bar: u8,
+    /// Where in the BAR.
+    pub offset: u64,
+    /// What a store raises.
+    pub event: Arc<Event>,
 }
 
 /// What a base address register decodes.

@@ -7,8 +7,8 @@ use bus::BusDevice;
 
 use crate::PciDevice;
 use crate::config::{ConfigSpace, overlap};
-use crate::decoder::{Decoder, Space};
-use crate::description::{Bar, BarKind, Description, MsixLayout};
+use crate::decoder::{Decoder, Space, Target};
+use crate::description::{Bar, BarKind, Description, Doorbell, MsixLayout};
 use crate::interrupts::Interrupts;
 use crate::spec::{self, command};
 
@@ -17,6 +17,7 @@ pub(crate) struct Function {
     // Configuration.
     number: u8,
     bars: Vec<Bar>,
+    doorbells: Vec<Doorbell>,
     msix: Option<MsixLayout>,
     at_reset: Box<[u8; spec::CONFIG_SIZE]>,
     // Wiring.
@@ -37,6 +38,7 @@ impl Function {
         Arc::new(Mutex::new(Self {
             number,
             bars: description.bars,
+            doorbells: description.doorbells,
             msix: description.msix,
             at_reset: config.snapshot(),
             interrupts: description.interrupts,
@@ -93,7 +95,14 @@ impl Function {
             let space = if bar.kind == BarKind::Io { Space::Io } else { Space::Memory };
             let id = (self.number, bar.index);
             decoder.place(id, space, self.config.bar_range(bar), || {
-                Arc::new(Mutex::new(BarWindow { function: this.clone(), bar: bar.index }))
+                let of_bar = self.doorbells.iter().filter(|bell| bell.bar == bar.index);
+                Target {
+                    device: Arc::new(Mutex::new(BarWindow {
+                        function: this.clone(),
+                        bar: bar.index,
+                    })),
+                    doorbells: of_bar.map(|bell| (bell.offset, bell.event.clone())).collect(),
+                }
             });
         }
     }

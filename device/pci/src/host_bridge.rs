@@ -22,6 +22,7 @@ impl PciDevice for HostBridge {
                 subsystem_id: 0x1100,
             },
             bars: Vec::new(),
+            doorbells: Vec::new(),
             capabilities: Vec::new(),
             interrupts: None,
             msix: None,

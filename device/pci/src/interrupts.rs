@@ -1,8 +1,9 @@
 //! A function's interrupts, shared between its register model and its workers.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use irqchip::{IrqLine, Msi, MsiTarget};
+use irqchip::{IrqLine, Msi, MsiRoute, MsiTarget};
 
 use crate::msix::Msix;
 
@@ -14,6 +15,8 @@ pub struct Interrupts(Arc<Mutex<State>>);
 struct State {
     // Wiring.
     msi: Option<MsiTarget>,
+    /// A way of its own for each vector that was sent, where the accelerator has one to offer.
+    routes: BTreeMap<u16, Option<Box<dyn MsiRoute>>>,
     pin: Option<Pin>,
     // Volatile state.
     msix: Msix,
@@ -27,6 +30,7 @@ impl Interrupts {
     pub fn new(vectors: u16) -> Self {
         Self(Arc::new(Mutex::new(State {
             msi: None,
+            routes: BTreeMap::new(),
             pin: None,
             msix: Msix::new(vectors),
             intx: false,
@@ -48,8 +52,9 @@ impl Interrupts {
     /// all of them while MSI-X is disabled, are dropped.
     pub fn raise(&self, vector: u16) {
         let mut state = self.state();
-        let message = state.msix.raise(vector);
-        state.send(message);
+        if let Some(message) = state.msix.raise(vector) {
+            state.send_on_route(vector, message);
+        }
     }
 
     /// Drives INTA. The level shows on the pin unless MSI-X is enabled or INTx is disabled.
@@ -116,6 +121,15 @@ impl State {
     fn send(&self, messages: impl IntoIterator<Item = Msi>) {
         if let Some(msi) = &self.msi {
             messages.into_iter().for_each(|m| msi.send(m));
+        }
+    }
+
+    /// The same for what a vector sends again and again.
+    fn send_on_route(&mut self, vector: u16, message: Msi) {
+        let Some(msi) = &self.msi else { return };
+        match self.routes.entry(vector).or_insert_with(|| msi.open_route()) {
+            Some(route) => route.send(message),
+            None => msi.send(message),
         }
     }
 

@@ -24,7 +24,7 @@ mod spec;
 
 pub use allocator::Windows;
 pub use description::{
-    Bar, BarKind, Capability, Class, Description, DescriptionError, Identity, MsixLayout,
+    Bar, BarKind, Capability, Class, Description, DescriptionError, Doorbell, Identity, MsixLayout,
 };
 pub use interrupts::Interrupts;
 pub use root::{AddError, DEVICES, ECAM_SIZE, PciRoot};

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bus::{AddressSpace, BusDevice};
 use irqchip::{IrqLine, MsiTarget};
+use runtime::Doorbells;
 
 use crate::PciDevice;
 use crate::access::{Address, ConfigPorts, Ecam};
@@ -67,16 +68,18 @@ pub struct PciRoot {
 impl PciRoot {
     /// A bus that holds only its host bridge. BARs appear in `memory` and `io`, at first inside
     /// `windows`. `intx` are the lines that the pins of devices lead to; see
-    /// [`PciRoot::intx_line`]. Without them devices have MSI-X only.
+    /// [`PciRoot::intx_line`]. Without them devices have MSI-X only. `doorbells` rings for devices,
+    /// if there is somebody who can.
     pub fn new(
         memory: &Arc<AddressSpace>,
         io: &Arc<AddressSpace>,
         windows: Windows,
         msi: MsiTarget,
         intx: Option<[IrqLine; 4]>,
+        doorbells: Option<Arc<dyn Doorbells>>,
     ) -> Arc<Self> {
         let root = Arc::new(Self {
-            decoder: Decoder::new(memory, io),
+            decoder: Decoder::new(memory, io, doorbells),
             msi,
             lines: intx.map(|lines| lines.map(SharedLine::new)),
             allocator: Mutex::new(Allocator::new(windows)),

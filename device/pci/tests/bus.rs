@@ -44,6 +44,7 @@ impl PciDevice for Card {
                 subsystem_vendor_id: 0x1234,
                 subsystem_id: 1,
             },
+            doorbells: Vec::new(),
             bars: vec![
                 Bar { index: 0, kind: BarKind::Io, size: 0x20 },
                 Bar { index: 1, kind: BarKind::Memory32, size: 0x1000 },
@@ -96,7 +97,8 @@ impl Pc {
             memory64: 0x80_0000_0000..=0xff_ffff_ffff,
             io: 0xc000..=0xcfff,
         };
-        let root = PciRoot::new(&memory, &io, windows, MsiTarget::new(sink.clone()), Some(lines));
+        let root =
+            PciRoot::new(&memory, &io, windows, MsiTarget::new(sink.clone()), Some(lines), None);
         memory.attach("ecam", ECAM..=ECAM + ECAM_SIZE - 1, root.ecam()).unwrap();
         io.attach("pci", 0xcf8..=0xcff, root.config_ports(None)).unwrap();
         Self { memory, io, root, sink }

@@ -4,11 +4,11 @@
 //! can be handed to KVM's ioeventfd or be left out of a trap.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use mem::GuestMemory;
-use pci::{Bar, BarKind, Capability, Class, Description, Identity, MsixLayout, PciDevice};
-use runtime::Event;
+use pci::{
+    Bar, BarKind, Capability, Class, Description, Doorbell, Identity, MsixLayout, PciDevice,
+};
 
 use crate::Error;
 use crate::device::{Device, DeviceType, VirtioDevice};
@@ -41,12 +41,15 @@ impl VirtioPci {
         Ok(this)
     }
 
-    /// The doorbell of a queue, for an accelerator that can ring it without leaving the guest,
-    /// and the offset in BAR 0 at which the guest writes to ring it.
-    pub fn doorbell(&self, queue: u16) -> Option<(u64, Arc<Event>)> {
-        let doorbell = self.device.doorbell(queue.into())?;
-        let offset = NOTIFY.start + u64::from(queue) * u64::from(NOTIFY_MULTIPLIER);
-        Some((offset, doorbell.clone()))
+    /// The doorbell of each queue. What the guest stores there says again which queue it means.
+    fn doorbells(&self) -> Vec<Doorbell> {
+        (0..self.device.queues())
+            .filter_map(|queue| {
+                let event = self.device.doorbell(queue)?.clone();
+                let offset = NOTIFY.start + queue as u64 * u64::from(NOTIFY_MULTIPLIER);
+                Some(Doorbell { bar: BAR, offset, event })
+            })
+            .collect()
     }
 
     /// In the order in which the driver finds them; the configuration access window is last.
@@ -119,6 +122,7 @@ impl PciDevice for VirtioPci {
                 kind: BarKind::Memory64 { prefetchable: false },
                 size: BAR_SIZE,
             }],
+            doorbells: self.doorbells(),
             capabilities: self.capabilities(),
             interrupts: Some(self.device.shared().interrupts().clone()),
             msix: Some(MsixLayout { bar: BAR, table_offset: MSIX_TABLE, pba_offset: MSIX_PBA }),

@@ -1,10 +1,12 @@
 //! What every VMM process runs on: the guest's clock, its timers, and wake-ups for workers.
 
 mod clock;
+mod doorbell;
 mod event;
 mod timer;
 pub mod tsc;
 
 pub use clock::Clock;
+pub use doorbell::Doorbells;
 pub use event::Event;
 pub use timer::{Expire, Timer, TimerTarget, Timers};

@@ -1,5 +1,7 @@
 //! The command line, and the help that teaches it.
 
+mod gdb;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,6 +14,8 @@ use vmm_api::{
 };
 
 use crate::{size, stats};
+
+pub use gdb::GdbArg;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +52,8 @@ Examples:
       More disks, which appear as /dev/vdb and /dev/vdc and are written in place.
   lodge run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 root=/dev/vda' --disk d.raw
       No image: a kernel and disks of your own. ELF and multiboot kernels work too.
+  lodge run debian:12 --gdb 1234 --gdb-wait
+      Before its first instruction, the guest waits for `target remote :1234` in gdb.
 
 The console: the guest's serial port is connected to this terminal.
   Ctrl-] q        have the guest switch itself off; once more, end it at once
@@ -165,6 +171,14 @@ pub struct RunArgs {
     /// Print the resulting configuration as JSON and start nothing
     #[arg(long, help_heading = "Guest")]
     pub print_config: bool,
+
+    /// Let GDB connect: at PORT of this machine only, ADDRESS:PORT or socket:PATH. Whoever can
+    /// connect can read and change all of the guest
+    #[arg(long, value_name = "WHERE", help_heading = "Debugging")]
+    pub gdb: Option<GdbArg>,
+    /// Wait for GDB before the first instruction
+    #[arg(long, requires = "gdb", help_heading = "Debugging")]
+    pub gdb_wait: bool,
 
     /// For test kernels: a write of N to port 0xf4 ends the guest with exit status 2N+1
     #[arg(long, help_heading = "Test kernels")]

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
@@ -91,35 +91,4 @@ pub fn tie_to_this_process(command: &mut Command) {
             Ok(())
         });
     }
-}
-
-/// A system call on /dev/kvm whose argument is a plain number.
-///
-/// KVM_GET_API_VERSION and KVM_CREATE_VM (include/uapi/linux/kvm.h).
-pub fn kvm_ioctl(kvm: BorrowedFd<'_>, request: KvmRequest) -> io::Result<i32> {
-    const KVMIO: libc::c_ulong = 0xae;
-    let number = match request {
-        KvmRequest::GetApiVersion => 0x00,
-        KvmRequest::CreateVm => 0x01,
-    };
-    // SAFETY: both requests take an integer, zero here, and no pointer: the kernel reads and
-    // writes none of this program's memory.
-    let result = unsafe { libc::ioctl(kvm.as_raw_fd(), (KVMIO << 8) | number, 0) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if request == KvmRequest::CreateVm {
-        // SAFETY: KVM_CREATE_VM returns a new descriptor, which is nobody else's.
-        drop(unsafe { OwnedFd::from_raw_fd(result) });
-    }
-    Ok(result)
-}
-
-/// What to ask of /dev/kvm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvmRequest {
-    /// The version of its interface: 12 since Linux 2.6.22.
-    GetApiVersion,
-    /// To make a virtual machine, which is given back at once.
-    CreateVm,
 }

@@ -155,20 +155,49 @@ fn the_configuration_can_be_seen_beforehand() {
     assert!(home.guests().is_empty(), "nothing was started");
 }
 
+/// `lodge check` where `lodge-vmm --probe` prints `probe`.
+fn check(home: &Home, probe: &str, arguments: &[&str]) -> std::process::Output {
+    let script = format!("#!/bin/sh\n[ \"$1\" = --probe ] && echo '{probe}'\n");
+    let vmm = home.program("probing-vmm", &script);
+    home.lodge(&["check"]).args(arguments).env("LODGE_VMM", vmm).output().unwrap()
+}
+
+const FAST_KVM: &str = r#"{"kvm":"works","speed":{"ring0_mips":5900.0,"native_mips":6000.0,
+    "kernel_instruction_ns":60.0,"is_hardware":true},"accelerator":"kvm","reason":"it is fast"}"#;
+const SLOW_KVM: &str = r#"{"kvm":"works","speed":{"ring0_mips":1.8,"native_mips":6000.0,
+    "kernel_instruction_ns":900.0,"is_hardware":false},"accelerator":"soft","reason":"it is slow"}"#;
+const NO_KVM: &str = r#"{"kvm":"missing","accelerator":"soft","reason":"it is missing"}"#;
+
 #[test]
 fn check_tells_programs_and_people_the_same() {
     let home = Home::new();
-    let output = home.lodge(&["check", "--json"]).output().unwrap();
-    assert!(output.status.success());
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["guests_can_run"], true);
-    let people = text(&home.lodge(&["check"]).output().unwrap().stdout);
-    for finding in report["findings"].as_array().unwrap() {
-        assert!(people.contains(finding["detail"].as_str().unwrap()), "{finding}");
+    for (probe, accelerator, status) in
+        [(FAST_KVM, "kvm", 0), (SLOW_KVM, "soft", 6), (NO_KVM, "soft", 6)]
+    {
+        let output = check(&home, probe, &["--json"]);
+        assert!(output.status.success());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["guests_can_run"], true);
+        assert_eq!(report["accelerator"], accelerator);
+        let people = text(&check(&home, probe, &[]).stdout);
+        for finding in report["findings"].as_array().unwrap() {
+            assert!(people.contains(finding["detail"].as_str().unwrap()), "{finding}");
+        }
+        assert!(people.contains(report["reason"].as_str().unwrap()), "{people}");
+        let required = check(&home, probe, &["--require", "kvm"]);
+        assert_eq!(required.status.code(), Some(status));
     }
-    let required = home.lodge(&["check", "--require", "kvm"]).output().unwrap();
-    let expected = if report["kvm_works"] == true { 0 } else { 6 };
-    assert_eq!(required.status.code(), Some(expected));
+}
+
+#[test]
+fn check_needs_a_vmm_that_it_understands() {
+    let home = Home::new();
+    let output = check(&home, "hello", &[]);
+    assert_eq!(output.status.code(), Some(6));
+    assert!(text(&output.stderr).contains("another language"));
+    let missing = home.lodge(&["check"]).env("LODGE_VMM", "/nonexistent/vmm").output().unwrap();
+    assert_eq!(missing.status.code(), Some(6));
+    assert!(text(&missing.stderr).contains("/nonexistent/vmm"));
 }
 
 #[test]

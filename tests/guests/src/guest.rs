@@ -62,6 +62,13 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// With a debugger's port, which the host chooses.
+    #[must_use]
+    pub fn gdb(mut self) -> Self {
+        self.command.args(["--gdb", "0"]);
+        self
+    }
+
     /// With something in the environment of `lodge`.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -97,6 +104,15 @@ impl<'a> Launch<'a> {
             shell: Shell::default(),
         }
     }
+}
+
+/// A command that was typed, and may not be done.
+#[derive(Debug)]
+#[must_use]
+pub struct Begun {
+    command: String,
+    /// What stands behind its output.
+    end: String,
 }
 
 /// A running guest, at whose console we sit. Dropped, it is ended by force.
@@ -147,12 +163,25 @@ impl Guest {
     /// Runs a shell command as root that may fail.
     #[track_caller]
     pub fn try_run(&mut self, command: &str) -> Outcome {
+        let begun = self.begin(command);
+        self.finish(begun)
+    }
+
+    /// Types a shell command, the outcome of which is not waited for.
+    pub fn begin(&mut self, command: &str) -> Begun {
         let (text, end) = self.shell.frame(command);
         self.console.type_text(&text);
+        Begun { command: command.to_owned(), end }
+    }
+
+    /// Waits for the outcome of a command, all before which are finished.
+    #[track_caller]
+    pub fn finish(&mut self, begun: Begun) -> Outcome {
+        let Begun { command, end } = begun;
         let output = self.console.wait_for(&end, PATIENCE);
-        let output = self.expect(command, output);
+        let output = self.expect(&command, output);
         let status = self.console.wait_for("@@\n", PATIENCE);
-        let status = self.expect(command, status);
+        let status = self.expect(&command, status);
         Outcome { output, status: status.trim().parse().expect("a status") }
     }
 

@@ -37,7 +37,8 @@ impl Image {
     /// # Panics
     ///
     /// If `lodge` builds an image that it does not find afterwards.
-    pub(crate) fn find() -> Option<Image> {
+    #[must_use]
+    pub fn find() -> Option<Image> {
         if let Some(image) = Image::inspect() {
             return Some(image);
         }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod console;
+pub mod gdb;
 mod guest;
 mod host;
 pub mod hostile;
@@ -20,7 +21,7 @@ mod program;
 mod shell;
 pub mod tiny;
 
-pub use guest::{Guest, Launch};
+pub use guest::{Begun, Guest, Launch};
 pub use host::{EchoServer, free_port, has_tool, sha256, tool};
 pub use image::Image;
 pub use lab::{Lab, Refusal};

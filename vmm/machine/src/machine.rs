@@ -9,7 +9,7 @@ use chipset::{PowerManagement, PowerRequest, PowerRequests, PowerSender};
 use irqchip::IrqSink;
 use mem::GuestMemory;
 use pci::PciRoot;
-use runtime::Timers;
+use runtime::{Doorbells, Timers};
 use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
@@ -30,6 +30,8 @@ pub struct Parts<'a> {
     pub memory: GuestMemory,
     /// The accelerator's interrupt controllers.
     pub irq: Arc<dyn IrqSink>,
+    /// Who rings doorbells without a processor leaving the guest, if the accelerator can.
+    pub doorbells: Option<Arc<dyn Doorbells>>,
     /// The machine's timers. Their clock stands still until the processors run.
     pub timers: Arc<Timers>,
     /// Where the first serial port leads.

@@ -57,6 +57,7 @@ impl Bench {
             serial2: Default::default(),
             virtio_console: None,
             debug: DebugDevices { debugcon: false, debug_exit: true, testdev: true },
+            gdb: None,
         };
         Self { dir, config, pins: Arc::default() }
     }
@@ -81,6 +82,7 @@ impl Bench {
             memory: mem::allocate(map.ram()).unwrap(),
             map,
             phys_bits: 40,
+            doorbells: None,
             irq: self.pins.clone(),
             timers: Arc::new(Timers::new(clock).unwrap()),
             serial: Arc::new(serial),

@@ -1,6 +1,6 @@
 //! The configuration of one guest.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ pub struct VmConfig {
     /// Devices that only test kernels want.
     #[serde(default)]
     pub debug: DebugDevices,
+    /// Where GDB may connect to. `None`: nowhere.
+    #[serde(default)]
+    pub gdb: Option<GdbConfig>,
 }
 
 /// What runs the guest's processors.
@@ -187,6 +190,27 @@ pub enum ConsoleConfig {
     Socket(PathBuf),
     /// A file that output is appended to; no input.
     Log(PathBuf),
+}
+
+/// How a guest is debugged. Whoever can connect can read and change all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GdbConfig {
+    /// Where the VMM listens.
+    pub at: GdbAddress,
+    /// The guest's processors wait for GDB before their first instruction.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Where the VMM listens for GDB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GdbAddress {
+    /// A TCP address, `127.0.0.1:1234`. With port 0 the host chooses one, which the VMM reports.
+    Tcp(SocketAddr),
+    /// A Unix socket, which must not exist.
+    Socket(PathBuf),
 }
 
 /// Devices that only test kernels want, as QEMU has them.

@@ -24,12 +24,19 @@ pub enum Event {
     Started {
         /// What runs them: never [`Accelerator::Auto`].
         accelerator: Accelerator,
+        /// Why that one, in half a sentence for people; empty if it was asked for.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        accelerator_reason: String,
         /// The pseudo terminal of the serial port, where the configuration asked for one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         serial_pty: Option<String>,
         /// The pseudo terminal of the virtio console, where the configuration asked for one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         virtio_console_pty: Option<String>,
+        /// Where GDB may connect to, as its `target remote` takes it, where the configuration asked
+        /// for that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gdb: Option<String>,
     },
     /// The machine was reset, by the guest or by a triple fault, and starts anew.
     Reset,
@@ -183,8 +190,10 @@ mod tests {
         let events = [
             Event::Started {
                 accelerator: Accelerator::Soft,
+                accelerator_reason: "there is no /dev/kvm".into(),
                 serial_pty: Some("/dev/pts/3".into()),
                 virtio_console_pty: None,
+                gdb: Some("127.0.0.1:1234".into()),
             },
             Event::Reset,
             Event::Warning { message: "two\nlines".into() },

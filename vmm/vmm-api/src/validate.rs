@@ -203,6 +203,7 @@ mod tests {
             serial2: Default::default(),
             virtio_console: None,
             debug: Default::default(),
+            gdb: None,
         }
     }
 

@@ -48,11 +48,24 @@ impl Launcher {
             }
             (None, Event::Error(failure)) => say(failure),
             (None, Event::Warning { message }) => say(message),
-            (None, Event::Started { serial_pty, virtio_console_pty, .. }) => {
+            (
+                None,
+                Event::Started {
+                    accelerator,
+                    accelerator_reason,
+                    serial_pty,
+                    virtio_console_pty,
+                    gdb,
+                },
+            ) => {
+                tracing::info!(?accelerator, reason = accelerator_reason, "started");
                 for (what, pty) in [("serial port", serial_pty), ("console", virtio_console_pty)] {
                     if let Some(pty) = pty {
                         say(format_args!("the {what} is at {pty}"));
                     }
+                }
+                if let Some(place) = gdb {
+                    say(format_args!("GDB can connect: target remote {place}"));
                 }
             }
             (None, event) => tracing::info!(?event),

@@ -7,6 +7,7 @@
 mod accelerators;
 mod api;
 mod consoles;
+mod debugging;
 mod fds;
 mod launcher;
 mod meter;
@@ -15,7 +16,7 @@ mod session;
 mod signals;
 
 use std::fs;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,7 +34,7 @@ use launcher::Launcher;
 #[command(name = "lodge-vmm", version)]
 struct Args {
     /// Read the guest's configuration, as JSON, from this inherited file descriptor.
-    #[arg(long, value_name = "N", required_unless_present = "config", conflicts_with = "config")]
+    #[arg(long, value_name = "N", required_unless_present_any = ["config", "probe"], conflicts_with = "config")]
     config_fd: Option<RawFd>,
     /// Read the guest's configuration from this TOML or JSON file.
     #[arg(long, value_name = "FILE")]
@@ -42,6 +43,10 @@ struct Args {
     /// is closed.
     #[arg(long, value_name = "M")]
     status_fd: Option<RawFd>,
+    /// Start no guest: say as JSON on standard output what this host's KVM is good for, and what the
+    /// accelerator "auto" stands for here.
+    #[arg(long, conflicts_with_all = ["config_fd", "config", "status_fd", "api_fd"])]
+    probe: bool,
     /// Answer questions about the guest, as JSON lines, at this inherited file descriptor, a Unix
     /// stream socket that listens.
     #[arg(long, value_name = "L")]
@@ -54,6 +59,15 @@ const MAX_CONFIG: u64 = 4 << 20;
 fn main() -> ExitCode {
     let args = Args::parse();
     start_logging();
+    if args.probe {
+        return match probe() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                launcher::say(&failure);
+                ExitCode::from(failure.kind.exit_status())
+            }
+        };
+    }
     let mut launcher = match Launcher::new(args.status_fd) {
         Ok(launcher) => launcher,
         Err(failure) => {
@@ -71,6 +85,13 @@ fn main() -> ExitCode {
     };
     launcher.tell(&event);
     ExitCode::from(status)
+}
+
+/// `--probe`.
+fn probe() -> Result<(), Failure> {
+    let text = serde_json::to_string(&accelerators::report()).map_err(Failure::internal)?;
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|e| Failure::host(format!("cannot write the report: {e}")))
 }
 
 fn run(args: &Args, launcher: &mut Launcher) -> Result<StopReason, Failure> {

@@ -7,18 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
+use gdb::{Debugger, Seat};
 use machine::{Machine, MemoryMap, Parts, PowerRequest};
 use runtime::{Clock, Timers};
 use vmm_api::{Failure, VmConfig};
 
 use crate::accelerators;
 use crate::consoles::Consoles;
+use crate::debugging::Debugging;
 use crate::meter::Meter;
 use crate::signals;
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
 pub struct Running {
     processors: Processors,
+    /// Ends after the processors.
+    debugger: Option<Debugger>,
     machine: Arc<Machine>,
     failures: Arc<Failures>,
     /// The interrupt controllers live as long as this.
@@ -45,6 +49,7 @@ impl Running {
         config: &VmConfig,
         accelerator: &dyn Accelerator,
         consoles: &Consoles,
+        debugging: Option<&Debugging>,
     ) -> Result<Self, Failure> {
         let cpuid = accelerators::cpuid(config.cpu_model)?;
         let phys_bits = machine::physical_address_bits(&cpuid);
@@ -69,8 +74,9 @@ impl Running {
             config,
             map,
             phys_bits,
-            memory,
+            memory: memory.clone(),
             irq: vm.irq_sink(),
+            doorbells: vm.doorbells(),
             timers,
             serial: consoles.serial.clone(),
             serial2: consoles.serial2.clone(),
@@ -87,11 +93,17 @@ impl Running {
             vcpus.push(vcpu);
         }
         clock.resume();
+        let mut seats = debugging.map(Debugging::seats).transpose()?;
         let mut processors = Processors::default();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            processors.start(index, vcpu, &machine, &failures).map_err(no_thread)?;
+            let seat = seats.as_mut().map(|seats| seats.add(vcpu.kicker()));
+            processors.start(index, vcpu, seat, &machine, &failures).map_err(no_thread)?;
         }
-        Ok(Self { processors, machine, failures, _vm: vm })
+        let debugger = match debugging.zip(seats) {
+            Some((debugging, seats)) => Some(debugging.start(seats, memory)?),
+            None => None,
+        };
+        Ok(Self { processors, debugger, machine, failures, _vm: vm })
     }
 
     /// Presses the power button, as a person would. Says whether the guest listens to it.
@@ -128,6 +140,7 @@ impl Running {
     /// Stops processors and devices and flushes the disks.
     pub fn stop(mut self) -> Result<(), Failure> {
         self.processors.stop();
+        self.debugger = None;
         self.machine.stop()
     }
 }
@@ -145,6 +158,7 @@ impl Processors {
         &mut self,
         index: usize,
         mut vcpu: Box<dyn Vcpu>,
+        seat: Option<Arc<Seat>>,
         machine: &Arc<Machine>,
         failures: &Arc<Failures>,
     ) -> io::Result<()> {
@@ -155,9 +169,10 @@ impl Processors {
         let stop = self.stop.clone();
         let failures = failures.clone();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-            let _alarm = Alarm { index, failures: &failures, meter: &meter };
+            let seat = seat.as_deref();
+            let _alarm = Alarm { index, failures: &failures, meter: &meter, seat };
             match signals::leave_to_other_threads() {
-                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter),
+                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter, seat),
                 Err(failure) => failures.report(failure),
             }
             let statistics = vcpu.statistics();
@@ -194,10 +209,25 @@ fn run(
     stop: &AtomicBool,
     failures: &Failures,
     meter: &Meter,
+    seat: Option<&Seat>,
 ) {
+    let go_on = |vcpu: &dyn Vcpu| {
+        meter.answer(|| vcpu.statistics());
+        !stop.load(Ordering::SeqCst)
+    };
     while !stop.load(Ordering::SeqCst) {
+        match seat.map(|seat| seat.pass(vcpu, go_on)).transpose() {
+            Ok(None | Some(true)) => {}
+            Ok(Some(false)) => return,
+            Err(error) => return failures.report(fault(error)),
+        }
         match vcpu.run(machine) {
-            Ok(Exit::Kicked | Exit::Debug) => meter.answer(|| vcpu.statistics()),
+            Ok(Exit::Kicked) => meter.answer(|| vcpu.statistics()),
+            Ok(Exit::Debug(why)) => {
+                if let Some(seat) = seat {
+                    seat.stopped(why);
+                }
+            }
             Ok(Exit::TripleFault) => {
                 tracing::warn!("processor {index} ended in a triple fault: the machine is reset");
                 machine.request(PowerRequest::Reset);
@@ -211,15 +241,19 @@ fn run(
     }
 }
 
-/// Reports a processor's thread that panics.
+/// Tells the others of the end of a processor's thread, also if it panics.
 struct Alarm<'a> {
     index: usize,
     failures: &'a Failures,
     meter: &'a Meter,
+    seat: Option<&'a Seat>,
 }
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
+        if let Some(seat) = self.seat {
+            seat.end();
+        }
         if thread::panicking() {
             self.meter.end(None);
             self.failures.report(Failure::internal(format!(
@@ -231,7 +265,8 @@ impl Drop for Alarm<'_> {
     }
 }
 
-fn fault(fault: Fault) -> Failure {
+/// An accelerator's failure, as it is told to whoever started this process.
+pub fn fault(fault: Fault) -> Failure {
     match fault {
         Fault::Host { .. } => Failure::host(fault),
         Fault::Unsupported(_) => Failure::configuration(fault),

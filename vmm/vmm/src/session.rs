@@ -5,15 +5,15 @@ mod brake;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use accel::Accelerator;
 use machine::PowerRequest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmm_api::{Event, Failure, StopReason, VmConfig};
 
-use crate::accelerators;
+use crate::accelerators::{self, Choice};
 use crate::api::{Api, Shown};
 use crate::consoles::Consoles;
+use crate::debugging::Debugging;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals, Wish};
@@ -40,22 +40,24 @@ pub fn run(
     // Before this process opens a file, whose number the configuration could name.
     let consoles = Consoles::open(config)?;
     let mut signals = Signals::new()?;
-    let accelerator = accelerators::choose(config.accelerator)?;
-    run_on(accelerator.as_ref(), config, &consoles, &mut signals, launcher, api)
+    let choice = accelerators::choose(config.accelerator)?;
+    run_on(&choice, config, &consoles, &mut signals, launcher, api)
 }
 
 fn run_on(
-    accelerator: &dyn Accelerator,
+    choice: &Choice,
     config: &VmConfig,
     consoles: &Consoles,
     signals: &mut Signals,
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
+    let accelerator = choice.accelerator.as_ref();
+    let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
-        let running = Running::start(config, accelerator, consoles)?;
+        let running = Running::start(config, accelerator, consoles, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {
@@ -70,8 +72,10 @@ fn run_on(
         } else {
             Event::Started {
                 accelerator: accelerators::kind(accelerator),
+                accelerator_reason: choice.reason.clone(),
                 serial_pty: pty(&consoles.serial),
                 virtio_console_pty: consoles.virtio.as_deref().and_then(pty),
+                gdb: debugging.as_ref().map(Debugging::place),
             }
         });
         let ending = wait(&running, signals, launcher);

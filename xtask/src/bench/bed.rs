@@ -12,9 +12,9 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::contestant;
-use super::cpio::Archive;
 use super::workload::WORKLOADS;
 use super::{middle, vmlinux};
+use crate::cpio::Archive;
 
 /// What workloads need besides the image's usual packages.
 const PACKAGES: &[&str] =

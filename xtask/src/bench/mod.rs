@@ -2,7 +2,6 @@
 
 pub mod bed;
 pub mod contestant;
-mod cpio;
 mod facts;
 mod middle;
 mod report;

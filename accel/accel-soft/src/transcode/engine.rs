@@ -181,7 +181,11 @@ impl Transcoder {
                 return;
             }
             self.context().deferred = (!cpu.env.slot().pending().is_empty()).into();
-            if cpu.mode().view == View::User
+            let mode = cpu.mode();
+            if mode.careful && cpu.is_debug_stopped() {
+                return;
+            }
+            if mode.view == View::User
                 && let Some(mirror) = &mut self.mirror
                 && mirror.consider(cpu)
             {

@@ -1,127 +1,18 @@
 //! The traits as the VMM uses them: taking processors, kicks, and the processor's state coming
 //! and going.
 
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use accel::{Accelerator, CpuidTable, Exit, Kicker, Sections, Vcpu, Vm};
-use iced_x86::IcedError;
+use accel::{Exit, Kicker, Sections};
 use iced_x86::code_asm::*;
-use x86::CpuState;
 use x86::state::{Activity, Cr0, Efer, SegReg, gpr};
 
-use crate::bus::TestBus;
+use super::bench::{Bench, equal, spin};
 use crate::case::{Case, check};
-use crate::expect::Event;
-use crate::guest::{Guest, Host};
 use crate::layout::{CODE, DATA};
 use crate::runner;
 use crate::start::Start::{self, Long};
-
-type Checked<T = ()> = Result<T, String>;
-
-/// A machine whose first processor the check drives itself.
-struct Bench {
-    guest: Guest,
-    /// Keeps the machine.
-    _vm: Arc<dyn Vm>,
-    vcpu: Box<dyn Vcpu>,
-    bus: TestBus,
-}
-
-impl Bench {
-    fn new(
-        accelerator: &dyn Accelerator,
-        cpuid: &CpuidTable,
-        start: Start,
-        build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
-    ) -> Checked<Self> {
-        let build: crate::case::Build = Box::new(build);
-        let mut guest = Guest::build(start, cpuid, &build)?;
-        let vm = runner::create(accelerator, cpuid, guest.memory.clone(), 1)?;
-        let mut vcpu = vm.take_vcpu(0).map_err(|e| e.to_string())?;
-        runner::set_up(vcpu.as_mut(), &mut guest).map_err(|e| e.to_string())?;
-        let bus = TestBus {
-            events: Mutex::new(Vec::new()),
-            host: Host { memory: guest.memory.clone(), irq: vm.irq_sink() },
-            host_call: None,
-            kickers: vec![vcpu.kicker()],
-            signal: Mutex::new(channel().0),
-        };
-        Ok(Self { guest, _vm: vm, vcpu, bus })
-    }
-
-    /// Runs until the processor stops. One that does not is kicked after two minutes, which
-    /// fails the check that waits for something else.
-    fn run(&mut self) -> Checked<Exit> {
-        let kicker = self.vcpu.kicker();
-        let (done, wait) = channel::<()>();
-        let watch = thread::spawn(move || {
-            if wait.recv_timeout(Duration::from_secs(120)).is_err() {
-                kicker.kick();
-            }
-        });
-        let exit = self.vcpu.run(&self.bus).map_err(|e| e.to_string());
-        let _ = done.send(());
-        watch.join().map_err(|_| "the watch panicked".to_owned())?;
-        exit
-    }
-
-    /// Runs for a while, then kicks.
-    fn run_for(&mut self, time: Duration) -> Checked<Exit> {
-        let kicker = self.vcpu.kicker();
-        let kicks = thread::spawn(move || {
-            thread::sleep(time);
-            kicker.kick();
-        });
-        let exit = self.run();
-        kicks.join().map_err(|_| "the kicker panicked".to_owned())?;
-        exit
-    }
-
-    /// Runs until the processor has halted, however busy the host is.
-    fn run_to_halt(&mut self) -> Checked {
-        for _ in 0..5000 {
-            equal("the exit", Exit::Kicked, self.run_for(Duration::from_millis(5))?)?;
-            if self.state()?.activity == Activity::Halted {
-                return Ok(());
-            }
-        }
-        Err("the processor does not halt".to_owned())
-    }
-
-    fn state(&mut self) -> Checked<&mut CpuState> {
-        self.vcpu.load(Sections::all()).map_err(|e| e.to_string())
-    }
-
-    fn store(&mut self, sections: Sections) -> Checked {
-        self.vcpu.store(sections).map_err(|e| e.to_string())
-    }
-
-    fn outs(&self) -> Vec<u32> {
-        let events = self.bus.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        events
-            .iter()
-            .filter_map(|event| if let Event::Out(value) = event { Some(*value) } else { None })
-            .collect()
-    }
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) -> Checked {
-    if expected == got {
-        return Ok(());
-    }
-    Err(format!("expected {what} {expected:x?}, got {got:x?}"))
-}
-
-/// A loop without end.
-fn spin(g: &mut Guest) -> Result<(), IcedError> {
-    let mut here = g.a.create_label();
-    g.a.set_label(&mut here)?;
-    g.a.jmp(here)
-}
 
 pub fn cases() -> Vec<Case> {
     let mut cases = processors();
@@ -134,10 +25,10 @@ fn processors() -> Vec<Case> {
     vec![
         check("a processor can be taken once", |accelerator, cpuid| {
             let bench = Bench::new(accelerator, cpuid, Long, spin)?;
-            if bench._vm.take_vcpu(0).is_ok() {
+            if bench.vm.take_vcpu(0).is_ok() {
                 return Err("processor 0 was there twice".to_owned());
             }
-            if bench._vm.take_vcpu(1).is_ok() || bench._vm.take_vcpu(u32::MAX).is_ok() {
+            if bench.vm.take_vcpu(1).is_ok() || bench.vm.take_vcpu(u32::MAX).is_ok() {
                 return Err("there is a processor too many".to_owned());
             }
             Ok(())

@@ -37,6 +37,11 @@ impl CpuidTable {
         }
     }
 
+    /// All answers: leaf, subleaf (`None` where the leaf ignores ECX), registers; in this order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Option<u32>, CpuidResult)> {
+        self.entries.iter().copied()
+    }
+
     /// The answer to exactly this leaf and subleaf, or `None` if the table has none.
     pub fn get(&self, leaf: u32, subleaf: u32) -> Option<CpuidResult> {
         [None, Some(subleaf)].into_iter().find_map(|sub| {

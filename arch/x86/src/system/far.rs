@@ -38,7 +38,7 @@ pub(crate) fn select<E: Env>(insn: &Instruction) -> Option<Handler<E>> {
             }
             cpu.software_interrupt(op.imm as u8, Source::Software)
         }),
-        Mnemonic::Int3 => Some(|cpu, _| cpu.software_interrupt(vector::BP, Source::Software)),
+        Mnemonic::Int3 => Some(|cpu, _| cpu.int3()),
         Mnemonic::Int1 => Some(|cpu, _| cpu.software_interrupt(vector::DB, Source::Int1)),
         Mnemonic::Into => Some(|cpu, _| {
             if cpu.flag(Rflags::OF) {

@@ -82,7 +82,8 @@ impl Guest {
             memory64: 0x80_0000_0000..=0xff_ffff_ffff,
             io: 0xc000..=0xcfff,
         };
-        let root = PciRoot::new(&mmio, &io, windows, MsiTarget::new(sink.clone()), Some(lines));
+        let root =
+            PciRoot::new(&mmio, &io, windows, MsiTarget::new(sink.clone()), Some(lines), None);
         mmio.attach("ecam", ECAM..=ECAM + ECAM_SIZE - 1, root.ecam()).unwrap();
         let device = root.add(None, Box::new(device)).unwrap();
         let mut guest = Self {

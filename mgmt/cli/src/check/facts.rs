@@ -4,14 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
-
-use super::kvm::Kvm;
+use vmm_api::HostReport;
 
 /// The modules that serve /dev/kvm on x86-64, and the one for guests of Xen-like hosts.
 pub const MODULES: [&str; 4] = ["kvm", "kvm_intel", "kvm_amd", "kvm_pvm"];
 
 /// What is known of this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Facts {
     /// The processor.
     pub processor: Processor,
@@ -25,8 +24,8 @@ pub struct Facts {
     pub modules: Vec<String>,
     /// Nested paging as the loaded module uses it: EPT or NPT.
     pub nested_paging: Option<bool>,
-    /// How far one comes with /dev/kvm.
-    pub kvm: Kvm,
+    /// How far one comes with /dev/kvm, how fast it is, and what follows.
+    pub host: HostReport,
 }
 
 /// The processor.
@@ -45,8 +44,8 @@ pub struct Processor {
 }
 
 impl Facts {
-    /// Reads /proc and /sys below `root`; `kvm` was found out by trying.
-    pub fn gather(root: &Path, kvm: Kvm) -> Facts {
+    /// Reads /proc and /sys below `root`; `host` was found out by trying.
+    pub fn gather(root: &Path, host: HostReport) -> Facts {
         let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
         let exists = |path: &str| root.join(path).exists();
         let cpuinfo = text("proc/cpuinfo");
@@ -87,7 +86,7 @@ impl Facts {
             kernel: text("proc/sys/kernel/osrelease").trim().to_owned(),
             modules,
             nested_paging,
-            kvm,
+            host,
         }
     }
 }
@@ -105,6 +104,15 @@ fn field<'a>(cpuinfo: &'a str, name: &str) -> &'a str {
 mod tests {
     use super::*;
 
+    fn no_kvm() -> HostReport {
+        HostReport {
+            kvm: vmm_api::KvmState::Missing,
+            speed: None,
+            accelerator: vmm_api::Accelerator::Soft,
+            reason: "there is no /dev/kvm".into(),
+        }
+    }
+
     fn gather(files: &[(&str, &str)]) -> Facts {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -112,7 +120,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Facts::gather(root.path(), Kvm::Missing)
+        Facts::gather(root.path(), no_kvm())
     }
 
     #[test]

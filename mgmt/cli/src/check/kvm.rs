@@ -1,69 +1,26 @@
-//! Whether /dev/kvm works, tried out.
+//! What `lodge-vmm` finds out about this host's KVM.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::process::{Command, Stdio};
 
-use serde::Serialize;
+use vmm_api::{Failure, HostReport};
 
-use crate::sys::{KvmRequest, kvm_ioctl};
+use crate::run::find_program;
 
-/// The interface version that every KVM since Linux 2.6.22 has.
-const API_VERSION: i32 = 12;
-
-/// How far one comes with /dev/kvm.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kvm {
-    /// There is no such file.
-    Missing,
-    /// The file is something else.
-    NotADevice,
-    /// This user may not open it.
-    Forbidden,
-    /// Opening fails for another reason.
-    Unopenable(String),
-    /// It answers wrongly or not at all.
-    Foreign(String),
-    /// It opens and makes no virtual machines.
-    NoMachines(String),
-    /// It makes virtual machines.
-    Works,
-}
-
-/// Tries /dev/kvm up to making a virtual machine, which is given back at once.
-pub fn probe(path: &Path) -> Kvm {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Kvm::Missing,
-        Ok(metadata) if !metadata.file_type().is_char_device() => return Kvm::NotADevice,
-        _ => {}
-    }
-    let device = match File::options().read(true).write(true).open(path) {
-        Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Kvm::Forbidden,
-        Err(error) => return Kvm::Unopenable(error.to_string()),
+/// Has `lodge-vmm` try /dev/kvm, up to running a guest of a few instructions.
+pub fn probe() -> Result<HostReport, Failure> {
+    let program = find_program()?;
+    let failed = |why: String| {
+        Failure::host(format!("{} does not say what KVM is good for: {why}", program.display()))
     };
-    match kvm_ioctl(device.as_fd(), KvmRequest::GetApiVersion) {
-        Ok(API_VERSION) => {}
-        Ok(other) => return Kvm::Foreign(format!("it has interface version {other}, not 12")),
-        Err(error) => return Kvm::Foreign(error.to_string()),
+    let output = Command::new(&program)
+        .arg("--probe")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(format!("it ended with {}", output.status)));
     }
-    match kvm_ioctl(device.as_fd(), KvmRequest::CreateVm) {
-        Ok(_) => Kvm::Works,
-        Err(error) => Kvm::NoMachines(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_kvm_is_told() {
-        assert_eq!(probe(Path::new("/nonexistent")), Kvm::Missing);
-        assert_eq!(probe(Path::new("/etc/passwd")), Kvm::NotADevice);
-        assert!(matches!(probe(Path::new("/dev/null")), Kvm::Foreign(_)));
-    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| failed(format!("it speaks another language than this lodge ({error})")))
 }

@@ -16,7 +16,7 @@ use report::Report;
 
 /// Prints the report; the value is the exit status.
 pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
-    let facts = Facts::gather(Path::new("/"), kvm::probe(Path::new("/dev/kvm")));
+    let facts = Facts::gather(Path::new("/"), kvm::probe()?);
     let report = Report::of(&facts);
     if args.json {
         let text = serde_json::to_string_pretty(&report).map_err(Failure::internal)?;

@@ -3,12 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use vmm_api::{Accelerator, KvmState};
 
 use super::facts::Facts;
-use super::kvm::Kvm;
-
-/// Whether this lodge has an accelerator for /dev/kvm.
-const LODGE_USES_KVM: bool = false;
 
 /// What `lodge check` prints.
 #[derive(Debug, Serialize)]
@@ -68,21 +65,12 @@ fn info(id: &'static str, detail: impl Into<String>) -> Finding {
 impl Report {
     /// Judges the facts.
     pub fn of(facts: &Facts) -> Report {
-        let kvm_works = facts.kvm == Kvm::Works;
-        let (accelerator, reason) = match (kvm_works, LODGE_USES_KVM) {
-            (true, true) => ("kvm", "/dev/kvm works, and hardware is the fastest".to_owned()),
-            (true, false) => (
-                "soft",
-                "/dev/kvm works here, but this version of Lodge cannot use it yet; Lodge's own \
-                 engine needs no hardware virtualization"
-                    .to_owned(),
-            ),
-            (false, _) => (
-                "soft",
-                "/dev/kvm does not work here; Lodge's own engine needs no hardware virtualization"
-                    .to_owned(),
-            ),
+        let accelerator = match facts.host.accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Soft | Accelerator::Auto => "soft",
         };
+        let reason = facts.host.reason.clone();
+        let kvm_works = facts.host.speed.is_some_and(|speed| speed.is_hardware);
         Report {
             // The engine asks for an x86-64 processor, and this program would not run on another.
             guests_can_run: true,
@@ -97,6 +85,7 @@ impl Report {
                 device(facts),
                 permission(facts),
                 working(facts),
+                speed(facts),
                 nested_paging(facts),
             ],
             facts: facts.clone(),
@@ -123,7 +112,7 @@ fn virtualization(facts: &Facts) -> Finding {
     match (&facts.processor.virtualization, &facts.hypervisor) {
         (Some(flag), _) => yes(ID, format!("the processor has {flag}")),
         // Software virtualization by the kernel, which shares the processor without its help.
-        (None, _) if facts.kvm == Kvm::Works => {
+        (None, _) if facts.host.kvm == KvmState::Works => {
             info(ID, "the processor has neither vmx nor svm, and the kernel's KVM does without")
         }
         (None, Some(_)) => no(
@@ -166,8 +155,8 @@ fn modules(facts: &Facts) -> Finding {
 
 fn device(facts: &Facts) -> Finding {
     const ID: &str = "device";
-    match facts.kvm {
-        Kvm::Missing => no(
+    match facts.host.kvm {
+        KvmState::Missing => no(
             ID,
             "there is no /dev/kvm",
             if facts.container {
@@ -176,7 +165,7 @@ fn device(facts: &Facts) -> Finding {
                 "it appears when a kvm module is loaded"
             },
         ),
-        Kvm::NotADevice => no(
+        KvmState::NotADevice => no(
             ID,
             "/dev/kvm is not a character device",
             "remove what is there and load the kvm module anew",
@@ -187,12 +176,12 @@ fn device(facts: &Facts) -> Finding {
 
 fn permission(facts: &Facts) -> Finding {
     const ID: &str = "permission";
-    match &facts.kvm {
-        Kvm::Missing | Kvm::NotADevice => info(ID, "without /dev/kvm, not to be known"),
-        Kvm::Forbidden => {
+    match &facts.host.kvm {
+        KvmState::Missing | KvmState::NotADevice => info(ID, "without /dev/kvm, not to be known"),
+        KvmState::Forbidden => {
             no(ID, "this user may not open /dev/kvm", "adduser $USER kvm, then log in anew")
         }
-        Kvm::Unopenable(why) => no(
+        KvmState::Unopenable(why) => no(
             ID,
             format!("/dev/kvm does not open: {why}"),
             "see dmesg; the kvm module may not fit this kernel",
@@ -203,20 +192,47 @@ fn permission(facts: &Facts) -> Finding {
 
 fn working(facts: &Facts) -> Finding {
     const ID: &str = "working";
-    match &facts.kvm {
-        Kvm::Works => yes(ID, "/dev/kvm makes virtual machines"),
-        Kvm::Foreign(why) => no(
+    match &facts.host.kvm {
+        KvmState::Works => yes(ID, "/dev/kvm makes virtual machines and runs them"),
+        KvmState::Foreign(why) => no(
             ID,
             format!("/dev/kvm does not answer as KVM does: {why}"),
             "see which module serves it: lsmod, dmesg",
         ),
-        Kvm::NoMachines(why) => no(
+        KvmState::Outdated(why) => {
+            no(ID, why.clone(), "use a newer kernel: Linux 5.10 has all that Lodge needs")
+        }
+        KvmState::NoMachines(why) => no(
             ID,
-            format!("/dev/kvm makes no virtual machines: {why}"),
+            format!("/dev/kvm runs no virtual machines: {why}"),
             "another hypervisor (VirtualBox, VMware) may hold the processor: stop it; see dmesg",
         ),
         _ => info(ID, "without an open /dev/kvm, not to be known"),
     }
+}
+
+fn speed(facts: &Facts) -> Finding {
+    const ID: &str = "speed";
+    let Some(speed) = facts.host.speed else {
+        return info(ID, "without a working /dev/kvm, not to be known");
+    };
+    let found = format!(
+        "a guest's kernel runs {:.1} million plain instructions a second (this processor: {:.0}), \
+         and others in {:.0} ns",
+        speed.ring0_mips, speed.native_mips, speed.kernel_instruction_ns
+    );
+    if speed.is_hardware {
+        return yes(ID, found);
+    }
+    let remedy = match (&facts.processor.virtualization, &facts.hypervisor) {
+        (Some(flag), _) => format!("see why the kvm module does not use {flag}: dmesg"),
+        (None, Some(_)) => "none here: KVM emulates guests' kernels, for want of vmx or svm; switch \
+                            on nested virtualization at the outer host, or leave it to Lodge's engine"
+            .to_owned(),
+        (None, None) => "switch on VT-x or SVM in the firmware's setup, if the processor has it"
+            .to_owned(),
+    };
+    no(ID, found, remedy)
 }
 
 fn nested_paging(facts: &Facts) -> Finding {
@@ -257,10 +273,22 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
+    use vmm_api::{HostReport, KvmSpeed};
+
     use super::*;
     use crate::check::facts::Processor;
 
-    fn facts(kvm: Kvm) -> Facts {
+    const FAST: KvmSpeed = KvmSpeed {
+        ring0_mips: 5900.0,
+        native_mips: 6000.0,
+        kernel_instruction_ns: 60.0,
+        is_hardware: true,
+    };
+
+    fn facts(kvm: KvmState) -> Facts {
+        let speed = (kvm == KvmState::Works).then_some(FAST);
+        let accelerator = if speed.is_some() { Accelerator::Kvm } else { Accelerator::Soft };
+        let host = HostReport { kvm, speed, accelerator, reason: "so it is".into() };
         Facts {
             processor: Processor { virtualization: Some("svm".into()), ..Processor::default() },
             hypervisor: None,
@@ -268,7 +296,7 @@ mod tests {
             kernel: "6.1.0".into(),
             modules: vec!["kvm".into(), "kvm_amd".into()],
             nested_paging: Some(true),
-            kvm,
+            host,
         }
     }
 
@@ -279,13 +307,14 @@ mod tests {
     #[test]
     fn every_no_has_a_remedy_and_nothing_else_has() {
         let kvms = [
-            Kvm::Missing,
-            Kvm::NotADevice,
-            Kvm::Forbidden,
-            Kvm::Unopenable("x".into()),
-            Kvm::Foreign("x".into()),
-            Kvm::NoMachines("x".into()),
-            Kvm::Works,
+            KvmState::Missing,
+            KvmState::NotADevice,
+            KvmState::Forbidden,
+            KvmState::Unopenable("x".into()),
+            KvmState::Foreign("x".into()),
+            KvmState::Outdated("x".into()),
+            KvmState::NoMachines("x".into()),
+            KvmState::Works,
         ];
         for kvm in kvms {
             for container in [false, true] {
@@ -308,33 +337,46 @@ mod tests {
     }
 
     #[test]
-    fn a_working_kvm_is_said_to_work_and_not_to_be_used() {
-        let report = Report::of(&facts(Kvm::Works));
+    fn a_fast_kvm_is_used() {
+        let report = Report::of(&facts(KvmState::Works));
         assert!(report.kvm_works && report.guests_can_run);
         assert!(report.findings.iter().all(|finding| finding.answer != Answer::No));
-        assert_eq!(report.accelerator, "soft");
-        assert!(report.reason.contains("cannot use it yet"));
+        assert_eq!((report.accelerator, report.reason.as_str()), ("kvm", "so it is"));
     }
 
     #[test]
-    fn a_kvm_without_hardware_is_no_obstacle() {
-        let mut facts = facts(Kvm::Works);
+    fn a_kvm_without_hardware_is_too_slow() {
+        let mut facts = facts(KvmState::Works);
         facts.processor.virtualization = None;
         facts.modules = vec!["kvm".into(), "kvm_pvm".into()];
         facts.nested_paging = None;
-        let report = Report::of(&facts);
-        assert_eq!(answer(&report, "virtualization"), Answer::Info);
-        assert_eq!(answer(&report, "modules"), Answer::Yes);
-        assert_eq!(answer(&report, "nested-paging"), Answer::Info);
+        facts.host.accelerator = Accelerator::Soft;
+        facts.host.speed = Some(KvmSpeed { ring0_mips: 1.8, is_hardware: false, ..FAST });
+        for hypervisor in [None, Some(String::new())] {
+            facts.hypervisor = hypervisor;
+            let report = Report::of(&facts);
+            assert!(!report.kvm_works);
+            assert_eq!(report.accelerator, "soft");
+            assert_eq!(answer(&report, "virtualization"), Answer::Info);
+            assert_eq!(answer(&report, "modules"), Answer::Yes);
+            assert_eq!(answer(&report, "working"), Answer::Yes);
+            assert_eq!(answer(&report, "nested-paging"), Answer::Info);
+            let speed = report.findings.iter().find(|f| f.id == "speed").unwrap();
+            assert!(
+                speed.answer == Answer::No && speed.detail.contains("1.8 million"),
+                "{speed:?}"
+            );
+            assert!(speed.remedy.is_some());
+        }
     }
 
     #[test]
     fn each_obstacle_has_its_place() {
-        let report = Report::of(&facts(Kvm::Forbidden));
+        let report = Report::of(&facts(KvmState::Forbidden));
         assert_eq!(answer(&report, "device"), Answer::Yes);
         assert_eq!(answer(&report, "permission"), Answer::No);
         assert_eq!(answer(&report, "working"), Answer::Info);
-        let report = Report::of(&facts(Kvm::NoMachines("busy".into())));
+        let report = Report::of(&facts(KvmState::NoMachines("busy".into())));
         assert_eq!(answer(&report, "permission"), Answer::Yes);
         assert_eq!(answer(&report, "working"), Answer::No);
         assert!(report.to_string().contains("busy"));
@@ -342,10 +384,10 @@ mod tests {
 
     #[test]
     fn the_json_form_names_what_programs_need() {
-        let json = serde_json::to_value(Report::of(&facts(Kvm::Missing))).unwrap();
+        let json = serde_json::to_value(Report::of(&facts(KvmState::Missing))).unwrap();
         assert_eq!(json["kvm_works"], false);
         assert_eq!(json["accelerator"], "soft");
-        assert_eq!(json["facts"]["kvm"], "missing");
+        assert_eq!(json["facts"]["host"]["kvm"], "missing");
         assert_eq!(json["findings"][4]["id"], "device");
         assert_eq!(json["findings"][4]["answer"], "no");
     }

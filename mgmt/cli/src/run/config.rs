@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use images::{Image, ImageName};
 use serde_json::{Map, Value};
-use vmm_api::{ConsoleConfig, Failure, GuestModule, NetConfig, VmConfig};
+use vmm_api::{ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, VmConfig};
 
 use crate::args::{NetArg, RunArgs, SerialArg};
 use crate::failure;
@@ -106,6 +106,9 @@ pub fn assemble(
     config.debug.debugcon |= args.debugcon;
     config.debug.debug_exit |= args.debug_exit;
     config.debug.testdev |= args.testdev;
+    if let Some(gdb) = &args.gdb {
+        config.gdb = Some(GdbConfig { at: gdb.0.clone(), wait: args.gdb_wait });
+    }
 
     // The VMM runs where it likes.
     for_each_path(&mut config, |path| {
@@ -198,6 +201,9 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
         if let ConsoleConfig::Socket(path) | ConsoleConfig::Log(path) = console {
             change(path);
         }
+    }
+    if let Some(GdbConfig { at: GdbAddress::Socket(path), .. }) = &mut config.gdb {
+        change(path);
     }
 }
 

@@ -271,12 +271,22 @@ impl<'a> Console<'a> {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Started { accelerator, serial_pty, virtio_console_pty } => {
+            Event::Started {
+                accelerator,
+                accelerator_reason,
+                serial_pty,
+                virtio_console_pty,
+                gdb,
+            } => {
                 let what = match accelerator {
                     Accelerator::Kvm => "KVM",
                     Accelerator::Soft | Accelerator::Auto => "Lodge's own engine",
                 };
-                notice(self.raw, &format!("{} runs on {what}", self.name));
+                let why = match accelerator_reason.as_str() {
+                    "" => String::new(),
+                    reason => format!(": {reason}"),
+                };
+                notice(self.raw, &format!("{} runs on {what}{why}", self.name));
                 if self.raw {
                     notice(true, KEYS);
                 }
@@ -286,6 +296,9 @@ impl<'a> Console<'a> {
                     if let Some(pty) = pty {
                         notice(self.raw, &format!("the {port} is at {pty}"));
                     }
+                }
+                if let Some(place) = gdb {
+                    notice(self.raw, &format!("GDB can connect: target remote {place}"));
                 }
             }
             Event::Reset => notice(self.raw, "the guest restarts"),

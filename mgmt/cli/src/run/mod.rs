@@ -16,6 +16,8 @@ use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
 use crate::{failure, output};
 
+pub use vmm::find_program;
+
 /// Runs a guest to its end; the value is the exit status.
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let file = args.config.as_deref().map(config::read_file).transpose()?.unwrap_or_default();
@@ -167,5 +169,6 @@ fn empty_config() -> vmm_api::VmConfig {
         serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
+        gdb: None,
     }
 }

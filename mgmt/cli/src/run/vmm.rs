@@ -156,7 +156,7 @@ fn conclude(end: End, status: ExitStatus) -> Result<u8, Failure> {
 }
 
 /// `$LODGE_VMM`, else the `lodge-vmm` beside this program.
-fn find_program() -> Result<PathBuf, Failure> {
+pub fn find_program() -> Result<PathBuf, Failure> {
     if let Some(program) = std::env::var_os("LODGE_VMM").filter(|value| !value.is_empty()) {
         return Ok(program.into());
     }

@@ -1,4 +1,4 @@
-//! The numbers that Lodge's own engine counts: their order, and what they mean to a person.
+//! The numbers that accelerators count: their order, and what they mean to a person.
 
 use std::fmt::Write;
 
@@ -67,6 +67,38 @@ pub const GROUPS: &[Group] = &[
                 "Interrupted from outside: interrupts, other processors' requests, and each \
                  `lodge stats`.",
             ),
+        ],
+    },
+    Group {
+        title: "Entering and leaving the guest by KVM",
+        figures: &[
+            (
+                "guest_entries",
+                "How often the VMM had the processor's hardware run the guest. Each costs some \
+                 microseconds, more on nested hypervisors: ten thousand a second are a burden.",
+            ),
+            (
+                "exits_port_write",
+                "Left for OUT: serial port, PCI configuration. Many: the guest's console is its \
+                 serial port and it says much; the virtio console is better.",
+            ),
+            ("exits_port_read", "Left for IN; as above, or a driver that polls."),
+            (
+                "exits_mmio_write",
+                "Left for a store to a device's register. Doorbells of virtio devices are not \
+                 among them where KVM has ioeventfd.",
+            ),
+            ("exits_mmio_read", "Left for a load from a device's register."),
+            ("exits_interrupted", "Interrupted from outside: stops, and each `lodge stats`."),
+            (
+                "exits_assisted",
+                "Instructions that KVM gave up on and Lodge's interpreter completed. Many: KVM \
+                 emulates the guest's kernel, for want of vmx or svm; the accelerator \"soft\" is \
+                 faster there.",
+            ),
+            ("exits_debug", "Left for a debugger."),
+            ("exits_shutdown", "Triple faults."),
+            ("exits_other", "Everything else."),
         ],
     },
     Group {

@@ -27,6 +27,7 @@ pub fn root(
         },
         MsiTarget::new(parts.irq.clone()),
         Some(gsi::PCI_INTX.map(|gsi| IrqLine::new(parts.irq.clone(), gsi))),
+        parts.doorbells.clone(),
     )
 }
 

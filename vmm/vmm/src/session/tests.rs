@@ -6,7 +6,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use accel::{CpuBus, CpuState, Exit, Fault, Kicker, Sections, Statistics, Vcpu, Vm, VmResources};
+use accel::{
+    Accelerator, CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
+    Vm, VmResources,
+};
 use irqchip::{IrqSink, Msi};
 use tempfile::TempDir;
 use vmm_api::{Answer, BootConfig, FailureKind, Request};
@@ -83,6 +86,12 @@ impl Vcpu for ScriptedVcpu {
     fn store(&mut self, _: Sections) -> Result<(), Fault> {
         Ok(())
     }
+    fn set_debug(&mut self, _: &DebugControl) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn pass_int3(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
     fn statistics(&self) -> Statistics {
         Statistics { counts: vec![("lives", (self.life + 1).into())], levels: Vec::new() }
     }
@@ -106,6 +115,10 @@ fn config(dir: &TempDir) -> VmConfig {
     config
 }
 
+fn asked_for(accelerator: Scripted) -> Choice {
+    Choice { accelerator: Box::new(accelerator), reason: String::new() }
+}
+
 /// Runs a script to its end; the result, and the events on the way.
 fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let dir = tempfile::tempdir().unwrap();
@@ -114,8 +127,14 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let consoles = Consoles::open(&config).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, far) = launcher();
-    let result =
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default());
+    let result = run_on(
+        &asked_for(accelerator),
+        &config,
+        &consoles,
+        &mut signals,
+        &mut launcher,
+        &mut Api::default(),
+    );
     drop(launcher);
     let mut far = BufReader::new(far);
     let events = std::iter::from_fn(|| Event::read_line(&mut far).unwrap()).collect::<Vec<_>>();
@@ -128,8 +147,10 @@ fn power_off(bus: &dyn CpuBus) {
 
 const STARTED: Event = Event::Started {
     accelerator: vmm_api::Accelerator::Soft,
+    accelerator_reason: String::new(),
     serial_pty: None,
     virtio_console_pty: None,
+    gdb: None,
 };
 
 #[test]
@@ -216,7 +237,14 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
             std::thread::sleep(Duration::from_millis(100));
             act(far);
         });
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default())
+        run_on(
+            &asked_for(accelerator),
+            &config,
+            &consoles,
+            &mut signals,
+            &mut launcher,
+            &mut Api::default(),
+        )
     })
 }
 
@@ -247,9 +275,15 @@ fn a_machine_that_cannot_be_built_says_why() {
     let consoles = Consoles::open(&config).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, _far) = launcher();
-    let failure =
-        run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut Api::default())
-            .unwrap_err();
+    let failure = run_on(
+        &asked_for(accelerator),
+        &config,
+        &consoles,
+        &mut signals,
+        &mut launcher,
+        &mut Api::default(),
+    )
+    .unwrap_err();
     assert_eq!(failure.kind, FailureKind::Artifact);
     assert!(failure.message.contains("missing"), "{failure}");
 }
@@ -308,7 +342,14 @@ fn a_running_guest_is_asked_and_goes_on() {
     };
     std::thread::scope(|scope| {
         scope.spawn(ask);
-        let end = run_on(&accelerator, &config, &consoles, &mut signals, &mut launcher, &mut api);
+        let end = run_on(
+            &asked_for(accelerator),
+            &config,
+            &consoles,
+            &mut signals,
+            &mut launcher,
+            &mut api,
+        );
         assert_eq!(end, Ok(StopReason::Requested));
     });
 }

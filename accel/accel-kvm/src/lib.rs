@@ -1,0 +1,81 @@
+//! Runs guest processors by the kernel's KVM, where hardware virtualization is to be had.
+//!
+//! Interrupt controllers, the PIT and the paravirtual clock are KVM's own. What KVM gives up on, an
+//! instruction here and there, the interpreter of [`x86`] completes (`assist`).
+
+mod assist;
+mod cpuid;
+mod debug;
+mod doorbell;
+mod host;
+mod irq;
+mod kick;
+mod probe;
+mod state;
+mod statistics;
+mod sys;
+mod vcpu;
+mod vm;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use accel::{Accelerator, CpuidTable, Fault, Vm, VmResources};
+pub use host::Obstacle;
+use kvm_ioctls::Kvm;
+pub use probe::{Speed, hardware};
+
+/// The kernel's KVM.
+pub struct KvmAccelerator {
+    kvm: Kvm,
+}
+
+impl KvmAccelerator {
+    /// Opens /dev/kvm and makes sure that it has what is needed.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, if it may not be opened, or if it is too old.
+    pub fn open() -> Result<Self, Obstacle> {
+        Self::open_at(Path::new("/dev/kvm"))
+    }
+
+    /// The same with another path.
+    ///
+    /// # Errors
+    ///
+    /// As with [`open`](Self::open).
+    pub fn open_at(path: &Path) -> Result<Self, Obstacle> {
+        Ok(Self { kvm: host::open(path)? })
+    }
+
+    /// What of a processor model guests get on this host. What they do without is logged.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not say.
+    pub fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
+        let (table, refused) = vm::supported(&self.kvm)?.restrict(model, None);
+        cpuid::say(&refused);
+        Ok(table)
+    }
+
+    /// Measures how fast a guest's kernel would run, by a guest of a few instructions.
+    ///
+    /// # Errors
+    ///
+    /// If KVM makes no virtual machine, or cannot run this one.
+    pub fn measure(&self) -> Result<Speed, Fault> {
+        probe::measure(&self.kvm)
+    }
+}
+
+impl Accelerator for KvmAccelerator {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {
+        Ok(Arc::new(vm::KvmVm::create(&self.kvm, &config)?))
+    }
+}

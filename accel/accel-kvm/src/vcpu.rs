@@ -1,0 +1,316 @@
+//! A processor of KVM's, as the VMM drives it.
+
+use std::io;
+use std::sync::Arc;
+
+use accel::{
+    CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
+};
+use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use x86::state::{Activity, gpr};
+use x86::{Cpu, Exception, vector};
+
+use crate::assist::{self, Around, AssistEnv, Assistant, NoBus};
+use crate::cpuid;
+use crate::debug;
+use crate::host::failed;
+use crate::kick::{Entered, Kick};
+use crate::state::{self, Abilities, InFlight};
+use crate::statistics::Counters;
+use crate::sys::RunPage;
+use crate::vm::Shared;
+
+/// A processor.
+pub struct KvmVcpu {
+    fd: VcpuFd,
+    page: RunPage,
+    shared: Arc<Shared>,
+    cpuid: CpuidTable,
+    abilities: Abilities,
+    kick: Arc<Kick>,
+    /// What was loaded last.
+    state: Box<CpuState>,
+    /// Ended by a triple fault. KVM would go on.
+    shut_down: bool,
+    assistant: Assistant,
+    /// What a debugger wants.
+    control: DebugControl,
+    counters: Counters,
+}
+
+/// What the run loop does after an exit.
+enum Next {
+    Enter,
+    Assist,
+    Leave(Exit),
+}
+
+impl KvmVcpu {
+    /// Brings a new processor into the state in which firmware would leave it.
+    pub fn new(
+        mut fd: VcpuFd,
+        shared: Arc<Shared>,
+        index: u32,
+        cpuid: CpuidTable,
+        abilities: Abilities,
+    ) -> Result<Self, Fault> {
+        let table = cpuid::to_kvm(&cpuid)
+            .ok_or_else(|| Fault::Wrong("CPUID has too many leaves for KVM".to_owned()))?;
+        fd.set_cpuid2(&table).map_err(|e| failed("KVM refuses the processor model", e))?;
+        virtual_wire(&fd, index == 0)?;
+        if index != 0 {
+            // Without firmware, a processor waits for the start-up IPI alone.
+            state::set_activity(&fd, KVM_MP_STATE_INIT_RECEIVED)?;
+        }
+        let page = RunPage::of(&mut fd);
+        let signature = cpuid.get(1, 0).unwrap_or_default().eax;
+        let mut vcpu = Self {
+            fd,
+            page,
+            shared,
+            cpuid,
+            abilities,
+            kick: Arc::default(),
+            state: Box::new(CpuState::reset(signature)),
+            shut_down: false,
+            assistant: Assistant::default(),
+            control: DebugControl::default(),
+            counters: Counters::default(),
+        };
+        // RESET leaves the signature in EDX; KVM knows it only now.
+        vcpu.load(Sections::GENERAL)?.gpr[gpr::RDX] = signature.into();
+        vcpu.store(Sections::GENERAL)?;
+        Ok(vcpu)
+    }
+
+    fn run_until_exit(&mut self, entered: &Entered<'_>, bus: &dyn CpuBus) -> Result<Exit, Fault> {
+        if self.shut_down {
+            return Ok(if entered.take() { Exit::Kicked } else { Exit::TripleFault });
+        }
+        loop {
+            self.counters.entries += 1;
+            let next = match self.fd.run() {
+                Ok(exit) => handle(exit, self.page, &self.control, &mut self.counters, bus)?,
+                Err(error) if error.errno() == libc::EINTR => {
+                    self.counters.interrupted += 1;
+                    if entered.take() { Next::Leave(Exit::Kicked) } else { Next::Enter }
+                }
+                // A processor that waited for its start-up IPI has got something.
+                Err(error) if error.errno() == libc::EAGAIN => Next::Enter,
+                Err(error) => return Err(failed("KVM cannot run a processor", error)),
+            };
+            match next {
+                Next::Enter => {}
+                Next::Assist => {
+                    if let Some(exit) = self.assist(bus)? {
+                        return Ok(exit);
+                    }
+                }
+                Next::Leave(exit) => {
+                    self.shut_down = exit == Exit::TripleFault;
+                    return Ok(exit);
+                }
+            }
+        }
+    }
+
+    /// Executes one instruction in KVM's stead.
+    fn assist(&mut self, bus: &dyn CpuBus) -> Result<Option<Exit>, Fault> {
+        self.counters.assisted += 1;
+        // SAFETY: the processor is here, and nobody uses its page.
+        let error = unsafe { self.page.internal_error() };
+        self.refresh(Sections::all())?;
+        assist::say_once(&self.state, &error);
+        let control = self.control;
+        let stop = self.interpret(bus, |cpu| {
+            cpu.set_debug(&control);
+            cpu.step();
+            cpu.take_debug_stop()
+        })?;
+        Ok(if self.shut_down { Some(Exit::TripleFault) } else { stop.map(Exit::Debug) })
+    }
+
+    /// Has the interpreter do something with the state that was loaded.
+    fn interpret<T>(
+        &mut self,
+        bus: &dyn CpuBus,
+        f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
+    ) -> Result<T, Fault> {
+        let before = self.state.clone();
+        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: &self.shared.memory };
+        let result = self.assistant.with(&mut self.state, &around, bus, f)?;
+        self.store(state::changed(&before, &self.state))?;
+        Ok(result)
+    }
+
+    fn refresh(&mut self, want: Sections) -> Result<(), Fault> {
+        if want.contains(Sections::EVENTS)
+            && let Some(event) = state::take_in_flight(&self.fd)?
+        {
+            self.settle(event)?;
+        }
+        state::load(&self.fd, &self.abilities, want, &mut self.state)?;
+        if want.contains(Sections::EVENTS) && self.shut_down {
+            self.state.activity = Activity::Shutdown;
+        }
+        Ok(())
+    }
+
+    /// Delivers what KVM was about to deliver: the state has no place for what is in between.
+    fn settle(&mut self, event: InFlight) -> Result<(), Fault> {
+        state::load(&self.fd, &self.abilities, Sections::all(), &mut self.state)?;
+        self.interpret(&NoBus, |cpu| match event {
+            InFlight::Interrupt(vector) => cpu.interrupt(vector),
+            InFlight::Nmi => cpu.nmi(),
+            InFlight::DebugTrap => cpu.exception(Exception::new(vector::DB)),
+        })
+    }
+}
+
+/// Does what an exit asks for.
+fn handle(
+    exit: VcpuExit<'_>,
+    page: RunPage,
+    control: &DebugControl,
+    counters: &mut Counters,
+    bus: &dyn CpuBus,
+) -> Result<Next, Fault> {
+    match exit {
+        VcpuExit::IoIn(port, data) => {
+            counters.port_reads += 1;
+            // SAFETY: the processor is here, and `data` is not the part of its page that is read.
+            let size = unsafe { page.io_size() };
+            for item in data.chunks_mut(size.max(1)) {
+                bus.port_read(port, item);
+            }
+        }
+        VcpuExit::IoOut(port, data) => {
+            counters.port_writes += 1;
+            // SAFETY: as above.
+            let size = unsafe { page.io_size() };
+            for item in data.chunks(size.max(1)) {
+                bus.port_write(port, item);
+            }
+        }
+        VcpuExit::MmioRead(address, data) => {
+            counters.mmio_reads += 1;
+            bus.mmio_read(address, data);
+        }
+        VcpuExit::MmioWrite(address, data) => {
+            counters.mmio_writes += 1;
+            bus.mmio_write(address, data);
+        }
+        VcpuExit::Debug(exit) => {
+            counters.debug += 1;
+            if let Some(stop) = debug::reason(&exit, control) {
+                return Ok(Next::Leave(Exit::Debug(stop)));
+            }
+        }
+        VcpuExit::Shutdown => {
+            counters.shutdowns += 1;
+            return Ok(Next::Leave(Exit::TripleFault));
+        }
+        VcpuExit::InternalError => {
+            // SAFETY: as above.
+            let error = unsafe { page.internal_error() };
+            if error.suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION {
+                return Ok(Next::Assist);
+            }
+            let data = &error.data[..error.count as usize];
+            return Err(stuck(format!("internal error {}, {data:x?}", error.suberror)));
+        }
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => counters.other += 1,
+        VcpuExit::FailEntry(reason, cpu) => {
+            return Err(stuck(format!(
+                "the host's processor {cpu} refuses the guest's state, reason {reason:#x}"
+            )));
+        }
+        other => return Err(stuck(format!("{other:?}"))),
+    }
+    Ok(Next::Enter)
+}
+
+fn stuck(why: String) -> Fault {
+    Fault::Host {
+        what: "KVM cannot go on with a processor".to_owned(),
+        source: io::Error::other(why),
+        remedy: "dmesg may say more; the accelerator \"soft\" needs no KVM".to_owned(),
+    }
+}
+
+/// Sets a local APIC up as firmware does: enabled, LINT0 takes the 8259 pair's interrupts at the
+/// bootstrap processor, LINT1 is the NMI (SDM Vol. 3, 11.5.1). The same as
+/// `irqchip::Lapic::set_virtual_wire`.
+fn virtual_wire(fd: &VcpuFd, bootstrap: bool) -> Result<(), Fault> {
+    const SPURIOUS: usize = 0xf0;
+    const ENABLE: u32 = 1 << 8;
+    const LINT0: usize = 0x350;
+    const LINT1: usize = 0x360;
+    const MASKED: u32 = 1 << 16;
+    const EXT_INT: u32 = 7 << 8;
+    const NMI: u32 = 4 << 8;
+    let mut lapic = fd.get_lapic().map_err(|e| failed("cannot read a local APIC", e))?;
+    let mut set = |at: usize, keep: u32, value: u32| {
+        let register = &mut lapic.regs[at..at + 4];
+        let mut bytes = [0; 4];
+        for (byte, from) in bytes.iter_mut().zip(register.iter()) {
+            *byte = *from as u8;
+        }
+        let value = u32::from_le_bytes(bytes) & keep | value;
+        for (to, byte) in register.iter_mut().zip(value.to_le_bytes()) {
+            *to = byte as std::ffi::c_char;
+        }
+    };
+    set(SPURIOUS, !0, ENABLE);
+    set(LINT0, 0, if bootstrap { EXT_INT } else { MASKED });
+    set(LINT1, 0, NMI);
+    fd.set_lapic(&lapic).map_err(|e| failed("cannot set up a local APIC", e))
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self, bus: &dyn CpuBus) -> Result<Exit, Fault> {
+        let kick = self.kick.clone();
+        // SAFETY: the page stays as long as this processor, which `entered` does not outlive.
+        let entered = unsafe { kick.enter(self.page.immediate_exit()) };
+        let entered = entered.map_err(|source| Fault::Host {
+            what: "cannot let a signal through".to_owned(),
+            source,
+            remedy: "this is a mistake in Lodge; please report it".to_owned(),
+        })?;
+        self.run_until_exit(&entered, bus)
+    }
+
+    fn kicker(&self) -> Kicker {
+        let kick = self.kick.clone();
+        Kicker::new(move || kick.kick())
+    }
+
+    fn load(&mut self, want: Sections) -> Result<&mut CpuState, Fault> {
+        self.refresh(want)?;
+        Ok(&mut self.state)
+    }
+
+    fn store(&mut self, changed: Sections) -> Result<(), Fault> {
+        if changed.contains(Sections::EVENTS) {
+            self.shut_down = self.state.activity == Activity::Shutdown;
+        }
+        state::store(&self.fd, &self.abilities, changed, &self.state)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {
+        debug::set(&self.fd, control, self.abilities.blocks_interrupts)?;
+        self.control = *control;
+        Ok(())
+    }
+
+    /// The interpreter executes it: if KVM did, it would stop there again.
+    fn pass_int3(&mut self) -> Result<(), Fault> {
+        self.refresh(Sections::all())?;
+        self.interpret(&NoBus, |cpu| cpu.step())
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.counters.statistics()
+    }
+}

@@ -1,0 +1,61 @@
+//! Where the lab's processor is none: QEMU's emulation of x86, and of AMD-V, differs from the manuals.
+//! What a case of the conformance suite fails for there, it does not fail for on a processor.
+
+use std::collections::BTreeMap;
+
+/// What QEMU 7.2, of Debian 12, was seen to do.
+const LIST: &str = include_str!("../../lab/emulated.txt");
+
+/// What stands for a case that ends QEMU itself.
+const FATAL: &str = "the end of QEMU";
+
+/// How a case deviates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deviation {
+    /// Why, for a whole group of cases.
+    pub reason: &'static str,
+    /// A part of what comes out.
+    observed: &'static str,
+}
+
+impl Deviation {
+    /// Whether this is what comes out.
+    pub fn explains(&self, detail: &str) -> bool {
+        detail.contains(self.observed)
+    }
+}
+
+/// The list, by name of the case. Lines that begin with `#` give the reason for those that follow;
+/// all others have what was observed, a tab, and the case.
+pub fn list() -> BTreeMap<&'static str, Deviation> {
+    let mut list = BTreeMap::new();
+    let mut reason = "";
+    for line in LIST.lines() {
+        if let Some(text) = line.strip_prefix("# ") {
+            reason = text;
+        } else if let Some((observed, name)) = line.split_once('\t') {
+            list.insert(name, Deviation { reason, observed });
+        }
+    }
+    list
+}
+
+/// Cases that cannot be run, since they end QEMU.
+pub fn fatal() -> Vec<&'static str> {
+    list().into_iter().filter(|(_, how)| how.observed == FATAL).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_deviation_has_a_reason() {
+        let list = list();
+        assert!(!list.is_empty() && !fatal().is_empty());
+        for (name, how) in list {
+            assert!(!how.reason.is_empty() && how.observed.len() > 3, "{name}: {how:?}");
+            assert!(name.contains(": "), "{name} is no case");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Lodge on a stock KVM, on any machine: `cargo xtask lab`.
+//!
+//! QEMU emulates a processor with AMD-V. In it runs Debian's kernel with its own KVM, and on that
+//! Lodge. See docs/lab.md.
+
+mod boot;
+mod conformance;
+mod deviations;
+mod emulator;
+mod measure;
+mod start;
+mod system;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::{Parser, ValueEnum};
+use serde_json::Value;
+
+use system::System;
+
+/// Run Lodge on a stock KVM in an emulated machine with AMD-V
+///
+/// QEMU emulates the processor; Debian's kernel with its own kvm and kvm-amd modules runs in it, and
+/// Lodge on that. It needs no /dev/kvm. What is said there is in target/lab.
+#[derive(Parser, Debug)]
+#[command(
+    bin_name = "cargo xtask lab",
+    after_help = "\
+Examples:
+  cargo build --release -p cli -p vmm && cargo xtask lab      everything
+  cargo xtask lab --short                                     what `make test` does
+  cargo xtask lab conformance --filter paging                 these cases only
+  cargo xtask lab shell                                       look around
+
+Exit status: 0 if all is as it should be, 1 if not, 2 if it cannot be told, 77 if something is
+missing here (scripts/install-lab-deps installs it)."
+)]
+pub struct Arguments {
+    /// What to do [default: conformance boot measure start]
+    #[arg(value_enum)]
+    jobs: Vec<Job>,
+    /// Only what takes a few minutes: the cases about the accelerator's traits, and the boot
+    #[arg(long, conflicts_with = "jobs")]
+    short: bool,
+    /// Run only the conformance cases whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Job {
+    /// The conformance suite on the lab's KVM
+    Conformance,
+    /// Debian under `lodge run --accel kvm`, to a shell that answers
+    Boot,
+    /// How often guests leave KVM: for each request to a disk, and when idle
+    Measure,
+    /// Not in the lab: how long it is from exec to a guest's first instruction, next to QEMU
+    Start,
+    /// A shell in the lab, with lodge in /lab
+    Shell,
+}
+
+/// The exit status of a test that cannot run where it stands, as Automake has it.
+const SKIPPED: u8 = 77;
+
+/// Does what was asked for.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if let Err(why) = ["qemu-system-x86_64", "busybox", "debugfs"]
+        .map(system::which)
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+    {
+        eprintln!("SKIPPED: the lab: {why}");
+        return Ok(ExitCode::from(SKIPPED));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("a workspace")?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let dir = target.join("lab");
+    let lodge =
+        std::env::var_os("LODGE_BIN").map_or_else(|| target.join("release/lodge"), PathBuf::from);
+    for program in [&lodge, &lodge.with_file_name("lodge-vmm")] {
+        if !program.is_file() {
+            bail!("{} is missing: cargo build --release -p cli -p vmm", program.display());
+        }
+    }
+    let system = System::make(&dir, &lodge, &build_conform()?)?;
+
+    let all = [Job::Conformance, Job::Boot, Job::Measure, Job::Start];
+    let (jobs, filter) = match arguments {
+        Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),
+        Arguments { jobs, .. } if jobs.is_empty() => (all.to_vec(), ""),
+        Arguments { jobs, .. } => (jobs.clone(), ""),
+    };
+    let filter = arguments.filter.as_deref().unwrap_or(filter);
+    let mut good = true;
+    for job in jobs {
+        let begun = Instant::now();
+        let _ = std::fs::remove_file(dir.join(format!("{}.log", name_of(job))));
+        let (what, is_good) = match job {
+            Job::Conformance => {
+                let tally = conformance::run(&system, &dir, filter)?;
+                tally.remarks().iter().for_each(|remark| println!("    {remark}"));
+                (tally.summary(), tally.is_good())
+            }
+            Job::Boot => match boot::run(&system, &dir) {
+                Ok(what) => (what, true),
+                Err(error) => (format!("{error:#}"), false),
+            },
+            Job::Measure => {
+                let (lines, is_good) = measure::run(&system, &dir)?;
+                lines.iter().for_each(|line| println!("    {line}"));
+                ("exits were counted".to_owned(), is_good)
+            }
+            Job::Start => {
+                start::run(&dir, &lodge)?.iter().for_each(|line| println!("    {line}"));
+                ("from exec to the first instruction".to_owned(), true)
+            }
+            Job::Shell => {
+                let status = emulator::command(&system, &dir, "shell", &[])?.status()?;
+                ("the shell ended".to_owned(), status.success())
+            }
+        };
+        good &= is_good;
+        let verdict = if is_good { "ok" } else { "FAILED" };
+        let seconds = begun.elapsed().as_secs();
+        println!("lab {:<12} ... {verdict}: {what} ({seconds} s)", name_of(job));
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn name_of(job: Job) -> &'static str {
+    match job {
+        Job::Conformance => "conformance",
+        Job::Boot => "boot",
+        Job::Measure => "measure",
+        Job::Start => "start",
+        Job::Shell => "shell",
+    }
+}
+
+/// Builds the runner of the conformance suite; where it is.
+fn build_conform() -> anyhow::Result<PathBuf> {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--locked", "-p", "accel-kvm", "--example", "conform"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the runner of the conformance suite cannot be built");
+    }
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let program = messages.lines().rev().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    });
+    program.context("cargo does not say where the runner of the conformance suite is")
+}
