@@ -103,7 +103,6 @@ fn parse(line: &str) -> Golden {
         },
         flags: number(flags).into(),
         time: number(time) != 0,
-        mirrored: None,
         code: (0..code.len()).step_by(2).map(byte).collect(),
     }
 }

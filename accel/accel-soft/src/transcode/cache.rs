@@ -76,6 +76,14 @@ pub enum Block {
     Interpret,
 }
 
+/// The code of a block and what belongs to it.
+pub struct Emitted<'a> {
+    pub code: &'a [u8],
+    pub exits: &'a [Departure],
+    pub links: &'a [Link],
+    pub sites: &'a [Site],
+}
+
 /// Keys are spread well by one multiplication.
 #[derive(Default)]
 pub struct KeyHasher(u64);
@@ -253,11 +261,9 @@ impl Cache {
         key: Key,
         second: Option<u64>,
         translated: &Translated,
-        code: &[u8],
-        exits: &[Departure],
-        links: &[Link],
-        sites: &[Site],
+        emitted: &Emitted<'_>,
     ) -> Option<Block> {
+        let &Emitted { code, exits, links, sites } = emitted;
         let base = self.code.append(code)?;
         self.sites.add(base as u32, sites);
         let block = Block::Code {

@@ -7,7 +7,7 @@ use iced_x86::{FlowControl, Instruction};
 use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
 use x86::{Cpu, View};
 
-use super::cache::{Block, Cache, Fill, Key, Set};
+use super::cache::{Block, Cache, Emitted, Fill, Key, Set};
 use super::context::{
     Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
     SecondJump, VIEWS, jump_hash, places_of_page,
@@ -562,7 +562,8 @@ impl Transcoder {
             lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
             links = &[];
         }
-        self.cache.insert(key, second, &translated, &asm.code, exits, links, sites)
+        let emitted = Emitted { code: &asm.code, exits, links, sites };
+        self.cache.insert(key, second, &translated, &emitted)
     }
 
     /// Notices stores to code at `offset` in a page from here on: first those of this processor,
