@@ -299,8 +299,6 @@ fn failures_are_told_with_their_kind() {
     fails(start(boot("/bin/sh".into())), FailureKind::Artifact, "/bin/sh");
     fails(start(serde_json::json!({ "cpus": 0 })), FailureKind::Configuration, "processors");
     fails(start(serde_json::json!({ "cpu": 0 })), FailureKind::Configuration, "`cpu`");
-    let kvm = serde_json::json!({ "accelerator": "kvm" });
-    fails(start(kvm), FailureKind::Configuration, "KVM");
     let console = serde_json::json!({ "serial": { "fd": 77 } });
     fails(start(console), FailureKind::Host, "77");
     let disk = serde_json::json!({ "disks": [{ "path": "/nonexistent/d" }] });
