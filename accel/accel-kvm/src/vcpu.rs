@@ -128,7 +128,11 @@ impl KvmVcpu {
             cpu.step();
             cpu.take_debug_stop()
         })?;
-        Ok(if self.shut_down { Some(Exit::TripleFault) } else { stop.map(Exit::Debug) })
+        if self.shut_down {
+            self.counters.shutdowns += 1;
+            return Ok(Some(Exit::TripleFault));
+        }
+        Ok(stop.map(Exit::Debug))
     }
 
     /// Has the interpreter do something with the state that was loaded.

@@ -39,6 +39,11 @@ impl Guest {
     /// Starts a guest whose kernel is `code`, as a flat multiboot kernel. `change` is JSON that
     /// replaces fields of the configuration.
     fn start(code: &[u8], change: serde_json::Value) -> Self {
+        Self::start_by("", code, change)
+    }
+
+    /// The same by a shell's command that executes another with its arguments, as in `nice -n 5`.
+    fn start_by(by: &str, code: &[u8], change: serde_json::Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let header = [0x1bad_b002u32, 0x1_0000, 0xe451_4ffe, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020];
         let kernel = dir.path().join("kernel");
@@ -56,7 +61,10 @@ impl Guest {
         let path = dir.path().join("config");
         std::fs::write(&path, config.to_string()).unwrap();
         let mut child = Command::new("sh")
-            .args(["-c", "exec \"$0\" --config-fd 3 --status-fd 4 3<\"$1\" 4>&1 1>&2"])
+            .args([
+                "-c",
+                &format!("exec {by} \"$0\" --config-fd 3 --status-fd 4 3<\"$1\" 4>&1 1>&2"),
+            ])
             .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
             .arg(path)
             .stdin(Stdio::null())
@@ -116,6 +124,103 @@ fn a_kernel_speaks_and_ends_the_vmm() {
     assert_eq!(guest.end(), 0x21);
     let text = std::fs::read_to_string(guest.dir.path().join("serial")).unwrap();
     assert_eq!(text, "OK\n");
+}
+
+/// What `lodge-vmm --probe` says.
+fn probe() -> vmm_api::HostReport {
+    let output = Command::new(env!("CARGO_BIN_EXE_lodge-vmm")).arg("--probe").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn kvm_runs_the_same_guests_where_it_works() {
+    let kvm = || serde_json::json!({ "accelerator": "kvm", "cpus": 2 });
+    if probe().kvm != vmm_api::KvmState::Works {
+        // A host's problem is told as one.
+        let mut guest = Guest::start(SAYS_OK, kvm());
+        let Some(Event::Error(failure)) = guest.event() else { panic!("it started") };
+        assert_eq!(failure.kind, FailureKind::Host);
+        assert_eq!(guest.end(), 6);
+        eprintln!("SKIPPED: KVM does not work here: {failure}");
+        return;
+    }
+    let mut guest = Guest::start(SAYS_OK, kvm());
+    let event = guest.event();
+    assert!(
+        matches!(event, Some(Event::Started { accelerator: vmm_api::Accelerator::Kvm, .. })),
+        "{event:?}"
+    );
+    let reason = StopReason::DebugExit { status: 0x21 };
+    assert_eq!(guest.event(), Some(Event::Stopped { reason }));
+    assert_eq!(guest.end(), 0x21);
+    let text = std::fs::read_to_string(guest.dir.path().join("serial")).unwrap();
+    assert_eq!(text, "OK\n");
+
+    let mut guest = Guest::start(SWITCHES_OFF, kvm());
+    guest.expect_started();
+    assert_eq!(guest.event(), Some(Event::Stopped { reason: StopReason::PowerOff }));
+    let mut guest = Guest::start(SLEEPS, kvm());
+    guest.expect_started();
+    guest.signal("TERM");
+    assert_eq!(guest.event(), Some(Event::Stopped { reason: StopReason::Requested }));
+    let mut guest = Guest::start(FAULTS, kvm());
+    guest.expect_started();
+    assert_eq!(guest.event(), Some(Event::Reset));
+}
+
+#[test]
+fn auto_does_what_the_probe_says_and_gives_the_reason() {
+    let report = probe();
+    let mut guest = Guest::start(SAYS_OK, serde_json::json!({ "accelerator": "auto" }));
+    let Some(Event::Started { accelerator, accelerator_reason, .. }) = guest.event() else {
+        panic!("it did not start")
+    };
+    assert_eq!(accelerator, report.accelerator);
+    assert!(!accelerator_reason.is_empty() && !accelerator_reason.contains('\n'));
+    let mut guest = Guest::start(SAYS_OK, serde_json::json!({ "accelerator": "soft" }));
+    let Some(Event::Started { accelerator_reason, .. }) = guest.event() else {
+        panic!("it did not start")
+    };
+    assert_eq!(accelerator_reason, "", "it was asked for");
+}
+
+/// Nobody may open /dev/kvm but root: who is not gets an error that names the group, or Lodge's own
+/// engine with the reason.
+#[test]
+fn without_permission_kvm_is_refused_and_auto_goes_on() {
+    use std::os::unix::fs::MetadataExt;
+    let mode = std::fs::metadata("/dev/kvm").map(|m| m.mode());
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let works = is_root
+        && mode.is_ok_and(|mode| mode & 0o006 == 0)
+        && Command::new("sh")
+            .args(["-c", &format!("exec {NOBODY} \"$0\" --version")])
+            .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
+            .output()
+            .is_ok_and(|output| output.status.success());
+    if !works {
+        eprintln!("SKIPPED: needs root, setpriv, and a /dev/kvm that is not open to all");
+        return;
+    }
+    // A serial port that needs no file, since nobody could make one.
+    let kvm = serde_json::json!({ "accelerator": "kvm", "serial": "null" });
+    let mut guest = Guest::start_by(NOBODY, SAYS_OK, kvm);
+    let Some(Event::Error(failure)) = guest.event() else { panic!("it started") };
+    assert_eq!(failure.kind, FailureKind::Host);
+    assert!(failure.message.contains("group"), "{failure}");
+    assert_eq!(guest.end(), 6);
+
+    let output = Command::new("sh")
+        .args(["-c", &format!("exec {NOBODY} \"$0\" --probe")])
+        .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
+        .output()
+        .unwrap();
+    let report: vmm_api::HostReport = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report.kvm, vmm_api::KvmState::Forbidden);
+    assert_eq!(report.accelerator, vmm_api::Accelerator::Soft);
+    assert!(report.reason.contains("Permission denied"), "{}", report.reason);
 }
 
 #[test]
@@ -194,8 +299,6 @@ fn failures_are_told_with_their_kind() {
     fails(start(boot("/bin/sh".into())), FailureKind::Artifact, "/bin/sh");
     fails(start(serde_json::json!({ "cpus": 0 })), FailureKind::Configuration, "processors");
     fails(start(serde_json::json!({ "cpu": 0 })), FailureKind::Configuration, "`cpu`");
-    let kvm = serde_json::json!({ "accelerator": "kvm" });
-    fails(start(kvm), FailureKind::Configuration, "KVM");
     let console = serde_json::json!({ "serial": { "fd": 77 } });
     fails(start(console), FailureKind::Host, "77");
     let disk = serde_json::json!({ "disks": [{ "path": "/nonexistent/d" }] });

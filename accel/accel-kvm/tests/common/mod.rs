@@ -17,7 +17,7 @@ use mem::vm_memory::Bytes;
 use mem::{GuestAddress, GuestMemory, RamRange};
 use runtime::{Clock, Timers};
 use x86::cpuid::{CpuidResult, Model, build};
-use x86::state::{Cr0, Cr4, Efer, SegReg, Segment, SegmentAttributes, gpr};
+use x86::state::{Activity, Cr0, Cr4, Efer, SegReg, Segment, SegmentAttributes, gpr};
 
 pub const TABLES: u64 = 0x1000;
 pub const CODE: u64 = 0x4000;
@@ -73,6 +73,7 @@ pub fn enter(state: &mut CpuState) {
     state.cr4 = Cr4::PAE | Cr4::OSFXSR;
     state.efer = Efer::LME | Efer::LMA;
     state.rip = CODE;
+    state.activity = Activity::Active;
     state.gpr[gpr::RSP] = STACK;
     state.vector.x87.fcw = 0x37f;
     state.vector.x87.ftw = 0;
