@@ -26,9 +26,8 @@ pub struct Encoded {
 /// A decoder that sees what this host does.
 pub fn decoder(bits: u32, bytes: &[u8], ip: u64) -> Decoder<'_> {
     static OPTIONS: LazyLock<u32> = LazyLock::new(|| {
-        let vendor = crate::engine::host_cpuid(0, 0).ebx.to_le_bytes();
-        let is_amd = [*b"Auth", *b"Hygo"].contains(&vendor);
-        if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+        let vendor = crate::engine::host_cpuid(0, 0);
+        if vendor.names_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE }
     });
     Decoder::with_ip(bits, bytes, ip, *OPTIONS)
 }

@@ -202,6 +202,14 @@ impl Engine {
         Ok(Self { cpu: Cpu::new(base.clone(), surroundings), base, ram })
     }
 
+    /// Whether CPUID tells the guest that it has not got an instruction.
+    pub fn denies(&self, code: iced_x86::Code) -> bool {
+        let cpuid = &self.cpu.env.cpuid;
+        x86::features::denies_instruction(code, |leaf, subleaf| {
+            cpuid.get(leaf, subleaf).unwrap_or_default()
+        })
+    }
+
     /// Components that XCR0 enables.
     pub fn xcr0(&self) -> u64 {
         self.base.xcr0

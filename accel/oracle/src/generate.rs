@@ -61,11 +61,13 @@ pub fn images(seed: u64) -> Vec<[u8; DATA_SIZE]> {
 }
 
 impl Generator {
-    /// A generator for a host that has just what `has` says, by code and mode (64 or 32).
-    pub fn new(has: impl Fn(Code, u32) -> bool) -> Self {
-        let split = |bits| candidates(bits).partition(|&code| has(code, bits));
-        let ((a64, m64), (a32, m32)) = (split(64), split(32));
-        Self { available: [a64, a32], missing: [m64, m32] }
+    /// A generator for a host that has just what `has` says, by code and mode (64 or 32). Codes of
+    /// which it says nothing are left out.
+    pub fn new(has: impl Fn(Code, u32) -> Option<bool>) -> Self {
+        let those = |wanted| {
+            [64, 32].map(|bits| candidates(bits).filter(|&c| has(c, bits) == Some(wanted)).collect())
+        };
+        Self { available: those(true), missing: those(false) }
     }
 
     /// Case `number` of `seed`.

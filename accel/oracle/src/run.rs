@@ -53,6 +53,8 @@ pub struct Report {
     pub completed: [HashSet<u32>; 2],
     /// Codes that the host has.
     pub available: [HashSet<u32>; 2],
+    /// Codes that the host has and guests are not offered.
+    pub withheld: [HashSet<u32>; 2],
     /// Codes that are run at all.
     pub candidates: [usize; 2],
 }
@@ -99,6 +101,15 @@ impl Pair {
         Ok(found)
     }
 
+    /// Moves what guests are told not to have out of what the host has: there is nothing to compare
+    /// it with.
+    pub(crate) fn take_withheld(&self, available: &mut HashSet<u32>) -> HashSet<u32> {
+        let denied = |&code: &u32| {
+            Code::try_from(code as usize).is_ok_and(|code| self.engine.denies(code))
+        };
+        available.extract_if(denied).collect()
+    }
+
     fn probe_batch(
         &mut self,
         batch: &mut Vec<(Code, Case)>,
@@ -132,11 +143,18 @@ impl Pair {
         let mut report = Report::default();
         for (i, bits) in [64, 32].into_iter().enumerate() {
             report.available[i] = self.probe(bits)?;
+            report.withheld[i] = self.take_withheld(&mut report.available[i]);
             report.candidates[i] = candidates(bits).count();
         }
         let available = report.available.clone();
-        let generator =
-            Generator::new(|code, bits| available[usize::from(bits == 32)].contains(&raw(code)));
+        let withheld = report.withheld.clone();
+        let generator = Generator::new(|code, bits| {
+            let mode = usize::from(bits == 32);
+            match withheld[mode].contains(&raw(code)) {
+                true => None,
+                false => Some(available[mode].contains(&raw(code))),
+            }
+        });
 
         let start = Instant::now();
         let mut outcomes = (0..BATCH).map(|_| Outcome::empty()).collect::<Vec<_>>();
@@ -244,9 +262,11 @@ impl Report {
         for (i, bits) in [64, 32].into_iter().enumerate() {
             let _ = writeln!(
                 text,
-                "{bits}-bit mode: {} user-mode codes, the host has {}, {} ran to their end",
+                "{bits}-bit mode: {} user-mode codes, the host has {}, and {} not offered to guests, \
+                 {} ran to their end",
                 self.candidates[i],
                 self.available[i].len(),
+                self.withheld[i].len(),
                 self.completed[i].len()
             );
             let never = candidates(bits)

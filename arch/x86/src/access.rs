@@ -202,8 +202,10 @@ impl<E: Env> Cpu<E> {
 
     /// What [`View::Checked`] asks for: #AC, and data breakpoints that this access hits.
     pub(crate) fn check_access(&mut self, linear: u64, len: usize, access: Access) -> Exec {
-        if self.mode.check_alignment && is_canonical(linear) {
-            // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7), long vectors by 16.
+        let is_checked = len < 16 || self.checks_wide_alignment;
+        if self.mode.check_alignment && is_checked && is_canonical(linear) {
+            // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7), long vectors by 16 on AMD,
+            // and by nothing on Intel (SDM Vol. 1, 14.9).
             let alignment = if len == 10 { 8 } else { len.min(16) as u64 };
             if alignment.is_power_of_two() && linear & (alignment - 1) != 0 {
                 return Err(self.raise(Exception::with_code(vector::AC, 0)));

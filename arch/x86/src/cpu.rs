@@ -42,6 +42,8 @@ pub struct Cpu<E: Env> {
     pub(crate) debugger: Debugger,
     /// How this vendor's processors decode.
     pub(crate) decoder_options: u32,
+    /// Accesses of 16 bytes and more raise #AC, too: on AMD's processors, not on Intel's.
+    pub(crate) checks_wide_alignment: bool,
     /// What instructions that the host executes need.
     pub(crate) native: Native,
     /// Counters that say what the processor did.
@@ -94,6 +96,7 @@ impl<E: Env> Cpu<E> {
             mode: Mode::of(&state, &Debugger::default()),
             state,
             decoder_options: decode::options(env.cpuid(0, 0)),
+            checks_wide_alignment: env.cpuid(0, 0).names_amd(),
             env,
             tlb: Tlb::new(),
             blocks: BlockCache::new(),

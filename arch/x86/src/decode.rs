@@ -87,8 +87,7 @@ pub(crate) enum Undecodable {
 /// The decoder's options for a processor of this vendor: AMD's obey an operand-size prefix before
 /// near branches in 64-bit mode (APM Vol. 3, 1.2.7), Intel's do not.
 pub(crate) fn options(cpuid: CpuidResult) -> u32 {
-    let is_amd = [*b"Auth", *b"Hygo"].contains(&cpuid.ebx.to_le_bytes());
-    if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+    if cpuid.names_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE }
 }
 
 /// Decodes the first instruction of `bytes`, which lies at `ip`, whether there is a handler for

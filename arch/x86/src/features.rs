@@ -59,20 +59,30 @@ fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
         CpuidFeature::AVX512_BITALG => (7, 0, Ecx, 12),
         CpuidFeature::AVX512_VPOPCNTDQ => (7, 0, Ecx, 14),
         CpuidFeature::CLDEMOTE => (7, 0, Ecx, 25),
+        CpuidFeature::WAITPKG => (7, 0, Ecx, 5),
         CpuidFeature::MOVDIRI => (7, 0, Ecx, 27),
         CpuidFeature::MOVDIR64B => (7, 0, Ecx, 28),
+        CpuidFeature::ENQCMD => (7, 0, Ecx, 29),
+        CpuidFeature::UINTR => (7, 0, Edx, 5),
         CpuidFeature::AVX512_VP2INTERSECT => (7, 0, Edx, 8),
         CpuidFeature::SERIALIZE => (7, 0, Edx, 14),
+        CpuidFeature::TSXLDTRK => (7, 0, Edx, 16),
+        CpuidFeature::AMX_BF16 => (7, 0, Edx, 22),
         CpuidFeature::AVX512_FP16 => (7, 0, Edx, 23),
+        CpuidFeature::AMX_TILE => (7, 0, Edx, 24),
+        CpuidFeature::AMX_INT8 => (7, 0, Edx, 25),
         CpuidFeature::SHA512 => (7, 1, Eax, 0),
         CpuidFeature::SM3 => (7, 1, Eax, 1),
         CpuidFeature::SM4 => (7, 1, Eax, 2),
         CpuidFeature::AVX_VNNI => (7, 1, Eax, 4),
         CpuidFeature::AVX512_BF16 => (7, 1, Eax, 5),
+        CpuidFeature::AMX_FP16 => (7, 1, Eax, 21),
+        CpuidFeature::HRESET => (7, 1, Eax, 22),
         CpuidFeature::AVX_IFMA => (7, 1, Eax, 23),
         CpuidFeature::AVX_VNNI_INT8 => (7, 1, Edx, 4),
         CpuidFeature::AVX_NE_CONVERT => (7, 1, Edx, 5),
         CpuidFeature::AVX_VNNI_INT16 => (7, 1, Edx, 10),
+        CpuidFeature::PTWRITE => (0x14, 0, Ebx, 4),
         CpuidFeature::XSAVEOPT => (0xd, 1, Eax, 0),
         CpuidFeature::XSAVEC => (0xd, 1, Eax, 1),
         CpuidFeature::XSAVES => (0xd, 1, Eax, 3),
@@ -86,6 +96,23 @@ fn bit(feature: CpuidFeature) -> Option<(u32, u32, Reg, u32)> {
     })
 }
 
+/// Whether a processor whose CPUID instruction answers as `cpuid` does announces `feature`. `None`
+/// for features that this crate knows no bit of.
+fn announces(feature: CpuidFeature, cpuid: &impl Fn(u32, u32) -> CpuidResult) -> Option<bool> {
+    let (leaf, subleaf, reg, bit) = bit(feature)?;
+    if cpuid(leaf & 0x8000_0000, 0).eax < leaf {
+        return Some(false);
+    }
+    let answer = cpuid(leaf, subleaf);
+    let word = match reg {
+        Reg::Eax => answer.eax,
+        Reg::Ebx => answer.ebx,
+        Reg::Ecx => answer.ecx,
+        Reg::Edx => answer.edx,
+    };
+    Some(word >> bit & 1 != 0)
+}
+
 /// Whether a processor whose CPUID instruction answers as `cpuid` does has every extension that
 /// the instruction `code` belongs to. Only the extensions of this crate's vector, x87 and state
 /// instructions are known; whatever needs another one is taken to be missing.
@@ -97,20 +124,17 @@ pub fn has_instruction(code: Code, cpuid: impl Fn(u32, u32) -> CpuidResult) -> b
         | CpuidFeature::INTEL186
         | CpuidFeature::INTEL386
         | CpuidFeature::INTEL486 => true,
-        _ => bit(feature).is_some_and(|(leaf, subleaf, reg, bit)| {
-            if cpuid(leaf & 0x8000_0000, 0).eax < leaf {
-                return false;
-            }
-            let answer = cpuid(leaf, subleaf);
-            let word = match reg {
-                Reg::Eax => answer.eax,
-                Reg::Ebx => answer.ebx,
-                Reg::Ecx => answer.ecx,
-                Reg::Edx => answer.edx,
-            };
-            word >> bit & 1 != 0
-        }),
+        _ => announces(feature, &cpuid).unwrap_or(false),
     })
+}
+
+/// Whether a processor whose CPUID instruction answers as `cpuid` does says by that that it has
+/// not got `code`. Hints do not count: where they are not known, they do nothing.
+pub fn denies_instruction(code: Code, cpuid: impl Fn(u32, u32) -> CpuidResult) -> bool {
+    code.cpuid_features()
+        .iter()
+        .filter(|&&feature| feature != CpuidFeature::CLDEMOTE)
+        .any(|&feature| announces(feature, &cpuid) == Some(false))
 }
 
 #[cfg(test)]
@@ -130,6 +154,19 @@ mod tests {
         assert!(has_instruction(Code::EVEX_Vaddpd_zmm_k1z_zmm_zmmm512b64_er, cpuid));
         assert!(!has_instruction(Code::EVEX_Vaddpd_xmm_k1z_xmm_xmmm128b64, cpuid));
         assert!(!has_instruction(Code::D3NOW_Pfadd_mm_mmm64, cpuid));
+    }
+
+    #[test]
+    fn what_is_neither_announced_nor_known_is_not_denied() {
+        let cpuid = |leaf, _| match leaf {
+            0 => CpuidResult { eax: 7, ..Default::default() },
+            _ => CpuidResult::default(),
+        };
+        assert!(denies_instruction(Code::Xsusldtrk, cpuid));
+        assert!(denies_instruction(Code::Ptwrite_rm32, cpuid), "of a leaf that is not there");
+        assert!(!denies_instruction(Code::Cldemote_m8, cpuid), "a hint");
+        assert!(!denies_instruction(Code::Endbr64, cpuid));
+        assert!(!denies_instruction(Code::Add_rm32_r32, cpuid));
     }
 
     #[test]

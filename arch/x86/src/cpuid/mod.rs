@@ -23,6 +23,13 @@ pub struct CpuidTable {
     entries: Vec<(u32, Option<u32>, CpuidResult)>,
 }
 
+impl CpuidResult {
+    /// Whether this is AMD's answer to leaf 0, or Hygon's, whose processors are AMD's.
+    pub fn names_amd(self) -> bool {
+        [*b"Auth", *b"Hygo"].contains(&self.ebx.to_le_bytes())
+    }
+}
+
 impl CpuidTable {
     /// An empty table.
     pub fn new() -> Self {

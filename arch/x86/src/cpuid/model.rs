@@ -103,8 +103,7 @@ pub fn build(
     tsc_hz: u64,
 ) -> Result<CpuidTable, MissingFeature> {
     let vendor = host(0, 0);
-    let is_amd =
-        vendor.ebx == u32::from_le_bytes(*b"Auth") || vendor.ebx == u32::from_le_bytes(*b"Hygo");
+    let is_amd = vendor.names_amd();
     let host1 = host(1, 0);
     let host7 = host(7, 0);
     let host71 = if host7.eax >= 1 { host(7, 1) } else { CpuidResult::default() };
