@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, OpKind, Register};
+use iced_x86::{
+    CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, OpKind, Register,
+};
 use x86::state::gpr;
 use x86::{CpuState, vector};
 
@@ -53,7 +55,9 @@ fn masked_instructions(unit: &mut NativeUnit) -> Vec<(Vec<u8>, Instruction)> {
             let is_at_rax = insn.memory_base() == Register::RAX
                 && insn.memory_index() == Register::None
                 && (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+            // Half-precision arithmetic is offered to no guest.
             if insn.is_invalid()
+                || insn.cpuid_features().contains(&CpuidFeature::AVX512_FP16)
                 || insn.code().encoding() != EncodingKind::EVEX
                 || insn.op_mask() != Register::K1
                 || !is_at_rax
