@@ -65,7 +65,8 @@ impl Generator {
     /// which it says nothing are left out.
     pub fn new(has: impl Fn(Code, u32) -> Option<bool>) -> Self {
         let those = |wanted| {
-            [64, 32].map(|bits| candidates(bits).filter(|&c| has(c, bits) == Some(wanted)).collect())
+            [64, 32]
+                .map(|bits| candidates(bits).filter(|&c| has(c, bits) == Some(wanted)).collect())
         };
         Self { available: those(true), missing: those(false) }
     }

@@ -104,9 +104,8 @@ impl Pair {
     /// Moves what guests are told not to have out of what the host has: there is nothing to compare
     /// it with.
     pub(crate) fn take_withheld(&self, available: &mut HashSet<u32>) -> HashSet<u32> {
-        let denied = |&code: &u32| {
-            Code::try_from(code as usize).is_ok_and(|code| self.engine.denies(code))
-        };
+        let denied =
+            |&code: &u32| Code::try_from(code as usize).is_ok_and(|code| self.engine.denies(code));
         available.extract_if(denied).collect()
     }
 
