@@ -13,6 +13,13 @@ const ERROR_SUMMARY: u16 = 1 << 7;
 /// State components that guests are not offered: PKRU and AMX's tiles.
 const WITHHELD_COMPONENTS: u64 = 1 << 9 | 3 << 17;
 const OF: u64 = 1 << 11;
+const TF: u64 = 1 << 8;
+/// #DB and #BR.
+const DEBUG: u32 = 1;
+const BOUND_RANGE: u32 = 5;
+/// MXCSR's flush-to-zero bit and underflow mask.
+const FTZ: u32 = 1 << 15;
+const UM: u32 = 1 << 11;
 
 /// Whether the host's processor is none of AMD's.
 pub fn is_host() -> bool {
@@ -73,17 +80,28 @@ pub fn whole_case(
         _ if is_string(insn) && both_fault => {
             return Some("Intel restores the flags of a string instruction that faults");
         }
+        _ if compares_strings(insn) && (host.trap, engine.trap) == (DEBUG, DEBUG) => {
+            return Some("Intel's flags are not those of the last iteration before a trap");
+        }
+        _ if is_string(insn) && clears_count(case, insn) => {
+            return Some("Intel clears the upper half of RCX if ECX, which counts, is 0");
+        }
         Mnemonic::Call if (host.trap, engine.trap) == (13, 13) => {
             return Some("Intel's CALL pushes before it looks at where it goes");
         }
-        Mnemonic::Xsave
-        | Mnemonic::Xsave64
-        | Mnemonic::Xsavec
-        | Mnemonic::Xsavec64
-        | Mnemonic::Xsaveopt
-        | Mnemonic::Xsaveopt64
-        | Mnemonic::Xrstor
-        | Mnemonic::Xrstor64 => {
+        Mnemonic::Fstp | Mnemonic::Fbstp if both_fault && insn.memory_size().size() == 10 => {
+            return Some("Intel may have stored a part of 80 bits before it finds a page missing");
+        }
+        Mnemonic::Bound if (host.trap, engine.trap) == (BOUND_RANGE, 14) => {
+            return Some("Intel looks at the lower bound before it loads the upper");
+        }
+        Mnemonic::Vreduceps | Mnemonic::Vreducepd if case.vector.x87.mxcsr & (FTZ | UM) == FTZ => {
+            return Some("FTZ means nothing where underflow is not masked (SDM Vol. 1, 10.2.3.3)");
+        }
+        _ if case.is_32bit != 0 && host.trap == 17 && matches!(engine.trap, 12 | 13) => {
+            return Some("#AC and a segment's limit have no order (SDM Vol. 3, table 6-2)");
+        }
+        _ if saves_state(insn) => {
             if case.gpr[RAX] & WITHHELD_COMPONENTS != 0 {
                 return Some("the host has state components that guests are not offered");
             }
@@ -91,8 +109,8 @@ pub fn whole_case(
                 return Some("misaligned XSAVE areas are #GP or #AC (SDM Vol. 2, XSAVE)");
             }
         }
-        Mnemonic::Vcvtps2ph if engine.trap == 17 || host.trap == 17 => {
-            return Some("Intel does not check the alignment of VCVTPS2PH's 8 bytes");
+        Mnemonic::Vcvtps2ph | Mnemonic::Vcvtph2ps if engine.trap == 17 || host.trap == 17 => {
+            return Some("Intel does not check the alignment of half-precision numbers");
         }
         _ => {}
     }
@@ -119,6 +137,15 @@ pub fn sequence(case: &Case, insns: &[Instruction]) -> Option<&'static str> {
     if any(&|i| i.mnemonic() == Mnemonic::Xgetbv) && case.gpr[RCX] as u32 <= 1 {
         return Some("the host's XCR0 has components that guests are not offered");
     }
+    if any(&saves_state) && case.gpr[RAX] & WITHHELD_COMPONENTS != 0 {
+        return Some("the host has state components that guests are not offered");
+    }
+    if case.rflags & TF != 0 && any(&compares_strings) {
+        return Some("Intel's flags are not those of the last iteration before a trap");
+    }
+    if any(&|i| is_string(i) && clears_count(case, i)) {
+        return Some("Intel clears the upper half of RCX if ECX, which counts, is 0");
+    }
     if any(&|i| crate::repertoire::is_vague(i.code())) {
         return Some("Intel leaves the upper half of a selector's slot alone (SDM Vol. 2, PUSH)");
     }
@@ -126,6 +153,47 @@ pub fn sequence(case: &Case, insns: &[Instruction]) -> Option<&'static str> {
         return Some("with REX.B, Intel's PAUSE is XCHG R8, RAX");
     }
     None
+}
+
+fn saves_state(insn: &Instruction) -> bool {
+    matches!(
+        insn.mnemonic(),
+        Mnemonic::Xsave
+            | Mnemonic::Xsave64
+            | Mnemonic::Xsavec
+            | Mnemonic::Xsavec64
+            | Mnemonic::Xsaveopt
+            | Mnemonic::Xsaveopt64
+            | Mnemonic::Xrstor
+            | Mnemonic::Xrstor64
+    )
+}
+
+/// Whether an instruction compares strings, repeatedly.
+fn compares_strings(insn: &Instruction) -> bool {
+    let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
+    repeats
+        && matches!(
+            insn.mnemonic(),
+            Mnemonic::Cmpsb
+                | Mnemonic::Cmpsw
+                | Mnemonic::Cmpsd
+                | Mnemonic::Cmpsq
+                | Mnemonic::Scasb
+                | Mnemonic::Scasw
+                | Mnemonic::Scasd
+                | Mnemonic::Scasq
+        )
+}
+
+/// Whether a string instruction of 32-bit addresses is repeated no times.
+fn clears_count(case: &Case, insn: &Instruction) -> bool {
+    let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
+    let is_narrow = (0..insn.op_count()).any(|i| {
+        use OpKind as O;
+        matches!(insn.op_kind(i), O::MemorySegESI | O::MemorySegEDI | O::MemoryESEDI)
+    });
+    repeats && is_narrow && case.gpr[RCX] as u32 == 0
 }
 
 fn is_string(insn: &Instruction) -> bool {
