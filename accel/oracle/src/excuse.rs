@@ -5,6 +5,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use x86::state::gpr::{RAX, RBX, RCX, RDI, RSI};
 
 use crate::case::{Case, Outcome};
+use crate::intel;
 use crate::layout::PAGE;
 
 /// MXCSR's masks of overflow and underflow.
@@ -33,7 +34,7 @@ pub fn undefined_flags(insn: &Instruction) -> u64 {
         | Mnemonic::Aam
         | Mnemonic::Daa
         | Mnemonic::Das => {}
-        _ => return 0,
+        _ => return intel::undefined_flags(insn),
     }
     architectural(insn.rflags_undefined())
 }
@@ -78,6 +79,9 @@ pub fn stores_selectors(insn: &Instruction) -> bool {
 
 /// MXCSR bits that may differ.
 pub fn vague_mxcsr(case: &Case, insn: &Instruction, host: &Outcome) -> u32 {
+    if intel::converts_first(insn, host) {
+        return FLAGS;
+    }
     if host.trap != 19 {
         return 0;
     }
@@ -109,7 +113,7 @@ fn is_fault(outcome: &Outcome) -> bool {
 /// Whether x87 registers may differ.
 pub fn vague_x87(insn: &Instruction, host: &Outcome) -> bool {
     // AMD enters MMX state before the store faults. The instruction, restarted, enters it again.
-    insn.mnemonic() == Mnemonic::Maskmovq && is_fault(host)
+    insn.mnemonic() == Mnemonic::Maskmovq && is_fault(host) || intel::enters_mmx_late(insn, host)
 }
 
 /// Why the outcomes of a case may differ altogether.
@@ -206,7 +210,7 @@ pub fn whole_case(
     {
         return Some("AMD also wants the offset in FS or GS canonical, Intel the address alone");
     }
-    None
+    intel::whole_case(case, insn, host, engine)
 }
 
 /// Why a sequence of instructions may come out differently.
@@ -216,6 +220,9 @@ pub fn sequence(case: &Case, insns: &[Instruction], host: &Outcome) -> Option<&'
     }
     if insns.iter().any(|insn| insn.mnemonic() == Mnemonic::Xgetbv) && case.gpr[RCX] as u32 == 1 {
         return Some("a component that holds zeros may be in use (SDM Vol. 1, 13.6)");
+    }
+    if let Some(reason) = intel::sequence(case, insns) {
+        return Some(reason);
     }
     let stack = insns.iter().position(|insn| insn.is_stack_instruction())?;
     // Only vector instructions with a register operand, EVEX-encoded, were seen to do so.
@@ -252,6 +259,6 @@ pub fn cr2_agrees(insn: &Instruction, host: u64, engine: u64) -> bool {
     // Also where 32-bit addresses wrap around.
     let size = insn.memory_size().size().max(PAGE) as u32;
     host == engine
-        || order_is_vague(insn)
+        || (order_is_vague(insn) || intel::any_byte_faults(insn))
             && (host.wrapping_sub(engine) as u32).min(engine.wrapping_sub(host) as u32) < size
 }

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod excuse;
 pub mod generate;
 pub mod host;
+mod intel;
 pub mod layout;
 pub mod random;
 pub mod repertoire;

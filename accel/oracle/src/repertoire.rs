@@ -94,7 +94,7 @@ impl Sequences {
 
 /// Whether what an instruction stores is the processor's own business: of a selector pushed as 32
 /// bits, some leave the upper half of the slot alone (SDM Vol. 2, PUSH).
-fn is_vague(code: Code) -> bool {
+pub(crate) fn is_vague(code: Code) -> bool {
     matches!(
         code,
         Code::Pushd_ES

@@ -202,6 +202,13 @@ impl<E: Env> Cpu<E> {
 
     /// What [`View::Checked`] asks for: #AC, and data breakpoints that this access hits.
     pub(crate) fn check_access(&mut self, linear: u64, len: usize, access: Access) -> Exec {
+        self.check_alignment(linear, len)?;
+        self.check_breakpoints(linear, len, access);
+        Ok(())
+    }
+
+    /// #AC, if an access is misaligned and that is checked.
+    pub(crate) fn check_alignment(&mut self, linear: u64, len: usize) -> Exec {
         let is_checked = len < 16 || self.checks_wide_alignment;
         if self.mode.check_alignment && is_checked && is_canonical(linear) {
             // Numbers of 80 bits go by 8 bytes (SDM Vol. 3, table 6-7), long vectors by 16 on AMD,
@@ -211,7 +218,6 @@ impl<E: Env> Cpu<E> {
                 return Err(self.raise(Exception::with_code(vector::AC, 0)));
             }
         }
-        self.check_breakpoints(linear, len, access);
         Ok(())
     }
 

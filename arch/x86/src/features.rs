@@ -134,7 +134,8 @@ pub fn denies_instruction(code: Code, cpuid: impl Fn(u32, u32) -> CpuidResult) -
     code.cpuid_features()
         .iter()
         .filter(|&&feature| feature != CpuidFeature::CLDEMOTE)
-        .any(|&feature| announces(feature, &cpuid) == Some(false))
+        // No bit tells whether a processor runs trust domains, which is no guest's business.
+        .any(|&f| f == CpuidFeature::TDX || announces(f, &cpuid) == Some(false))
 }
 
 #[cfg(test)]

@@ -47,6 +47,17 @@ impl Lanes {
 }
 
 impl<E: Env> Cpu<E> {
+    /// On Intel's processors, checks the alignment of a masked operand of `len` bytes as a whole, as
+    /// if it had no mask (SDM Vol. 1, 14.9): its lanes are not looked at after that. AMD's look at
+    /// each lane.
+    pub(super) fn check_whole(&mut self, linear: u64, len: usize, lanes: Lanes) -> Exec<Lanes> {
+        if self.checks_wide_alignment {
+            return Ok(lanes);
+        }
+        self.check_alignment(linear, len)?;
+        Ok(Lanes { alignment: 1, ..lanes })
+    }
+
     /// Loads the selected lanes of an operand of `len` bytes into the operand buffer, whose other
     /// bytes are unspecified.
     pub(super) fn load_lanes(&mut self, linear: u64, len: usize, lanes: Lanes) -> Exec {

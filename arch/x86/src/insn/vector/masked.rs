@@ -253,6 +253,7 @@ fn load<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     } else {
         cpu.operand_address(op, len, Access::Read)?
     };
+    let lanes = cpu.check_whole(linear, len, lanes)?;
     cpu.load_lanes(linear, len, lanes)?;
     cpu.execute_native(op)
 }
@@ -270,6 +271,7 @@ fn store<E: Env, const ALIGNED: bool>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     } else {
         cpu.operand_address(op, len, Access::Write)?
     };
+    let lanes = cpu.check_whole(linear, len, lanes)?;
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
 
@@ -278,6 +280,7 @@ fn extract<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let len = op.insn.memory_size().size();
     let linear = cpu.operand_address(op, len, Access::Write)?;
     let lanes = opmask_lanes(cpu, &op.insn);
+    let lanes = cpu.check_whole(linear, len, lanes)?;
     cpu.check_access(linear, len, Access::Write)?;
     cpu.probe_write(linear, len)?;
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
@@ -298,6 +301,7 @@ fn compress<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
         return Ok(());
     }
     let linear = cpu.operand_address(op, lanes.end(), Access::Write)?;
+    let lanes = cpu.check_whole(linear, op.insn.memory_size().size(), lanes)?;
     cpu.store_lanes(linear, lanes, |cpu| cpu.execute_native(op))
 }
 
@@ -306,6 +310,7 @@ fn expand<E: Env>(cpu: &mut Cpu<E>, op: &Op<E>) -> Exec {
     let lanes = packed_lanes(cpu, &op.insn);
     if lanes.selected != 0 {
         let linear = cpu.operand_address(op, lanes.end(), Access::Read)?;
+        let lanes = cpu.check_whole(linear, op.insn.memory_size().size(), lanes)?;
         cpu.load_lanes(linear, lanes.end(), lanes)?;
     }
     cpu.execute_native(op)
