@@ -229,8 +229,10 @@ mod child {
     static CHILD: AtomicPtr<Child> = AtomicPtr::new(null_mut());
 
     unsafe fn map(at: u64, len: usize, protection: c_int, file: c_int, offset: usize) -> *mut u8 {
-        let fixed = if at == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
-        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        // What the child is a copy of may have an engine that mirrors guest memory in these places.
+        let fixed = if at == 0 { 0 } else { libc::MAP_FIXED };
+        // SAFETY: the fixed places are far from where Linux puts programs and libraries; this
+        // process uses no engine, so that it misses nothing that may be there.
         let got = unsafe {
             libc::mmap(
                 at as *mut c_void,

@@ -78,7 +78,7 @@ fn a_wrong_result_is_reported() {
             4 => outcome.vector.zmm[31][7] ^= 1,
             5 => outcome.vector.k[1] ^= 1 << 63,
             6 => outcome.data[4095] ^= 0x10,
-            7 => outcome.gpr[10] ^= 1,
+            9 => outcome.gpr[10] ^= 1,
             _ => {}
         }),
         ..honest.clone()

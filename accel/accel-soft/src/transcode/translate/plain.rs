@@ -76,7 +76,9 @@ impl Translator {
             self.need_flags();
         }
         if implies_rax {
-            if modifies == ALL && reads == 0 {
+            // Where it may fault, the flags that it overwrites are still needed.
+            let may_fault = has_memory && self.setting.mirrored;
+            if modifies == ALL && reads == 0 && !may_fault {
                 self.status = Status::Host;
             } else {
                 self.free_status();
