@@ -15,7 +15,7 @@ use super::context::{
 use super::journal::{self, has_global};
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
-use super::mirror::Mirror;
+use super::mirror::{self, Mirror};
 use super::proof::Proof;
 use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Status, Translator};
 use super::watch::Became;
@@ -172,8 +172,9 @@ impl Transcoder {
 
     /// Executes until the processor is not active, or something else is to be done.
     pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        if let Some(mirror) = &self.mirror {
-            mirror.prepare_thread(self.cache.range());
+        match &self.mirror {
+            Some(mirror) => mirror.prepare_thread(self.cache.range()),
+            None => mirror::release_thread(),
         }
         while cpu.state.activity == Activity::Active {
             self.catch_up(cpu);

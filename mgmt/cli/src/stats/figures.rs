@@ -57,6 +57,17 @@ pub const GROUPS: &[Group] = &[
                  accesses across two pages.",
             ),
             (
+                "mirror_fills",
+                "Pages of the busiest program that were made visible to translated code at their \
+                 own addresses, where the host can do that. Many, all the time: the program keeps \
+                 mapping and unmapping memory.",
+            ),
+            (
+                "mirror_faults",
+                "Its accesses that the interpreter carried out instead: page faults, stores to \
+                 pages that have translated code. Each costs several microseconds.",
+            ),
+            (
                 "exits_branch",
                 "Left because the jump cache does not know the target of a branch. Many: the \
                  guest runs very much different code, or switches between many processes.",

@@ -37,6 +37,11 @@ pub fn prepare_thread(code: Range<u64>, context: *mut Context) {
     PREPARED.set(Some(Prepared { code_start: code.start, code_end: code.end, context }));
 }
 
+/// The calling thread runs no code for mirrored memory any more.
+pub fn release_thread() {
+    PREPARED.set(None);
+}
+
 /// Installs the handler; returns the one before.
 fn install() -> libc::sigaction {
     // SAFETY: zero is a value of every field.

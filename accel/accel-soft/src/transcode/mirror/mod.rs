@@ -31,6 +31,7 @@ use crate::ram::Ram;
 use mapping::Mapping;
 use policy::Policy;
 
+pub use fault::release_thread;
 pub use mapping::is_possible;
 
 /// How many times pages may have been mapped or taken away before a mirror is emptied. Each may make two
