@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
 use machine::{Machine, MemoryMap, Parts, PowerRequest};
@@ -13,8 +14,12 @@ use vmm_api::{Failure, VmConfig};
 
 use crate::accelerators;
 use crate::consoles::Consoles;
+use crate::gate::{Gate, Runner};
 use crate::meter::Meter;
 use crate::signals;
+
+/// How long processors may take to come to a stop. One may be in the midst of a device's work.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
 pub struct Running {
@@ -22,7 +27,10 @@ pub struct Running {
     machine: Arc<Machine>,
     failures: Arc<Failures>,
     /// The interrupt controllers live as long as this.
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
+    clock: Arc<Clock>,
+    /// While paused: the host's TSC when that began.
+    paused: Option<u64>,
 }
 
 /// The threads of the processors.
@@ -31,6 +39,7 @@ struct Processors {
     threads: Vec<(Kicker, JoinHandle<()>)>,
     meters: Vec<Arc<Meter>>,
     stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 /// The first failure of a processor.
@@ -91,7 +100,45 @@ impl Running {
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             processors.start(index, vcpu, &machine, &failures).map_err(no_thread)?;
         }
-        Ok(Self { processors, machine, failures, _vm: vm })
+        Ok(Self { processors, machine, failures, vm, clock, paused: None })
+    }
+
+    /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
+    /// changes the guest's memory, and nothing it can read tells it of the pause. Harmless if it is
+    /// paused already.
+    pub fn pause(&mut self) -> Result<(), Failure> {
+        if self.paused.is_some() {
+            return Ok(());
+        }
+        if !self.processors.pause() {
+            return Err(Failure::host(
+                "a processor of the guest does not come to a stop, because it waits for a device \
+                 or because this host is very busy; try again",
+            ));
+        }
+        self.clock.pause();
+        self.paused = Some(runtime::tsc::read());
+        self.machine.pause();
+        Ok(())
+    }
+
+    /// Ends a pause. Harmless if there is none.
+    pub fn resume(&mut self) {
+        let Some(since) = self.paused.take() else { return };
+        self.machine.resume();
+        self.vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        self.clock.resume();
+        self.processors.gate.open();
+    }
+
+    /// Whether the guest is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Has the machine be reset, as by its reset button.
+    pub fn request_reset(&self) {
+        self.machine.request(PowerRequest::Reset);
     }
 
     /// Presses the power button, as a person would. Says whether the guest listens to it.
@@ -152,12 +199,14 @@ impl Processors {
         let meter = Arc::new(Meter::new(kicker.clone()));
         self.meters.push(meter.clone());
         let machine = machine.clone();
-        let stop = self.stop.clone();
+        let (stop, gate) = (self.stop.clone(), self.gate.clone());
         let failures = failures.clone();
+        gate.expect();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             let _alarm = Alarm { index, failures: &failures, meter: &meter };
+            let runner = gate.runner();
             match signals::leave_to_other_threads() {
-                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter),
+                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &runner, &failures, &meter),
                 Err(failure) => failures.report(failure),
             }
             let statistics = vcpu.statistics();
@@ -168,11 +217,21 @@ impl Processors {
         Ok(())
     }
 
-    fn stop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+    /// Stops the processors until the gate is opened; false if they do not come to it.
+    fn pause(&self) -> bool {
+        self.gate.close(|| self.kick(), PAUSE_PATIENCE)
+    }
+
+    fn kick(&self) {
         for (kicker, _) in &self.threads {
             kicker.kick();
         }
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick();
+        self.gate.open();
         for (_, thread) in self.threads.drain(..) {
             // A panic has been reported by the thread's alarm.
             let _ = thread.join();
@@ -192,12 +251,16 @@ fn run(
     vcpu: &mut dyn Vcpu,
     machine: &Machine,
     stop: &AtomicBool,
+    runner: &Runner<'_>,
     failures: &Failures,
     meter: &Meter,
 ) {
     while !stop.load(Ordering::SeqCst) {
         match vcpu.run(machine) {
-            Ok(Exit::Kicked | Exit::Debug) => meter.answer(|| vcpu.statistics()),
+            Ok(Exit::Kicked | Exit::Debug) => {
+                meter.answer(|| vcpu.statistics());
+                runner.pass(|| meter.rest(vcpu.statistics()), || meter.go_on());
+            }
             Ok(Exit::TripleFault) => {
                 tracing::warn!("processor {index} ended in a triple fault: the machine is reset");
                 machine.request(PowerRequest::Reset);

@@ -1,45 +1,51 @@
-//! The guests of one user: a directory each, with the disk that a guest of an image writes to and
-//! the socket by which a running guest's VMM is asked things.
+//! The guests of one user: a directory each in `$LODGE_HOME/guests`.
 //!
-//! Whoever runs a guest holds the lock in its directory. So a directory whose lock is free and
-//! which is not marked to be kept was left by someone who was killed, and is removed.
+//! | file | what |
+//! |---|---|
+//! | `lock` | held by whoever runs the guest or changes its files ([`lock`]) |
+//! | `guest.toml` | what the guest is made of, for `lodge start` ([`definition`](crate::run::definition)) |
+//! | `guest.json` | what else is known of it ([`Record`]) |
+//! | `disk.qcow2` | where the guest of an image writes to |
+//! | `api.sock`, `vmm.pid` | while it runs: its VMM's API and process number |
+//! | `events.jsonl`, `console.log`, `vmm.log` | what happened; written by its VMM |
+//!
+//! A directory whose lock is free and which is not marked to be kept was left by someone who was
+//! killed, and is removed.
 
-use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
+pub mod lock;
+mod record;
+pub mod state;
+
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use images::ImageName;
-use serde::{Deserialize, Serialize};
 use vmm_api::Failure;
+use vmm_client::Client;
 
-use crate::{failure, output, size, socket};
+use crate::{failure, socket};
+pub use record::{Record, write_whole};
 
-const LOCK: &str = "lock";
-const RECORD: &str = "guest.json";
 const DISK: &str = "disk.qcow2";
+const PID: &str = "vmm.pid";
+/// What the guest is made of, as TOML.
+pub const DEFINITION: &str = "guest.toml";
+/// What the guest wrote to its console.
+pub const CONSOLE_LOG: &str = "console.log";
+/// What a detached VMM says besides.
+pub const VMM_LOG: &str = "vmm.log";
 
-/// What is known of a guest; `guest.json` in its directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The image that the disk is based on.
-    pub image: String,
-    /// The sum of the image's disk: on another one, the guest's disk would make no sense.
-    pub disk_sha256: String,
-    /// Whether the disk outlives the run.
-    pub keep: bool,
-}
-
-/// A guest that this process runs. Its directory goes with it unless it is kept.
+/// A guest that this process runs, or changes. Its directory goes with it unless it is kept.
 pub struct Guest {
     directory: PathBuf,
     record: Option<Record>,
+    /// Its VMM goes on without this process.
+    handed_over: bool,
     /// Released when the file is closed, after the directory is gone.
-    _lock: File,
+    lock: File,
 }
 
 impl Guest {
@@ -48,22 +54,41 @@ impl Guest {
         let guests = home.join("guests");
         sweep(&guests);
         let directory = guests.join(name);
-        // A list that looks whether the guest runs holds the lock for a moment.
-        let deadline = Instant::now() + Duration::from_millis(500);
-        loop {
-            match lock(&directory)? {
-                Some(lock) => {
-                    let record = read_record(&directory)?.filter(|record| record.keep);
-                    return Ok(Guest { directory, record, _lock: lock });
-                }
-                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-                None => {
-                    return Err(Failure::configuration(format!(
-                        "a guest named {name} is running already: choose another name with --name"
-                    )));
-                }
+        let lock = lock::take(&directory)?.ok_or_else(|| {
+            Failure::configuration(format!(
+                "a guest named {name} is running already: choose another name with --name"
+            ))
+        })?;
+        let record = Record::read(&directory)?.filter(|record| record.keep);
+        Ok(Guest { directory, record, handed_over: false, lock })
+    }
+
+    /// Makes the guest `name`, which must be there and not run, this process's.
+    pub fn claim_existing(name: &str) -> Result<Guest, Failure> {
+        let directory = directory_of(name)?;
+        sweep(directory.parent().unwrap_or(&directory));
+        match lock::take_existing(&directory)? {
+            None => Err(no_such_guest(name)),
+            Some(None) => Err(Failure::configuration(format!(
+                "the guest {name} is running: `lodge stop {name}` stops it"
+            ))),
+            Some(Some(lock)) => {
+                // Whatever its record says, it is there on purpose.
+                let record = Some(Record::read(&directory).ok().flatten().unwrap_or_default());
+                let record = record.map(|record| Record { keep: true, ..record });
+                Ok(Guest { directory, record, handed_over: false, lock })
             }
         }
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The lock, for its VMM to hold as well.
+    pub fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// Where the guest's VMM is to listen.
@@ -76,30 +101,72 @@ impl Guest {
         self.record.as_ref()
     }
 
-    /// Writes down what the guest is made of, and whether it is to be kept.
+    /// Writes down what is known of the guest, and whether it is to be kept.
     pub fn set_record(&mut self, record: Record) -> Result<(), Failure> {
-        let path = self.directory.join(RECORD);
-        let temporary = self.directory.join(".guest.json.new");
-        let text = serde_json::to_vec(&record).map_err(Failure::internal)?;
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(failure::io("write", &path))?;
+        record.write(&self.directory)?;
         self.record = Some(record);
         Ok(())
+    }
+
+    /// Writes down the process number of its VMM.
+    pub fn set_pid(&self, pid: u32) -> Result<(), Failure> {
+        write_whole(&self.directory, PID, pid.to_string().as_bytes())
+    }
+
+    /// Leaves the guest to its VMM, which holds the lock.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+
+    /// Removes the guest and everything of it.
+    pub fn remove(mut self) -> Result<(), Failure> {
+        self.record = None;
+        fs::remove_dir_all(&self.directory).map_err(failure::io("remove", &self.directory))
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if self.handed_over {
+            return;
+        }
         // What cannot be removed now is swept by the next run.
         if self.record.as_ref().is_some_and(|record| record.keep) {
             let _ = fs::remove_file(self.directory.join(socket::API));
+            let _ = fs::remove_file(self.directory.join(PID));
         } else {
             let _ = fs::remove_dir_all(&self.directory);
             // Goes with the last guest.
             let _ = self.directory.parent().map(fs::remove_dir);
         }
     }
+}
+
+/// Where guests are.
+pub fn all() -> Result<PathBuf, Failure> {
+    Ok(images::home().map_err(failure::image)?.join("guests"))
+}
+
+/// Where the guest of that name is, or would be.
+pub fn directory_of(name: &str) -> Result<PathBuf, Failure> {
+    vmm_api::validate_name(name).map_err(failure::config)?;
+    Ok(all()?.join(name))
+}
+
+/// Where the guest of that name is.
+pub fn existing(name: &str) -> Result<PathBuf, Failure> {
+    let directory = directory_of(name)?;
+    let abandoned = !lock::is_held(&directory) && !is_kept(&directory)?;
+    if abandoned || !directory.is_dir() { Err(no_such_guest(name)) } else { Ok(directory) }
+}
+
+/// What a person is told who asks for a guest that is not there.
+pub fn no_such_guest(name: &str) -> Failure {
+    Failure::configuration(format!("there is no guest {name}; `lodge ls` lists guests"))
+}
+
+fn is_kept(directory: &Path) -> Result<bool, Failure> {
+    Ok(Record::read(directory)?.is_some_and(|record| record.keep))
 }
 
 /// The disk that the guest of that name writes to.
@@ -109,19 +176,20 @@ pub fn disk(home: &Path, name: &str) -> PathBuf {
 
 /// The record of a kept guest, without claiming it.
 pub fn kept(home: &Path, name: &str) -> Result<Option<Record>, Failure> {
-    Ok(read_record(&home.join("guests").join(name))?.filter(|record| record.keep))
+    Ok(Record::read(&home.join("guests").join(name))?.filter(|record| record.keep))
 }
 
-/// Connects to the VMM of a running guest.
-pub fn connect(name: &str) -> Result<UnixStream, Failure> {
-    vmm_api::validate_name(name).map_err(failure::config)?;
-    let directory = images::home().map_err(failure::image)?.join("guests").join(name);
+/// Asks the VMM of a running guest.
+pub fn client(name: &str) -> Result<Client, Failure> {
+    let directory = directory_of(name)?;
     let error = match socket::connect(&directory) {
-        Ok(stream) => return Ok(stream),
+        Ok(stream) => match Client::new(stream) {
+            Ok(client) => return Ok(client),
+            Err(error) => return Err(error.about(name)),
+        },
         Err(error) => error,
     };
-    let is_kept = || Ok(read_record(&directory)?.is_some_and(|record| record.keep));
-    if is_running(&directory) {
+    if lock::is_held(&directory) {
         use io::ErrorKind::{ConnectionRefused, NotFound};
         let why = match error.kind() {
             ConnectionRefused | NotFound => "it is just starting or ending; try again".to_owned(),
@@ -129,128 +197,61 @@ pub fn connect(name: &str) -> Result<UnixStream, Failure> {
         };
         return Err(Failure::host(format!("the guest {name} cannot be asked: {why}")));
     }
-    Err(Failure::configuration(match is_kept()? {
-        true => format!("the guest {name} does not run: `lodge run --name {name}` starts it"),
-        false => format!("there is no guest {name}; `lodge ls` lists guests"),
-    }))
+    if is_kept(&directory)? {
+        return Err(Failure::configuration(format!(
+            "the guest {name} does not run: `lodge start {name}` starts it, and \
+             `lodge run --name {name}` does so in this terminal"
+        )));
+    }
+    Err(no_such_guest(name))
 }
 
 /// The names of the kept guests whose disks are based on an image.
 pub fn based_on(image: &ImageName) -> Result<Vec<String>, Failure> {
-    let guests = images::home().map_err(failure::image)?.join("guests");
+    let guests = all()?;
     let mut names = Vec::new();
     for name in names_in(&guests)? {
-        let record = read_record(&guests.join(&name)).ok().flatten();
-        if record.is_some_and(|record| record.keep && record.image == image.as_str()) {
+        let record = Record::read(&guests.join(&name)).ok().flatten();
+        let is_its =
+            |record: Record| record.keep && record.image.as_deref() == Some(image.as_str());
+        if record.is_some_and(is_its) {
             names.push(name);
         }
     }
     Ok(names)
 }
 
-/// `lodge ls`.
-pub fn print_list() -> Result<u8, Failure> {
-    let guests = images::home().map_err(failure::image)?.join("guests");
+/// The names of all guests, in order, after what killed runs left was removed.
+pub fn names() -> Result<Vec<String>, Failure> {
+    let guests = all()?;
     sweep(&guests);
-    let names = names_in(&guests)?;
-    if names.is_empty() {
-        eprintln!("There are no guests; `lodge run debian:12` starts one.");
-        return Ok(0);
-    }
-    let mut table = format!("{:<24} {:<9} {:<20} {:>9}\n", "GUEST", "STATE", "IMAGE", "DISK");
-    for name in names {
-        let directory = guests.join(&name);
-        let state = if is_running(&directory) { "running" } else { "kept" };
-        let image = read_record(&directory).ok().flatten().map(|record| record.image);
-        let disk = fs::metadata(directory.join(DISK)).map_or(0, |disk| disk.blocks() * 512);
-        let _ = writeln!(
-            table,
-            "{name:<24} {state:<9} {:<20} {:>9}",
-            image.as_deref().unwrap_or("-"),
-            size::format_bytes(disk)
-        );
-    }
-    output::print(table)?;
-    Ok(0)
+    names_in(&guests)
 }
 
-/// `lodge rm`.
-pub fn remove(name: &str) -> Result<u8, Failure> {
-    vmm_api::validate_name(name).map_err(failure::config)?;
-    let home = images::home().map_err(failure::image)?;
-    let directory = home.join("guests").join(name);
-    if !directory.is_dir() {
-        return Err(Failure::configuration(format!(
-            "there is no guest {name}; `lodge ls` lists guests"
-        )));
-    }
-    if is_running(&directory) {
-        return Err(Failure::configuration(format!("the guest {name} is running: stop it first")));
-    }
-    fs::remove_dir_all(&directory).map_err(failure::io("remove", &directory))?;
-    eprintln!("{name} is removed");
-    Ok(0)
-}
-
-/// Takes the lock of a guest's directory, making both; `None` if someone else has it.
-fn lock(directory: &Path) -> Result<Option<File>, Failure> {
-    let path = directory.join(LOCK);
-    let guests = directory.parent().unwrap_or(directory);
-    loop {
-        fs::create_dir_all(guests).map_err(|error| {
-            Failure::host(format!(
-                "{} cannot be created: {error}; choose another place for Lodge's files with \
-                 LODGE_HOME",
-                guests.display()
-            ))
-        })?;
-        match fs::DirBuilder::new().mode(0o700).create(directory) {
-            // Another guest was the last one, and has ended just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failure::io("create", directory)(error));
-            }
-            _ => {}
-        }
-        let file = match File::options().create(true).truncate(false).write(true).open(&path) {
-            Ok(file) => file,
-            // Its last owner removed the directory just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failure::io("open", &path)(error)),
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(failure::io("lock", &path)(error)),
-        }
-        // A lock on a file that was removed meanwhile is worth nothing.
-        let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        if let (Ok(mine), Ok(there)) = (file.metadata(), fs::metadata(&path))
-            && same(mine, there)
-        {
-            return Ok(Some(file));
-        }
-    }
-}
-
-fn is_running(directory: &Path) -> bool {
-    File::open(directory.join(LOCK))
-        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
-}
-
-fn read_record(directory: &Path) -> Result<Option<Record>, Failure> {
-    let path = directory.join(RECORD);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failure::io("read", &path)(error)),
+/// The process that runs a guest, if the number that was written down is still its: it has the
+/// guest's lock open.
+pub fn vmm(directory: &Path) -> Option<rustix::process::Pid> {
+    let pid = fs::read_to_string(directory.join(PID)).ok()?.trim().parse().ok()?;
+    let lock = lock::identity(directory)?;
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let is_lock = |entry: io::Result<fs::DirEntry>| {
+        let file = entry.and_then(|entry| fs::metadata(entry.path()));
+        use std::os::unix::fs::MetadataExt;
+        file.is_ok_and(|file| (file.dev(), file.ino()) == lock)
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        Failure::artifact(format!(
-            "{} is damaged: {error}; remove the guest with `lodge rm`",
-            path.display()
-        ))
-    })
+    open.into_iter().any(is_lock).then_some(rustix::process::Pid::from_raw(pid)?)
+}
+
+/// How much room the disk of the guest with this directory takes, in bytes.
+pub fn disk_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(directory.join(DISK)).map_or(0, |disk| disk.blocks().saturating_mul(512))
+}
+
+/// The time of day in milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn names_in(guests: &Path) -> Result<Vec<String>, Failure> {
@@ -271,14 +272,15 @@ fn names_in(guests: &Path) -> Result<Vec<String>, Failure> {
 fn sweep(guests: &Path) {
     for name in names_in(guests).unwrap_or_default() {
         let directory = guests.join(name);
-        // A directory without a lock is about to get one from the run that just made it.
-        let Ok(lock) = File::open(directory.join(LOCK)) else { continue };
-        let abandoned = || match read_record(&directory) {
-            Ok(record) => !record.is_some_and(|record| record.keep),
-            Err(_) => false,
-        };
-        if lock.try_lock().is_ok() && abandoned() {
-            let _ = fs::remove_dir_all(&directory);
+        let Some(_lock) = lock::try_existing(&directory) else { continue };
+        match is_kept(&directory) {
+            Ok(false) => drop(fs::remove_dir_all(&directory)),
+            // A VMM that was killed leaves these.
+            Ok(true) => {
+                let _ = fs::remove_file(directory.join(socket::API));
+                let _ = fs::remove_file(directory.join(PID));
+            }
+            Err(_) => {}
         }
     }
 }
@@ -288,7 +290,8 @@ mod tests {
     use super::*;
 
     fn record(keep: bool) -> Record {
-        Record { image: "debian:12".into(), disk_sha256: "00".into(), keep }
+        let image = Some("debian:12".to_owned());
+        Record { image, disk_sha256: Some("00".to_owned()), keep, created_ms: 1 }
     }
 
     #[test]
@@ -311,6 +314,8 @@ mod tests {
         assert!(disk(home.path(), "web").exists());
         assert_eq!(kept(home.path(), "web").unwrap(), Some(record(true)));
         assert_eq!(kept(home.path(), "other").unwrap(), None);
+        guest.remove().unwrap();
+        assert!(!home.path().join("guests").exists());
     }
 
     #[test]
@@ -328,15 +333,27 @@ mod tests {
         for (name, keep) in [("killed", false), ("kept", true)] {
             let mut guest = Guest::claim(home.path(), name).unwrap();
             guest.set_record(record(keep)).unwrap();
+            drop(guest.listen().unwrap());
             // As a kill does: the lock is released and nothing is removed.
-            let Guest { directory, record, _lock } = &guest;
-            assert!(directory.exists() && record.is_some());
-            _lock.unlock().unwrap();
-            std::mem::forget(guest);
+            guest.hand_over();
+            assert!(home.path().join("guests").join(name).join(socket::API).exists());
         }
         let running = Guest::claim(home.path(), "running").unwrap();
         sweep(&home.path().join("guests"));
         assert_eq!(names_in(&home.path().join("guests")).unwrap(), ["kept", "running"]);
+        assert!(!home.path().join("guests/kept").join(socket::API).exists());
         drop(running);
+    }
+
+    #[test]
+    fn the_process_that_holds_the_lock_is_found() {
+        let home = tempfile::tempdir().unwrap();
+        let guest = Guest::claim(home.path(), "web").unwrap();
+        assert_eq!(vmm(guest.directory()), None);
+        guest.set_pid(std::process::id()).unwrap();
+        assert_eq!(vmm(guest.directory()), Some(rustix::process::getpid()));
+        // A number that has become another process's.
+        guest.set_pid(1).unwrap();
+        assert_eq!(vmm(guest.directory()), None);
     }
 }
