@@ -228,6 +228,13 @@ pub fn names() -> Result<Vec<String>, Failure> {
     names_in(&guests)
 }
 
+/// Removes what guests that have ended left behind.
+pub fn clean() {
+    if let Ok(guests) = all() {
+        sweep(&guests);
+    }
+}
+
 /// The process that runs a guest, if the number that was written down is still its: it has the
 /// guest's lock open.
 pub fn vmm(directory: &Path) -> Option<rustix::process::Pid> {

@@ -127,6 +127,7 @@ fn end(name: &str, deadline: Instant) -> Result<(), Failure> {
 fn wait(directory: &Path, deadline: Instant) -> bool {
     loop {
         if !lock::is_held(directory) {
+            guests::clean();
             return true;
         }
         if Instant::now() >= deadline {
