@@ -25,12 +25,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const EXCEPTIONS: &[Exception] = &[
     // Management knows a VMM only by its API. RawTerminal and disks are no part of that.
     Exception { from: "mgmt", to: "vmm-api", allowed: true },
+    Exception { from: "mgmt", to: "vmm-client", allowed: true },
     Exception { from: "mgmt", to: "chardev", allowed: true },
     // The machine is built for any accelerator: it knows their traits only.
     Exception { from: "machine", to: "accel-soft", allowed: false },
     Exception { from: "machine", to: "accel-kvm", allowed: false },
     // Configuration is for everybody and depends on nobody.
     Exception { from: "vmm-api", to: "machine", allowed: false },
+    Exception { from: "vmm-client", to: "machine", allowed: false },
+    Exception { from: "vmm-client", to: "vmm", allowed: false },
 ];
 
 struct Exception {

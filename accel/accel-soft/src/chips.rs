@@ -345,6 +345,14 @@ impl Chips {
         self.with_lapic(index, |_| Effects { timer_changed: true, ..Effects::default() });
     }
 
+    /// Sets all TSCs back by so many ticks.
+    pub fn skip_time(&self, ticks: u64) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let offset = slot.tsc_offset.load(Ordering::Relaxed);
+            self.set_tsc_offset(index, offset.wrapping_sub(ticks));
+        }
+    }
+
     // --- What a processor does --------------------------------------------------------------
 
     /// Takes the interrupt that is pending for processor `index`, and gives its vector.

@@ -1,6 +1,7 @@
 //! What surrounds a processor of this engine.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{CpuBus, CpuidTable};
@@ -19,13 +20,31 @@ use crate::transcode::watch::Watch;
 pub(crate) struct Shared {
     pub ram: Ram,
     pub chips: Timed,
-    pub epoch: Epoch,
+    pub epoch: Mutex<Epoch>,
+    /// For how many ticks of the host's TSC the machine has been paused, in all.
+    pub skipped: AtomicU64,
     /// Tells processors of code that changes.
     pub watch: Watch,
     /// MSRs that the guest asked for in vain, so that each is logged once.
     pub unknown_msrs: Mutex<HashSet<u32>>,
     /// Keeps the timer thread.
     pub _timers: Arc<runtime::Timers>,
+}
+
+impl Shared {
+    /// From where guest time counts.
+    pub fn epoch(&self) -> Epoch {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has guest time and all TSCs go on from where they stood so many ticks ago. Each processor
+    /// takes note of it when it runs next; until then, timers go by what is changed here.
+    pub fn skip_time(&self, ticks: u64) {
+        let mut epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        epoch.host_tsc = epoch.host_tsc.wrapping_add(ticks);
+        self.skipped.fetch_add(ticks, Ordering::Relaxed);
+        self.chips.skip_time(ticks);
+    }
 }
 
 /// The bus of the machine, while a processor runs.
@@ -217,8 +236,9 @@ impl Env for SoftEnv {
         if Lapic::owns_msr(index) {
             return self.shared.chips.write_msr(self.index, index, value);
         }
-        let Shared { ram, epoch, .. } = &*self.shared;
-        let done = self.pv_clock.write_msr(index, value, ram, epoch, self.tsc_offset);
+        let ram = &self.shared.ram;
+        let epoch = self.shared.epoch();
+        let done = self.pv_clock.write_msr(index, value, ram, &epoch, self.tsc_offset);
         if done.is_none() {
             self.log_unknown_msr(index, "writes");
         }
@@ -258,7 +278,7 @@ impl Env for SoftEnv {
     fn tsc_offset_changed(&mut self, offset: u64) {
         self.tsc_offset = offset;
         self.shared.chips.set_tsc_offset(self.index, offset);
-        self.pv_clock.publish(&self.shared.ram, &self.shared.epoch, offset);
+        self.pv_clock.publish(&self.shared.ram, &self.shared.epoch(), offset);
     }
 
     fn execute_native(

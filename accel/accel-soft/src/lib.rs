@@ -17,6 +17,7 @@ mod vcpu;
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{Accelerator, Fault, Vcpu, Vm, VmResources};
@@ -109,7 +110,8 @@ impl Accelerator for SoftAccelerator {
         let shared = Arc::new(Shared {
             ram: Ram::new(&config.memory),
             chips,
-            epoch,
+            epoch: Mutex::new(epoch),
+            skipped: AtomicU64::new(0),
             watch: Watch::new(contexts.iter().cloned()),
             unknown_msrs: Mutex::new(HashSet::new()),
             _timers: config.timers,
@@ -157,7 +159,7 @@ impl Accelerator for SoftAccelerator {
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
                 let cpu = Cpu::new(state, env);
-                Ok(Some(SoftVcpu { cpu, transcoder, processor_signature }))
+                Ok(Some(SoftVcpu { cpu, transcoder, processor_signature, skipped: 0 }))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
         Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))
@@ -208,5 +210,9 @@ impl Vm for SoftVm {
             Some(vcpu) => Ok(Box::new(vcpu)),
             None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
         }
+    }
+
+    fn skip_time(&self, ticks: u64) {
+        self.shared.skip_time(ticks);
     }
 }

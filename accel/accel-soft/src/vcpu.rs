@@ -1,6 +1,7 @@
 //! A processor of this engine, as the VMM drives it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use accel::{CpuBus, DebugControl, Exit, Fault, Kicker, Statistics, Vcpu};
 use irqchip::Attention;
@@ -17,6 +18,8 @@ pub(crate) struct SoftVcpu {
     /// `None` if the interpreter executes everything.
     pub transcoder: Option<Transcoder>,
     pub processor_signature: u32,
+    /// The part of [`Shared::skipped`] that this processor's TSC knows of.
+    pub skipped: u64,
 }
 
 impl SoftVcpu {
@@ -84,6 +87,18 @@ impl SoftVcpu {
         self.cpu.state_changed();
     }
 
+    /// Sets the TSC back by what the machine was paused for since this was called last.
+    fn skip_time(&mut self) {
+        let skipped = self.cpu.env.shared.skipped.load(Ordering::Relaxed);
+        let ticks = skipped.wrapping_sub(std::mem::replace(&mut self.skipped, skipped));
+        if ticks != 0 {
+            let offset = self.cpu.state.msrs.tsc_offset.wrapping_sub(ticks);
+            self.cpu.state.msrs.tsc_offset = offset;
+            x86::Env::tsc_offset_changed(&mut self.cpu.env, offset);
+            self.cpu.state_changed();
+        }
+    }
+
     /// Nothing is executed for a while.
     fn leave(&self) {
         self.cpu.env.shared.watch.leave(self.cpu.env.index);
@@ -135,6 +150,7 @@ impl Vcpu for SoftVcpu {
                 self.0.cpu.env.leave();
             }
         }
+        self.skip_time();
         self.cpu.env.enter(bus);
         let entered = Entered(self);
         entered.0.run_until_exit()

@@ -78,6 +78,13 @@ pub trait Vm: Send + Sync {
     /// and starts at its reset vector unless its state is stored first; the others wait for a
     /// start-up IPI.
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
+
+    /// Takes the time of a pause away from what processors see of the TSC: it was `ticks` of the
+    /// host's TSC long. To be called while no processor is in [`Vcpu::run`] and guest time stands
+    /// still. An accelerator that cannot do so lets the TSC jump.
+    fn skip_time(&self, ticks: u64) {
+        let _ = ticks;
+    }
 }
 
 /// The pages of a region of RAM that were stored to.

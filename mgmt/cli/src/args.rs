@@ -1,11 +1,11 @@
 //! The command line, and the help that teaches it.
 
 mod gdb;
+pub mod lifecycle;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::{ImageName, PackageName};
@@ -14,8 +14,12 @@ use vmm_api::{
 };
 
 use crate::{size, stats};
-
 pub use gdb::GdbArg;
+use lifecycle::{
+    ConsoleArgs, CreateArgs, EventsArgs, ListArgs, LogsArgs, Names, RemoveArgs, RenameArgs,
+    StartArgs, StopArgs,
+};
+pub use lifecycle::{ShellArg, StatsArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +27,10 @@ Examples:
   lodge run debian:12                      start a fresh guest from it, here
   lodge run debian:12 --cpus 2 --memory 1G -p 2222:22
   lodge run --kernel bzImage --initrd initrd.img --cmdline console=ttyS0
+  lodge run -d debian:12 --name web        start one in the background
+  lodge ps                                 what runs; with --all, what is there
+  lodge console web                        its console; Ctrl-] q leaves it
+  lodge stop web                           have it switch itself off
   lodge stats web                          why the guest web is slow
   lodge check                              what this machine can do, and why not";
 
@@ -35,12 +43,16 @@ Exit status:
   6    this host does not allow or does not have what is needed
   8    a mistake in Lodge itself
   128+N  ended by signal N
+  Commands that take several guests go on after a failure and end with the status of the first.
 
 Files:
   Images and guests are kept in $LODGE_HOME, by default ~/.local/share/lodge.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
+  lodge run -d debian:12 --name web
+      A guest in the background, which stays until `lodge rm web`: `lodge console web` is its
+      console, `lodge logs web` what it wrote, `lodge stop web` and `lodge start web` what they say.
   lodge run debian:12
       A fresh guest on a copy of the image; what it writes is gone when it ends.
   lodge run debian:12 --name web --keep
@@ -78,14 +90,55 @@ pub enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
-    /// List guests: those that run and those that are kept
-    Ls,
-    /// Remove a kept guest and its disk
-    Rm {
-        /// The guest's name
-        name: String,
-    },
-    /// Show what a running guest's processors do, so that a slow guest can be understood
+    /// Make a guest without starting it
+    #[command(after_help = "\
+Example:
+  lodge create debian:12 --name web --memory 2G
+  lodge start web
+
+What the guest is made of is in guest.toml in its directory (`lodge inspect web` says where), which may
+be edited while it does not run.")]
+    Create(Box<CreateArgs>),
+    /// Start guests that are there, in the background
+    Start(StartArgs),
+    /// List guests: those that run, or all
+    #[command(after_help = "\
+Examples:
+  lodge ps
+  lodge ps --all --filter state=crashed
+  lodge rm $(lodge ps --all --quiet --filter state=stopped)")]
+    Ps(ListArgs),
+    /// List all guests, as `ps --all` does
+    Ls(ListArgs),
+    /// Have guests switch themselves off, and end by force those that do not
+    Stop(StopArgs),
+    /// End guests at once, like pulling the plug
+    Kill(Names),
+    /// Stop guests and start them again
+    Restart(StopArgs),
+    /// Have guests stand still; they do not notice it
+    Pause(Names),
+    /// Have paused guests go on
+    Resume(Names),
+    /// Remove guests and their disks
+    Rm(RemoveArgs),
+    /// Give a guest that does not run another name
+    Rename(RenameArgs),
+    /// Print what a guest wrote to its console
+    #[command(after_help = "\
+The newest one to two MiB are kept, over restarts, until the guest is removed.")]
+    Logs(LogsArgs),
+    /// Connect this terminal to the console of a running guest
+    #[command(after_help = "\
+Any number of terminals may be connected at once. Keys:
+  Ctrl-] q        leave the console; the guest runs on
+  Ctrl-] Ctrl-]   send one Ctrl-] to the guest")]
+    Console(ConsoleArgs),
+    /// Print all that is known of guests as JSON
+    Inspect(Names),
+    /// Print what happens to guests: starts, ends, resets, pauses
+    Events(EventsArgs),
+    /// Show what running guests use; with a name, why that guest is slow
     #[command(after_long_help = stats::help())]
     Stats(StatsArgs),
     /// Say what this machine can do for guests, what Lodge will use, and why
@@ -100,7 +153,7 @@ Examples:
   lodge completion fish > ~/.config/fish/completions/lodge.fish")]
     Completion {
         /// The shell
-        shell: clap_complete::Shell,
+        shell: ShellArg,
     },
     /// Print the manual page, or write all pages to a directory
     #[command(after_help = "\
@@ -113,8 +166,28 @@ Examples:
     },
 }
 
-#[derive(Args, Debug, Default)]
+/// `lodge run`.
+#[derive(Args, Debug)]
 pub struct RunArgs {
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// Start the guest in the background, print its name, and keep it when it ends
+    #[arg(long, short, conflicts_with = "keep", help_heading = "Guest")]
+    pub detach: bool,
+    /// With --detach: do not keep it
+    #[arg(long, requires = "detach", help_heading = "Guest")]
+    pub rm: bool,
+    /// Keep the guest's disk when it ends, to be continued under its name
+    #[arg(long, requires = "name", help_heading = "Guest")]
+    pub keep: bool,
+    /// Print the resulting configuration as JSON and start nothing
+    #[arg(long, help_heading = "Guest")]
+    pub print_config: bool,
+}
+
+/// What a guest is made of.
+#[derive(Args, Debug, Default)]
+pub struct GuestArgs {
     /// The image to start from: `lodge image ls` lists them
     pub image: Option<ImageName>,
 
@@ -162,15 +235,9 @@ pub struct RunArgs {
     /// The guest's name [default: made from the image's]
     #[arg(long, help_heading = "Guest")]
     pub name: Option<String>,
-    /// Keep the guest's disk when it ends, to be continued under its name
-    #[arg(long, requires = "name", help_heading = "Guest")]
-    pub keep: bool,
     /// Read the guest's configuration from a TOML or JSON file; what is given here goes before
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     pub config: Option<PathBuf>,
-    /// Print the resulting configuration as JSON and start nothing
-    #[arg(long, help_heading = "Guest")]
-    pub print_config: bool,
 
     /// Let GDB connect: at PORT of this machine only, ADDRESS:PORT or socket:PATH. Whoever can
     /// connect can read and change all of the guest
@@ -441,19 +508,6 @@ Example:
 }
 
 #[derive(Args, Debug)]
-pub struct StatsArgs {
-    /// The guest's name: `lodge ls` lists them
-    pub name: String,
-    /// Print what was counted until now as JSON, for each processor, at once
-    #[arg(long)]
-    pub json: bool,
-    /// For how many seconds to look, to see how often things happen
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = stats::parse_interval,
-        conflicts_with = "json")]
-    pub interval: Duration,
-}
-
-#[derive(Args, Debug)]
 pub struct CheckArgs {
     /// Print JSON
     #[arg(long)]
@@ -529,8 +583,11 @@ mod tests {
         assert!(parse("lodge run debian:12 --keep").is_err());
         assert!(parse("lodge run Debian").is_err());
         assert!(parse("lodge stats web --interval 5").is_ok());
-        assert!(parse("lodge stats web --interval 5 --json").is_err());
-        assert!(parse("lodge stats").is_err());
+        assert!(parse("lodge stats --once --json").is_ok());
+        assert!(parse("lodge run -d debian:12 --rm").is_ok());
+        assert!(parse("lodge run debian:12 --rm").is_err());
+        assert!(parse("lodge create debian:12 --detach").is_err());
+        assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());
         assert!(parse("lodge image build debian:12 --include gcc,libc6-dev").is_ok());

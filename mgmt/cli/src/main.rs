@@ -2,9 +2,11 @@
 
 mod args;
 mod check;
+mod completion;
 mod failure;
 mod guests;
 mod image;
+mod lifecycle;
 mod manual;
 mod output;
 mod progress;
@@ -19,9 +21,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use vmm_api::Failure;
 
+use args::lifecycle::ListArgs;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    completion::answer_shell();
     let cli = Cli::parse();
     match dispatch(cli.command) {
         Ok(status) => ExitCode::from(status),
@@ -38,10 +42,23 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Run(args) => run::run(&args),
         Command::Image { command } => image::run(&command),
         Command::Stats(args) => stats::run(&args),
-        Command::Ls => guests::print_list(),
-        Command::Rm { name } => guests::remove(&name),
+        Command::Create(args) => run::create(&args.guest),
+        Command::Start(args) => lifecycle::start(&args),
+        Command::Ps(args) => lifecycle::list::run(&args),
+        Command::Ls(args) => lifecycle::list::run(&ListArgs { all: true, ..args }),
+        Command::Stop(args) => lifecycle::stop::stop(&args),
+        Command::Kill(args) => lifecycle::stop::kill(&args),
+        Command::Restart(args) => lifecycle::stop::restart(&args),
+        Command::Pause(args) => lifecycle::pause(&args),
+        Command::Resume(args) => lifecycle::resume(&args),
+        Command::Rm(args) => lifecycle::remove::remove(&args),
+        Command::Rename(args) => lifecycle::remove::rename(&args),
+        Command::Logs(args) => lifecycle::logs::run(&args),
+        Command::Console(args) => lifecycle::console::run(&args),
+        Command::Inspect(args) => lifecycle::inspect::run(&args),
+        Command::Events(args) => lifecycle::events::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Completion { shell } => manual::print_completion(shell),
+        Command::Completion { shell } => completion::print_script(shell),
         Command::Man { directory } => manual::write_man(directory.as_deref()),
     }
 }

@@ -1,4 +1,4 @@
-//! Completion scripts and manual pages, made from the command line's definition.
+//! Manual pages, made from the command line's definition.
 
 use std::path::Path;
 
@@ -7,14 +7,6 @@ use vmm_api::Failure;
 
 use crate::args::Cli;
 use crate::{failure, output};
-
-/// `lodge completion`.
-pub fn print_completion(shell: clap_complete::Shell) -> Result<u8, Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "lodge", &mut script);
-    output::print(script)?;
-    Ok(0)
-}
 
 /// `lodge man`: the page of `lodge` itself to standard output, or all pages to a directory.
 pub fn write_man(directory: Option<&Path>) -> Result<u8, Failure> {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -17,9 +18,13 @@ pub const API: &str = "api.sock";
 /// Listens in a directory that nobody else does so in. What a killed listener left is removed.
 pub fn listen(directory: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(directory.join(API)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => reach(directory, UnixListener::bind),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let listener = reach(directory, UnixListener::bind)?;
+    // The directory is the user's alone, so that nobody else could be quicker.
+    fs::set_permissions(directory.join(API), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Connects to whoever listens in a directory.

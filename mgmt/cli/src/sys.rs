@@ -65,6 +65,38 @@ fn ending_set() -> libc::sigset_t {
     }
 }
 
+/// Has no ending signal blocked or ignored in this process.
+fn reset_signals() {
+    // SAFETY: sigset_t is plain data, for which all zeros are a valid value; sigemptyset only writes
+    // to the set that it is given, the old mask is not wanted (null), and the default action needs
+    // no handler. All of it may be called between fork and exec (signal-safety(7)).
+    unsafe {
+        let mut none: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        // A shell has what it starts in the background ignore some of them.
+        for signal in ENDING {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Makes a command start with no ending signal blocked or ignored, and go on when this program and
+/// its terminal are gone.
+pub fn detach(command: &mut Command) {
+    // SAFETY: as above: system calls only, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            reset_signals();
+            // A session of its own has no terminal to be hung up by.
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Makes a command start with no ending signal blocked or ignored, as a program expects, and end by
 /// SIGTERM if this program ends without having ended it.
 pub fn tie_to_this_process(command: &mut Command) {
@@ -74,13 +106,7 @@ pub fn tie_to_this_process(command: &mut Command) {
     // and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            let mut none: libc::sigset_t = mem::zeroed();
-            libc::sigemptyset(&mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-            // A shell has what it starts in the background ignore some of them.
-            for signal in ENDING {
-                libc::signal(signal, libc::SIG_DFL);
-            }
+            reset_signals();
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
                 return Err(io::Error::last_os_error());
             }

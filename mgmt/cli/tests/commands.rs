@@ -215,3 +215,22 @@ fn completions_and_manual_pages_are_made() {
         assert!(pages.join(page).is_file(), "{page}");
     }
 }
+
+#[test]
+fn guests_names_are_completed() {
+    let home = Home::new();
+    let record = r#"{"image":"debian:12","disk_sha256":"00","keep":true}"#;
+    for name in ["web", "worker"] {
+        fs::create_dir_all(home.path().join("guests").join(name)).unwrap();
+        fs::write(home.path().join("guests").join(name).join("guest.json"), record).unwrap();
+    }
+    let complete = |command: &str, word: &str| {
+        let mut lodge = home.lodge(&["--", "lodge", command, word]);
+        lodge.env("LODGE_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "2").env("_CLAP_IFS", "\n");
+        text(&lodge.output().unwrap().stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for command in ["start", "stop", "rm", "logs", "console", "inspect", "stats", "events"] {
+        assert_eq!(complete(command, "w"), ["web", "worker"], "{command}");
+    }
+    assert_eq!(complete("stop", "wo"), ["worker"]);
+}

@@ -3,14 +3,14 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
 
 use common::{Home, outcome, text};
-use vmm_api::{Accelerator, Answer, Failure, ProcessorStatistics, Request, Statistics};
+use vmm_api::{Accelerator, Failure, ProcessorStatistics, Statistics};
 
 /// A running guest named `web`: its lock, and a socket that nobody listens at yet.
 struct Web {
@@ -40,7 +40,8 @@ impl Web {
         self.serve(|client| {
             let mut reader = BufReader::new(&client);
             let mut look = 0;
-            while let Some(Request::Statistics) = Request::read_line(&mut reader).unwrap() {
+            while let Some(request) = read_request(&mut reader) {
+                assert!(request.starts_with("GET /v1/statistics HTTP/1.1\r\n"), "{request}");
                 look += 1;
                 let counts = [("entries".to_owned(), 1000 * look)].into();
                 let processor =
@@ -50,12 +51,30 @@ impl Web {
                     accelerator: Accelerator::Soft,
                     resets: 0,
                     running_ns: 500_000_000 * look,
+                    memory: Default::default(),
                     processors: vec![processor],
                 };
-                Answer::Statistics(statistics).write_line(&mut &client).unwrap();
+                answer(&client, "200 OK", &serde_json::to_string(&statistics).unwrap());
             }
         });
     }
+}
+
+/// Reads the head of a request without a body; `None` at the end.
+fn read_request(reader: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+fn answer(mut client: &UnixStream, status: &str, body: &str) {
+    let length = body.len();
+    let text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+    client.write_all(text.as_bytes()).unwrap();
 }
 
 fn stats(home: &Home, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -102,14 +121,17 @@ fn guests_that_cannot_be_asked() {
     ask("starting or ending");
     web.serve(drop);
     ask("ended before it answered");
+    for nonsense in ["hello\n", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{\"a\""] {
+        web.serve(move |mut client| {
+            read_request(&mut BufReader::new(&client));
+            client.write_all(nonsense.as_bytes()).unwrap();
+        });
+        ask("another version");
+    }
     web.serve(|client| {
-        let _ = Request::read_line(&mut BufReader::new(&client));
-        std::io::Write::write_all(&mut &client, b"{\"answer\":\"walk\"}\n").unwrap();
-    });
-    ask("another version");
-    web.serve(|client| {
-        let _ = Request::read_line(&mut BufReader::new(&client));
-        Answer::Error(Failure::host("no time")).write_line(&mut &client).unwrap();
+        read_request(&mut BufReader::new(&client));
+        let failure = serde_json::to_string(&Failure::host("no time")).unwrap();
+        answer(&client, "503 Service Unavailable", &failure);
     });
     ask("no time");
 
@@ -119,6 +141,7 @@ fn guests_that_cannot_be_asked() {
     drop(web);
     let (code, _, errors) = stats(&home, &["web"]);
     assert!(code == Some(2) && errors.contains("no guest web"), "{errors}");
+    fs::create_dir_all(&directory).unwrap();
     fs::write(directory.join("guest.json"), record).unwrap();
     let (code, _, errors) = stats(&home, &["web"]);
     assert!(code == Some(2) && errors.contains("lodge run --name web"), "{errors}");
@@ -144,7 +167,7 @@ fn a_guest_without_an_image_is_found_and_leaves_nothing() {
     assert_eq!(home.guests(), ["tiny"]);
     assert!(home.path().join("guests/tiny/api.sock").exists());
     let list = text(&home.lodge(&["ls"]).output().unwrap().stdout);
-    assert!(list.contains("tiny") && list.contains("running"), "{list}");
+    assert!(list.contains("tiny") && list.contains("unresponsive"), "{list}");
     let (code, message) = outcome(&home.lodge(&arguments).output().unwrap());
     assert!(code == Some(2) && message.contains("running already"), "{message}");
     let pid = child.id().to_string();

@@ -76,7 +76,8 @@ impl Image {
     /// # Panics
     ///
     /// If the manifest does not tell.
-    pub(crate) fn cmdline(&self) -> &str {
+    #[must_use]
+    pub fn cmdline(&self) -> &str {
         self.manifest["cmdline"].as_str().expect("a command line")
     }
 

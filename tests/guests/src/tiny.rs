@@ -9,6 +9,25 @@ pub fn sleeper() -> Vec<u8> {
     multiboot(&[0xf4, 0xeb, 0xfd])
 }
 
+/// A flat multiboot kernel that writes `ready` to its first serial port and then each byte that it
+/// reads there: `mov dx, 0x3f8`, `mov al, 'r'; out dx, al` and so on; `again: mov dx, 0x3fd;
+/// in al, dx; test al, 1; jz again; mov dx, 0x3f8; in al, dx; out dx, al; jmp again`.
+#[must_use]
+pub fn echo() -> Vec<u8> {
+    const ECHO: &[u8] = &[
+        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee,
+        0xeb, 0xef,
+    ];
+    let ready = b"ready\n".iter().flat_map(|&byte| [0xb0, byte, 0xee]);
+    multiboot(
+        &[0x66, 0xba, 0xf8, 0x03]
+            .into_iter()
+            .chain(ready)
+            .chain(ECHO.iter().copied())
+            .collect::<Vec<_>>(),
+    )
+}
+
 /// A flat multiboot kernel that goes to 64-bit mode, where it for ever makes a little loop, calls a
 /// function and asks for CPUID, which no processor of the host answers for it.
 ///

@@ -122,6 +122,17 @@ impl Machine {
         self.power.send(request);
     }
 
+    /// Stops all devices: none touches guest memory until [`Machine::resume`]. The processors have
+    /// stopped.
+    pub fn pause(&self) {
+        self.pci.pause();
+    }
+
+    /// Lets devices go on after [`Machine::pause`].
+    pub fn resume(&self) {
+        self.pci.resume();
+    }
+
     /// Ends all devices' work and flushes the disks. The processors have stopped.
     pub fn stop(&self) -> Result<(), Failure> {
         self.pci.pause();

@@ -184,6 +184,9 @@ pub enum ConsoleConfig {
     Stdio,
     /// An already connected stream socket that the VMM inherits.
     Fd(i32),
+    /// Whoever attaches to it by the API; what the guest writes is kept in a log that is bounded.
+    /// For the first serial port only.
+    Api,
     /// A pseudo terminal, whose name the VMM reports.
     Pty,
     /// A Unix socket that the VMM listens at; one client at a time.

@@ -7,7 +7,7 @@
 //! [`FailureKind::exit_status`].
 //!
 //! Descriptor M is one end of a stream socket. When its other end is closed, whoever started the
-//! guest is gone, and the VMM stops it as upon SIGTERM.
+//! guest is gone, and the VMM stops it as upon SIGTERM, unless it was started with `--detached`.
 
 use std::fmt;
 use std::io::{self, BufRead, Write};
@@ -40,6 +40,10 @@ pub enum Event {
     },
     /// The machine was reset, by the guest or by a triple fault, and starts anew.
     Reset,
+    /// The guest was paused: its processors, its devices and its time stand still.
+    Paused,
+    /// The guest goes on after a pause.
+    Resumed,
     /// Something a person should know that does not end the guest.
     Warning {
         /// The whole text, for people.
@@ -86,7 +90,7 @@ pub enum StopReason {
         /// The exit status that results, `(N << 1) | 1` for a write of N to isa-debug-exit.
         status: u8,
     },
-    /// Whoever started the guest asked for it (SIGTERM, or the status socket was closed).
+    /// Somebody asked for it: by the API, by SIGTERM, or by closing the status socket.
     Requested,
 }
 

@@ -4,20 +4,24 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod config;
 mod event;
 mod host;
 mod line;
-mod request;
+mod mac;
+mod statistics;
 mod validate;
 
+pub use api::{API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, StopRequest};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,
 };
 pub use event::{Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
-pub use request::{Answer, PROCESSOR_TIME_NS, ProcessorStatistics, Request, Statistics};
+pub use mac::default_mac;
+pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,
 };

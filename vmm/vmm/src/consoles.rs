@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chardev::{Backend, Chardev, RawTerminal};
 use vmm_api::{ConsoleConfig, Failure, VmConfig};
 
+use crate::api::Api;
 use crate::fds;
 
 /// The open consoles of one guest.
@@ -22,9 +23,11 @@ pub struct Consoles {
 }
 
 impl Consoles {
-    /// Opens what the configuration asks for. Call it before the process opens files of its own,
-    /// whose numbers could be mistaken for those of inherited ones.
-    pub fn open(config: &VmConfig) -> Result<Self, Failure> {
+    /// Opens what the configuration asks for.
+    ///
+    /// If anybody can ask the API, the first serial port is theirs to attach to, unless the
+    /// configuration leads it elsewhere.
+    pub fn open(config: &VmConfig, api: &mut Api) -> Result<Self, Failure> {
         let consoles =
             [Some(&config.serial), Some(&config.serial2), config.virtio_console.as_ref()];
         let on_stdio =
@@ -35,7 +38,13 @@ impl Consoles {
                  output: give the others another place",
             ));
         }
-        let serial = backend(&config.serial)?;
+        let serial = match &config.serial {
+            ConsoleConfig::Api => Backend::Stream(api.open_console(None)?),
+            ConsoleConfig::Fd(fd) if api.is_served() => {
+                Backend::Stream(api.open_console(Some(inherited(*fd)?))?)
+            }
+            elsewhere => backend(elsewhere)?,
+        };
         let serial2 = backend(&config.serial2)?;
         let virtio = config.virtio_console.as_ref().map(backend).transpose()?;
         let serial = open(serial)?;
@@ -67,12 +76,19 @@ fn backend(config: &ConsoleConfig) -> Result<Backend, Failure> {
     Ok(match config {
         ConsoleConfig::Null => Backend::Null,
         ConsoleConfig::Stdio => Backend::Stdio,
-        ConsoleConfig::Fd(fd) => Backend::Stream(
-            fds::inherited(*fd)
-                .map_err(|e| Failure::host(format!("cannot use descriptor {fd}: {e}")))?,
-        ),
+        ConsoleConfig::Fd(fd) => Backend::Stream(inherited(*fd)?),
+        ConsoleConfig::Api => {
+            return Err(Failure::configuration(
+                "of all consoles, only the first serial port can be attached to by the API: give \
+                 the others another place",
+            ));
+        }
         ConsoleConfig::Pty => Backend::Pty,
         ConsoleConfig::Socket(path) => Backend::Socket(path.clone()),
         ConsoleConfig::Log(path) => Backend::Log(path.clone()),
     })
+}
+
+fn inherited(fd: std::os::fd::RawFd) -> Result<std::os::fd::OwnedFd, Failure> {
+    fds::inherited(fd).map_err(|e| Failure::host(format!("cannot use descriptor {fd}: {e}")))
 }

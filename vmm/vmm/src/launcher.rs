@@ -4,10 +4,12 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 use vmm_api::{Event, Failure};
 
 use crate::fds;
+use crate::journal::Journal;
 
 /// Writes a line to standard error, if anybody reads that.
 pub fn say(text: impl Display) {
@@ -18,11 +20,13 @@ pub fn say(text: impl Display) {
 pub struct Launcher {
     status: Option<File>,
     gone: bool,
+    journal: Arc<Journal>,
 }
 
 impl Launcher {
     /// Takes the status descriptor, if there is one. Without it, events go to standard error.
-    pub fn new(status_fd: Option<RawFd>) -> Result<Self, Failure> {
+    /// `detached`: its end means nothing.
+    pub fn new(status_fd: Option<RawFd>, detached: bool) -> Result<Self, Failure> {
         let status = status_fd
             .map(|fd| {
                 fds::inherited(fd).map(File::from).map_err(|e| {
@@ -30,16 +34,22 @@ impl Launcher {
                 })
             })
             .transpose()?;
-        Ok(Self::over(status))
+        Ok(Self { gone: detached, ..Self::over(status) })
     }
 
     /// Reports to an open stream, or to standard error.
     pub fn over(status: Option<File>) -> Self {
-        Self { status, gone: false }
+        Self { status, gone: false, journal: Arc::default() }
+    }
+
+    /// What was reported, for others.
+    pub fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
     }
 
     /// Reports an event. If nobody listens any longer, that is noticed elsewhere.
     pub fn tell(&mut self, event: &Event) {
+        self.journal.record(event);
         match (&mut self.status, event) {
             (Some(status), _) => {
                 if let Err(e) = event.write_line(status) {

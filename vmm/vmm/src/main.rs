@@ -6,9 +6,15 @@
 
 mod accelerators;
 mod api;
+mod bounded_file;
 mod consoles;
+mod control;
 mod debugging;
+mod directory;
 mod fds;
+mod gate;
+mod hub;
+mod journal;
 mod launcher;
 mod meter;
 mod running;
@@ -27,6 +33,7 @@ use tracing_subscriber::prelude::*;
 use vmm_api::{Event, Failure, StopReason, VmConfig};
 
 use api::Api;
+use directory::Directory;
 use launcher::Launcher;
 
 /// Runs one guest in this process. Usually started by `lodge run`.
@@ -45,18 +52,29 @@ struct Args {
     status_fd: Option<RawFd>,
     /// Start no guest: say as JSON on standard output what this host's KVM is good for, and what the
     /// accelerator "auto" stands for here.
-    #[arg(long, conflicts_with_all = ["config_fd", "config", "status_fd", "api_fd"])]
+    #[arg(long, conflicts_with_all = ["config_fd", "config", "status_fd", "api_fd", "directory_fd", "lock_fd", "detached"])]
     probe: bool,
-    /// Answer questions about the guest, as JSON lines, at this inherited file descriptor, a Unix
-    /// stream socket that listens.
+    /// Serve the API, JSON by HTTP/1.1, at this inherited file descriptor, a Unix stream socket that
+    /// listens.
     #[arg(long, value_name = "L")]
     api_fd: Option<RawFd>,
+    /// Keep the console's log and the events in the directory that this inherited file descriptor
+    /// is open for.
+    #[arg(long, value_name = "D")]
+    directory_fd: Option<RawFd>,
+    /// Keep this inherited file descriptor open, and with it the lock that it holds.
+    #[arg(long, value_name = "K")]
+    lock_fd: Option<RawFd>,
+    /// Go on when the other end of --status-fd is closed.
+    #[arg(long)]
+    detached: bool,
 }
 
 /// A configuration larger than this is none.
 const MAX_CONFIG: u64 = 4 << 20;
 
 fn main() -> ExitCode {
+    fds::take_note();
     let args = Args::parse();
     start_logging();
     if args.probe {
@@ -68,14 +86,15 @@ fn main() -> ExitCode {
             }
         };
     }
-    let mut launcher = match Launcher::new(args.status_fd) {
+    let mut launcher = match Launcher::new(args.status_fd, args.detached) {
         Ok(launcher) => launcher,
         Err(failure) => {
             launcher::say(&failure);
             return ExitCode::from(failure.kind.exit_status());
         }
     };
-    let result = run(&args, &mut launcher);
+    let mut api = None;
+    let result = run(&args, &mut launcher, &mut api);
     let (event, status) = match result {
         Ok(reason) => (Event::Stopped { reason }, reason.exit_status()),
         Err(failure) => {
@@ -84,6 +103,9 @@ fn main() -> ExitCode {
         }
     };
     launcher.tell(&event);
+    if let Some(api) = api {
+        api.finish();
+    }
     ExitCode::from(status)
 }
 
@@ -94,10 +116,19 @@ fn probe() -> Result<(), Failure> {
         .map_err(|e| Failure::host(format!("cannot write the report: {e}")))
 }
 
-fn run(args: &Args, launcher: &mut Launcher) -> Result<StopReason, Failure> {
-    let mut api = Api::new(args.api_fd)?;
+/// Runs the guest to its end. The API is left for the caller to finish.
+fn run(args: &Args, launcher: &mut Launcher, api: &mut Option<Api>) -> Result<StopReason, Failure> {
+    let cannot_hold = |e| Failure::host(format!("cannot use the lock's descriptor: {e}"));
+    // Held until the process ends.
+    std::mem::forget(args.lock_fd.map(fds::inherited).transpose().map_err(cannot_hold)?);
+    let directory = Directory::new(args.directory_fd)?;
+    let events = directory.events()?;
+    let api = api.insert(Api::new(args.api_fd, directory, launcher.journal())?);
     let config = read_config(args)?;
-    session::run(&config, launcher, &mut api)
+    if let Some(events) = events {
+        launcher.journal().keep_in(events);
+    }
+    session::run(config, launcher, api)
 }
 
 /// Logs go to standard error. `LODGE_LOG` says how much: `debug`, or `info,virtio=trace`.

@@ -27,6 +27,8 @@ struct State {
     /// How often the processor was asked, and which of these it answered last.
     asked: u64,
     answered: u64,
+    /// The processor stands still, and its numbers with it.
+    rests: bool,
     statistics: Statistics,
     time_ns: u64,
 }
@@ -38,6 +40,7 @@ impl Meter {
             kicker: Some(kicker),
             asked: 0,
             answered: 0,
+            rests: false,
             statistics: Statistics::default(),
             time_ns: 0,
         };
@@ -60,6 +63,22 @@ impl Meter {
         }
     }
 
+    /// Leaves the numbers here for as long as the processor stands still. To be called by the
+    /// processor's thread, which need not look here until [`Meter::go_on`].
+    pub fn rest(&self, statistics: Statistics) {
+        let mut state = self.state();
+        state.statistics = statistics;
+        state.time_ns = thread_time_ns();
+        state.answered = state.asked;
+        state.rests = true;
+        self.changed.notify_all();
+    }
+
+    /// The processor runs again.
+    pub fn go_on(&self) {
+        self.state().rests = false;
+    }
+
     /// Leaves the last numbers here. To be called by the processor's thread when it ends.
     pub fn end(&self, statistics: Option<Statistics>) {
         let mut state = self.state();
@@ -74,7 +93,7 @@ impl Meter {
     /// Asks the processor. Returns which answer to wait for.
     fn ask(&self) -> u64 {
         let mut state = self.state();
-        if let Some(kicker) = &state.kicker {
+        if let Some(kicker) = state.kicker.as_ref().filter(|_| !state.rests) {
             // The thread looks here after the kick.
             let kicker = kicker.clone();
             state.asked += 1;
@@ -169,8 +188,16 @@ mod tests {
         assert!(!answer.current);
         meter.answer(|| counted(1));
         assert!(meter.wait(wanted, Instant::now()).current);
+        // One that stands still is not asked.
+        meter.rest(counted(2));
+        let wanted = meter.ask();
+        let answer = meter.wait(wanted, Instant::now());
+        assert!(answer.current && answer.counts["entries"] == 2);
+        meter.go_on();
+        let wanted = meter.ask();
+        assert!(!meter.wait(wanted, Instant::now()).current);
         // A thread that panics leaves what it said last.
         meter.end(None);
-        assert_eq!(ask_all(&[meter])[0].counts["entries"], 1);
+        assert_eq!(ask_all(&[meter])[0].counts["entries"], 2);
     }
 }

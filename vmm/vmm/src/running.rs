@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
 use gdb::{Debugger, Seat};
@@ -15,8 +16,12 @@ use vmm_api::{Failure, VmConfig};
 use crate::accelerators;
 use crate::consoles::Consoles;
 use crate::debugging::Debugging;
+use crate::gate::{Gate, Runner};
 use crate::meter::Meter;
 use crate::signals;
+
+/// How long processors may take to come to a stop. One may be in the midst of a device's work.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
 pub struct Running {
@@ -26,7 +31,10 @@ pub struct Running {
     machine: Arc<Machine>,
     failures: Arc<Failures>,
     /// The interrupt controllers live as long as this.
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
+    clock: Arc<Clock>,
+    /// While paused: the host's TSC when that began.
+    paused: Option<u64>,
 }
 
 /// The threads of the processors.
@@ -35,6 +43,7 @@ struct Processors {
     threads: Vec<(Kicker, JoinHandle<()>)>,
     meters: Vec<Arc<Meter>>,
     stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 /// The first failure of a processor.
@@ -103,7 +112,45 @@ impl Running {
             Some((debugging, seats)) => Some(debugging.start(seats, memory)?),
             None => None,
         };
-        Ok(Self { processors, debugger, machine, failures, _vm: vm })
+        Ok(Self { processors, debugger, machine, failures, vm, clock, paused: None })
+    }
+
+    /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
+    /// changes the guest's memory, and nothing it can read tells it of the pause. Harmless if it is
+    /// paused already.
+    pub fn pause(&mut self) -> Result<(), Failure> {
+        if self.paused.is_some() {
+            return Ok(());
+        }
+        if !self.processors.pause() {
+            return Err(Failure::host(
+                "a processor of the guest does not come to a stop, because it waits for a device \
+                 or because this host is very busy; try again",
+            ));
+        }
+        self.clock.pause();
+        self.paused = Some(runtime::tsc::read());
+        self.machine.pause();
+        Ok(())
+    }
+
+    /// Ends a pause. Harmless if there is none.
+    pub fn resume(&mut self) {
+        let Some(since) = self.paused.take() else { return };
+        self.machine.resume();
+        self.vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        self.clock.resume();
+        self.processors.gate.open();
+    }
+
+    /// Whether the guest is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Has the machine be reset, as by its reset button.
+    pub fn request_reset(&self) {
+        self.machine.request(PowerRequest::Reset);
     }
 
     /// Presses the power button, as a person would. Says whether the guest listens to it.
@@ -166,13 +213,26 @@ impl Processors {
         let meter = Arc::new(Meter::new(kicker.clone()));
         self.meters.push(meter.clone());
         let machine = machine.clone();
-        let stop = self.stop.clone();
+        let (stop, gate) = (self.stop.clone(), self.gate.clone());
         let failures = failures.clone();
+        gate.expect();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             let seat = seat.as_deref();
             let _alarm = Alarm { index, failures: &failures, meter: &meter, seat };
+            let runner = gate.runner();
             match signals::leave_to_other_threads() {
-                Ok(()) => run(index, &mut *vcpu, &machine, &stop, &failures, &meter, seat),
+                Ok(()) => {
+                    let thread = Thread {
+                        index,
+                        machine: &machine,
+                        stop: &stop,
+                        runner,
+                        failures: &failures,
+                        meter: &meter,
+                        seat,
+                    };
+                    thread.run(&mut *vcpu);
+                }
                 Err(failure) => failures.report(failure),
             }
             let statistics = vcpu.statistics();
@@ -183,11 +243,21 @@ impl Processors {
         Ok(())
     }
 
-    fn stop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+    /// Stops the processors until the gate is opened; false if they do not come to it.
+    fn pause(&self) -> bool {
+        self.gate.close(|| self.kick(), PAUSE_PATIENCE)
+    }
+
+    fn kick(&self) {
         for (kicker, _) in &self.threads {
             kicker.kick();
         }
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick();
+        self.gate.open();
         for (_, thread) in self.threads.drain(..) {
             // A panic has been reported by the thread's alarm.
             let _ = thread.join();
@@ -201,43 +271,52 @@ impl Drop for Processors {
     }
 }
 
-/// A processor's thread.
-fn run(
+/// A processor's thread, and what it deals with.
+struct Thread<'a> {
     index: usize,
-    vcpu: &mut dyn Vcpu,
-    machine: &Machine,
-    stop: &AtomicBool,
-    failures: &Failures,
-    meter: &Meter,
-    seat: Option<&Seat>,
-) {
-    let go_on = |vcpu: &dyn Vcpu| {
-        meter.answer(|| vcpu.statistics());
-        !stop.load(Ordering::SeqCst)
-    };
-    while !stop.load(Ordering::SeqCst) {
-        match seat.map(|seat| seat.pass(vcpu, go_on)).transpose() {
-            Ok(None | Some(true)) => {}
-            Ok(Some(false)) => return,
-            Err(error) => return failures.report(fault(error)),
-        }
-        match vcpu.run(machine) {
-            Ok(Exit::Kicked) => meter.answer(|| vcpu.statistics()),
-            Ok(Exit::Debug(why)) => {
-                if let Some(seat) = seat {
-                    seat.stopped(why);
+    machine: &'a Machine,
+    stop: &'a AtomicBool,
+    runner: Runner<'a>,
+    failures: &'a Failures,
+    meter: &'a Meter,
+    seat: Option<&'a Seat>,
+}
+
+impl Thread<'_> {
+    /// Runs the processor until it is to stop or cannot go on.
+    fn run(self, vcpu: &mut dyn Vcpu) {
+        while self.go_on(vcpu) {
+            match self.seat.map(|seat| seat.pass(vcpu, |vcpu| self.go_on(vcpu))).transpose() {
+                Ok(None | Some(true)) => {}
+                Ok(Some(false)) => return,
+                Err(error) => return self.failures.report(fault(error)),
+            }
+            match vcpu.run(self.machine) {
+                Ok(Exit::Kicked) => {}
+                Ok(Exit::Debug(why)) => {
+                    if let Some(seat) = self.seat {
+                        seat.stopped(why);
+                    }
                 }
-            }
-            Ok(Exit::TripleFault) => {
-                tracing::warn!("processor {index} ended in a triple fault: the machine is reset");
-                machine.request(PowerRequest::Reset);
-                return;
-            }
-            Err(error) => {
-                failures.report(fault(error));
-                return;
+                Ok(Exit::TripleFault) => {
+                    tracing::warn!(
+                        "processor {} ended in a triple fault: the machine is reset",
+                        self.index
+                    );
+                    self.machine.request(PowerRequest::Reset);
+                    return;
+                }
+                Err(error) => return self.failures.report(fault(error)),
             }
         }
+    }
+
+    /// Answers who asks for the processor's numbers, and waits while the guest is paused. Whether
+    /// the thread shall go on then.
+    fn go_on(&self, vcpu: &dyn Vcpu) -> bool {
+        self.meter.answer(|| vcpu.statistics());
+        self.runner.pass(|| self.meter.rest(vcpu.statistics()), || self.meter.go_on());
+        !self.stop.load(Ordering::SeqCst)
     }
 }
 

@@ -1,26 +1,27 @@
 //! The life of a guest, from start to end, with resets in between.
 
 mod brake;
+mod wait;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machine::PowerRequest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use vmm_api::{Event, Failure, StopReason, VmConfig};
+use vmm_api::{Event, Failure, RunState, StopReason, VmConfig};
 
 use crate::accelerators::{self, Choice};
 use crate::api::{Api, Shown};
 use crate::consoles::Consoles;
+use crate::control::Command;
 use crate::debugging::Debugging;
 use crate::launcher::Launcher;
 use crate::running::Running;
-use crate::signals::{self, Signals, Wish};
+use crate::signals::{self, Signals};
 use brake::{Advice, Brake};
-
-/// How long a guest may take to switch itself off when it is asked to.
-const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+use wait::Wait;
 
 /// How the run of one machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,22 +32,21 @@ enum Ending {
 
 /// Runs the guest to its end.
 pub fn run(
-    config: &VmConfig,
+    config: VmConfig,
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     // Before the first thread, because threads inherit which signals are blocked.
     signals::block()?;
-    // Before this process opens a file, whose number the configuration could name.
-    let consoles = Consoles::open(config)?;
+    let consoles = Consoles::open(&config, api)?;
     let mut signals = Signals::new()?;
     let choice = accelerators::choose(config.accelerator)?;
-    run_on(&choice, config, &consoles, &mut signals, launcher, api)
+    run_on(&choice, &Arc::new(config), &consoles, &mut signals, launcher, api)
 }
 
 fn run_on(
     choice: &Choice,
-    config: &VmConfig,
+    config: &Arc<VmConfig>,
     consoles: &Consoles,
     signals: &mut Signals,
     launcher: &mut Launcher,
@@ -57,11 +57,12 @@ fn run_on(
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
-        let running = Running::start(config, accelerator, consoles, debugging.as_ref())?;
+        let mut running = Running::start(config, accelerator, consoles, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {
-            name: config.name.clone(),
+            config: config.clone(),
+            state: RunState::Running,
             accelerator: accelerators::kind(accelerator),
             resets,
             begun,
@@ -78,7 +79,7 @@ fn run_on(
                 gdb: debugging.as_ref().map(Debugging::place),
             }
         });
-        let ending = wait(&running, signals, launcher);
+        let ending = Wait::new(&mut running, signals, launcher, api).until_the_end();
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();
         match ending? {
@@ -90,7 +91,7 @@ fn run_on(
             if first {
                 launcher.tell(&Event::Warning { message: RESETS_TOO_OFTEN.to_owned() });
             }
-            if pause(brake::PAUSE, signals, launcher)? {
+            if pause(brake::PAUSE, signals, launcher, api)? {
                 return Ok(StopReason::Requested);
             }
         }
@@ -102,61 +103,30 @@ const RESETS_TOO_OFTEN: &str = "the guest resets itself again and again, right a
      hardware, more memory or another command line";
 
 /// Waits while there is no machine. Returns whether the guest is to end meanwhile.
-fn pause(time: Duration, signals: &mut Signals, launcher: &mut Launcher) -> Result<bool, Failure> {
+fn pause(
+    time: Duration,
+    signals: &mut Signals,
+    launcher: &mut Launcher,
+    api: &Api,
+) -> Result<bool, Failure> {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        if poll_all(&[], signals, launcher, Some(end))?.launcher_gone || signals.take().is_some() {
+        let sources = [api.orders().as_fd()];
+        let happened = poll_all(&sources, signals, launcher, Some(end))?;
+        if happened.launcher_gone || signals.take().is_some() {
             return Ok(true);
+        }
+        if let Some(order) = api.orders().take() {
+            if let Command::Stop { .. } = order.command {
+                order.answer(Ok(()));
+                return Ok(true);
+            }
+            order.answer(Err(Failure::configuration(
+                "the guest has just been reset and is about to start anew; try again",
+            )));
         }
     }
     Ok(false)
-}
-
-/// Waits until the machine's run ends.
-fn wait(
-    running: &Running,
-    signals: &mut Signals,
-    launcher: &mut Launcher,
-) -> Result<Ending, Failure> {
-    // Set once the guest has been asked to switch itself off.
-    let mut deadline: Option<Instant> = None;
-    loop {
-        let sources = [running.power_requests(), running.failures()];
-        let happened = poll_all(&sources, signals, launcher, deadline)?;
-        if happened.launcher_gone {
-            launcher.set_gone();
-        }
-        if let Some(failure) = running.take_failure() {
-            return Err(failure);
-        }
-        if let Some(request) = running.take_power_request() {
-            let was_asked = deadline.is_some() || happened.launcher_gone;
-            return Ok(after_power_request(request, was_asked));
-        }
-        match signals.take() {
-            Some(Wish::StopNow) => return Ok(Ending::Stop(StopReason::Requested)),
-            // Asked again: patience is over.
-            Some(Wish::PowerOff) if deadline.is_some() => {
-                return Ok(Ending::Stop(StopReason::Requested));
-            }
-            wish if deadline.is_none() && (wish.is_some() || happened.launcher_gone) => {
-                tracing::info!("the guest is asked to switch itself off");
-                if !running.press_power_button() {
-                    tracing::warn!("the guest does not listen to its power button: it is ended");
-                    return Ok(Ending::Stop(StopReason::Requested));
-                }
-                deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
-            }
-            _ => {}
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            tracing::warn!(
-                "the guest did not switch itself off within {} seconds: it is ended",
-                POWER_OFF_PATIENCE.as_secs()
-            );
-            return Ok(Ending::Stop(StopReason::Requested));
-        }
-    }
 }
 
 /// What a guest's request leads to. One that was asked to end does not come back by a reset.

@@ -6,7 +6,7 @@ use images::{Image, ImageName};
 use serde_json::{Map, Value};
 use vmm_api::{ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, VmConfig};
 
-use crate::args::{NetArg, RunArgs, SerialArg};
+use crate::args::{GuestArgs, NetArg, SerialArg};
 use crate::failure;
 
 const DEFAULT_CPUS: u32 = 1;
@@ -58,7 +58,7 @@ impl File {
 /// Makes the whole configuration, without the image's disk: what the command line gives goes before
 /// the file, and the file before the image.
 pub fn assemble(
-    args: &RunArgs,
+    args: &GuestArgs,
     mut file: File,
     image: Option<&Image>,
     name: &str,
@@ -120,7 +120,7 @@ pub fn assemble(
 }
 
 /// Completes the `boot` table with what the image has for it.
-fn fill_boot(args: &RunArgs, file: &mut File, image: Option<&Image>) -> Result<(), Failure> {
+fn fill_boot(args: &GuestArgs, file: &mut File, image: Option<&Image>) -> Result<(), Failure> {
     let mut boot = match file.fields.remove("boot") {
         None => Map::new(),
         Some(Value::Object(boot)) => boot,
@@ -161,7 +161,7 @@ fn fill_boot(args: &RunArgs, file: &mut File, image: Option<&Image>) -> Result<(
     Ok(())
 }
 
-fn set_network(args: &RunArgs, config: &mut VmConfig, unsaid: bool) -> Result<(), Failure> {
+fn set_network(args: &GuestArgs, config: &mut VmConfig, unsaid: bool) -> Result<(), Failure> {
     match args.net {
         Some(NetArg::None) => config.nets.clear(),
         Some(NetArg::User) if config.nets.is_empty() => config.nets.push(NetConfig::default()),
@@ -214,10 +214,10 @@ mod tests {
 
     use crate::args::{Cli, Command};
 
-    fn args(line: &str) -> RunArgs {
+    fn args(line: &str) -> GuestArgs {
         let words = ["lodge", "run"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Run(args) => *args,
+            Command::Run(args) => args.guest,
             _ => panic!("not run"),
         }
     }

@@ -301,6 +301,8 @@ impl<'a> Console<'a> {
                     notice(self.raw, &format!("GDB can connect: target remote {place}"));
                 }
             }
+            Event::Paused => notice(self.raw, "the guest is paused"),
+            Event::Resumed => notice(self.raw, "the guest goes on"),
             Event::Reset => notice(self.raw, "the guest restarts"),
             Event::Warning { message } => notice(self.raw, &message),
             Event::Stopped { reason } => self.end.reason = Some(reason),

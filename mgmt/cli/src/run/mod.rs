@@ -2,6 +2,7 @@
 
 mod config;
 mod console;
+mod definition;
 mod escape;
 mod terminal;
 mod vmm;
@@ -9,18 +10,135 @@ mod vmm;
 use std::path::{Path, PathBuf};
 
 use images::{Cancel, Check, Image};
-use vmm_api::{BlockConfig, Failure, FailureKind};
+use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
 
-use crate::args::{RunArgs, SerialArg};
+use crate::args::{GuestArgs, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
 use crate::{failure, output};
-
+pub use escape::{Escape, Wish};
+pub use terminal::{RawTerminal, notice, write_stdout};
+use vmm::Launch;
 pub use vmm::find_program;
 
-/// Runs a guest to its end; the value is the exit status.
+/// A guest that is to be.
+struct Plan {
+    config: VmConfig,
+    image: Option<Image>,
+    /// What `lodge start` is to read.
+    definition: String,
+    /// The first serial port leads to whoever attaches.
+    here: bool,
+}
+
+/// `lodge run`: to the guest's end, or detached; the value is the exit status.
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
-    let file = args.config.as_deref().map(config::read_file).transpose()?.unwrap_or_default();
+    let plan = plan(&args.guest)?;
+    if args.print_config {
+        let text = serde_json::to_string_pretty(&plan.config).map_err(Failure::internal)?;
+        output::print(text + "\n")?;
+        return Ok(0);
+    }
+    if args.detach {
+        let guest = make(&plan, !args.rm)?;
+        let name = plan.config.name.clone();
+        start_detached(plan, guest)?;
+        output::print(name + "\n")?;
+        return Ok(0);
+    }
+    let guest = match &plan.image {
+        Some(_) => Some(make(&plan, args.keep)?),
+        None if args.keep => {
+            return Err(Failure::configuration(
+                "--keep keeps the disk of a guest that runs from an image; disks given with \
+                 --disk are written in place and stay anyway",
+            ));
+        }
+        None => register(&plan.config.name)?,
+    };
+    run_here(&plan, guest)
+}
+
+/// `lodge create`: a guest that `lodge start` starts.
+pub fn create(args: &GuestArgs) -> Result<u8, Failure> {
+    let plan = plan(args)?;
+    let is_new = !guests::directory_of(&plan.config.name)?.is_dir();
+    if !is_new {
+        return Err(Failure::configuration(format!(
+            "there is a guest {0}: choose another name, or remove it with `lodge rm {0}`",
+            plan.config.name
+        )));
+    }
+    make(&plan, true)?;
+    output::print(plan.config.name + "\n")?;
+    Ok(0)
+}
+
+/// `lodge start`: a guest that is there, as its file says.
+pub fn start(name: &str, attach: bool) -> Result<u8, Failure> {
+    let guest = Guest::claim_existing(name)?;
+    let definition = guest.directory().join(guests::DEFINITION);
+    if !definition.exists() {
+        return Err(Failure::configuration(format!(
+            "the guest {name} was kept without saying what it is made of: `lodge run --name {name}` \
+             starts it"
+        )));
+    }
+    let args =
+        GuestArgs { name: Some(name.to_owned()), config: Some(definition), ..GuestArgs::default() };
+    let plan = plan(&args)?;
+    if let Some(image) = &plan.image {
+        fits(&guest, image, name)?;
+    }
+    if attach {
+        return run_here(&plan, Some(guest));
+    }
+    start_detached(plan, guest)?;
+    Ok(0)
+}
+
+/// Runs a guest to its end, in this terminal if its serial port is to lead here.
+fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
+    let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
+        eprintln!("lodge: other commands will not reach this guest: {error}");
+        None
+    });
+    if let Some(image) = &plan.image {
+        for login in &image.manifest().logins {
+            eprintln!("lodge: log in as {}, password {}", login.user, login.password);
+        }
+    }
+    let launch = Launch { config: &plan.config, guest: guest.as_ref(), api, detached: false };
+    let result = vmm::run_to_end(launch, plan.here);
+    drop(guest);
+    result
+}
+
+/// Starts a guest that goes on without this program.
+fn start_detached(mut plan: Plan, guest: Guest) -> Result<(), Failure> {
+    if plan.here {
+        plan.config.serial = ConsoleConfig::Api;
+    }
+    let api = guest.listen().map_err(|error| {
+        Failure::host(format!("cannot listen in {}: {error}", guest.directory().display()))
+    })?;
+    let (config, api) = (&plan.config, Some(api));
+    vmm::start_detached(Launch { config, guest: Some(&guest), api, detached: true })?;
+    guest.hand_over();
+    Ok(())
+}
+
+/// Makes one configuration of everything that says something about the guest.
+fn plan(args: &GuestArgs) -> Result<Plan, Failure> {
+    let file = match (&args.config, &args.name) {
+        (Some(path), _) => config::read_file(path)?,
+        // A kept guest is continued as it is, unless it is said anew what it is.
+        (None, Some(name)) if args.image.is_none() && args.kernel.is_none() => {
+            let path = guests::directory_of(name)?.join(guests::DEFINITION);
+            if path.exists() { config::read_file(&path)? } else { config::File::default() }
+        }
+        _ => config::File::default(),
+    };
     let name = args.name.clone().or_else(|| file.name().map(str::to_owned));
     if let Some(name) = &name {
         vmm_api::validate_name(name).map_err(failure::config)?;
@@ -31,51 +149,20 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         format!("{stem}-{}", std::process::id())
     });
     let mut config = config::assemble(args, file, image.as_ref(), &name)?;
+    let definition = definition::text(&config, image.as_ref())?;
     if let Some(image) = &image {
         let home = images::home().map_err(failure::image)?;
         config.disks.insert(0, image_disk(image, &guests::disk(&home, &name)));
     }
     config.validate().map_err(failure::config)?;
-    if args.print_config {
-        let text = serde_json::to_string_pretty(&config).map_err(Failure::internal)?;
-        output::print(text + "\n")?;
-        return Ok(0);
-    }
-
-    let guest = match &image {
-        Some(image) => {
-            image
-                .verify(Check::Quick, &mut Show::new(), &Cancel::default())
-                .map_err(failure::image)?;
-            Some(claim(image, &name, args.keep)?)
-        }
-        None if args.keep => {
-            return Err(Failure::configuration(
-                "--keep keeps the disk of a guest that runs from an image; disks given with \
-                 --disk are written in place and stay anyway",
-            ));
-        }
-        None => register(&name)?,
-    };
-    let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
-        eprintln!("lodge: `lodge stats` will not reach this guest: {error}");
-        None
-    });
-    if let Some(image) = &image {
-        for login in &image.manifest().logins {
-            eprintln!("lodge: log in as {}, password {}", login.user, login.password);
-        }
-    }
-    let here = matches!(args.serial, None | Some(SerialArg::Here))
-        && config.serial == vmm_api::ConsoleConfig::Null;
-    let result = vmm::run_to_end(config, here, api);
-    drop(guest);
-    result
+    let here =
+        matches!(args.serial, None | Some(SerialArg::Here)) && config.serial == ConsoleConfig::Null;
+    Ok(Plan { config, image, definition, here })
 }
 
 /// The image that the guest starts from: as asked for, else that of the kept guest.
 fn find_image(
-    args: &RunArgs,
+    args: &GuestArgs,
     from_file: Option<images::ImageName>,
     guest: Option<&str>,
 ) -> Result<Option<Image>, Failure> {
@@ -86,17 +173,17 @@ fn find_image(
     };
     let asked = args.image.clone().or(from_file);
     let name = match (&asked, &kept) {
-        (Some(asked), Some(kept)) if asked.as_str() != kept.image => {
+        (Some(asked), Some(kept)) if kept.image.as_deref() != Some(asked.as_str()) => {
             return Err(Failure::configuration(format!(
                 "the kept guest {} is based on {}, not on {asked}: choose another name, or remove \
                  it with `lodge rm`",
                 guest.unwrap_or_default(),
-                kept.image
+                kept.image.as_deref().unwrap_or("no image")
             )));
         }
         (Some(asked), _) => asked.clone(),
-        (None, Some(kept)) => kept.image.parse().map_err(failure::image)?,
-        (None, None) => return Ok(None),
+        (None, Some(Record { image: Some(image), .. })) => image.parse().map_err(failure::image)?,
+        (None, _) => return Ok(None),
     };
     let store = images::Store::at(&home.map_err(failure::image)?);
     store.get(&name).map(Some).map_err(failure::image)
@@ -126,26 +213,44 @@ fn register(name: &str) -> Result<Option<Guest>, Failure> {
     }
 }
 
-fn claim(image: &Image, name: &str, keep: bool) -> Result<Guest, Failure> {
+/// Makes the planned guest this process's, new or kept by an earlier run, and writes down what it is
+/// made of.
+fn make(plan: &Plan, keep: bool) -> Result<Guest, Failure> {
     let home = images::home().map_err(failure::image)?;
+    let name = &plan.config.name;
     let mut guest = Guest::claim(&home, name)?;
-    let sum = &image.manifest().disk.sha256;
-    match guest.kept() {
-        Some(kept) if kept.disk_sha256 != *sum => {
-            return Err(Failure::artifact(format!(
-                "the image {} was built anew since the guest {name} was made, and the guest's \
-                 disk fits the old one only: remove the guest with `lodge rm {name}`",
-                image.name()
-            )));
-        }
-        Some(_) => eprintln!("lodge: the kept guest {name} goes on"),
-        None => guest.set_record(Record {
-            image: image.name().to_string(),
-            disk_sha256: sum.clone(),
-            keep,
-        })?,
+    if let Some(image) = &plan.image {
+        fits(&guest, image, name)?;
     }
+    match guest.kept() {
+        Some(_) => eprintln!("lodge: the kept guest {name} goes on"),
+        None => {
+            let image = plan.image.as_ref();
+            guest.set_record(Record {
+                image: image.map(|image| image.name().to_string()),
+                disk_sha256: image.map(|image| image.manifest().disk.sha256.clone()),
+                keep,
+                created_ms: guests::unix_ms(),
+            })?;
+        }
+    }
+    let text = plan.definition.as_bytes();
+    guests::write_whole(guest.directory(), guests::DEFINITION, text)?;
     Ok(guest)
+}
+
+/// Whether the image is whole, and the guest's disk based on it.
+fn fits(guest: &Guest, image: &Image, name: &str) -> Result<(), Failure> {
+    image.verify(Check::Quick, &mut Show::new(), &Cancel::default()).map_err(failure::image)?;
+    let sum = &image.manifest().disk.sha256;
+    match guest.kept().and_then(|kept| kept.disk_sha256.as_ref()) {
+        Some(its) if its != sum => Err(Failure::artifact(format!(
+            "the image {} was built anew since the guest {name} was made, and the guest's disk \
+             fits the old one only: remove the guest with `lodge rm {name}`",
+            image.name()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A configuration with nothing in it but what must be, for the tests of this module.

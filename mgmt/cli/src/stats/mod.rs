@@ -1,79 +1,34 @@
-//! `lodge stats`: what a running guest's VMM counts, so that a slow guest can be understood.
+//! `lodge stats`: what running guests use, and what a guest's VMM counts, so that a slow guest can
+//! be understood.
 
 mod figures;
+mod live;
 mod table;
 
-use std::io::{self, BufReader};
-use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use vmm_api::{Answer, Failure, Request, Statistics};
+use vmm_api::Failure;
 
 use crate::args::StatsArgs;
 use crate::{guests, output};
 
 pub use figures::help;
 
-/// How long a VMM may take to answer. It does not wait as long itself for its processors.
-const PATIENCE: Duration = Duration::from_secs(15);
-
 /// Prints what was counted; the value is the exit status.
 pub fn run(args: &StatsArgs) -> Result<u8, Failure> {
-    let mut guest =
-        Guest { name: &args.name, stream: BufReader::new(guests::connect(&args.name)?) };
-    let first = guest.look()?;
+    let Some(name) = &args.name else { return live::run(args) };
+    let mut client = guests::client(name)?;
+    let mut look = || client.statistics().map_err(|error| error.about(name));
+    let first = look()?;
     let text = if args.json {
         serde_json::to_string_pretty(&first).map_err(Failure::internal)? + "\n"
     } else {
         thread::sleep(args.interval);
-        table::of(&first, &guest.look()?)
+        table::of(&first, &look()?)
     };
     output::print(text)?;
     Ok(0)
-}
-
-/// A running guest.
-struct Guest<'a> {
-    name: &'a str,
-    stream: BufReader<UnixStream>,
-}
-
-impl Guest<'_> {
-    fn look(&mut self) -> Result<Statistics, Failure> {
-        let name = self.name;
-        let gone = || {
-            format!("the guest {name} ended before it answered; `lodge ls` lists those that run")
-        };
-        match self.ask() {
-            Ok(Some(Answer::Statistics(statistics))) => Ok(statistics),
-            Ok(Some(Answer::Error(failure))) => Err(failure),
-            Ok(None) => Err(Failure::host(gone())),
-            Err(error) => Err(Failure::host(match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
-                    "the guest {name} does not answer within {} seconds: its lodge-vmm is stopped, \
-                     or this host is very busy",
-                    PATIENCE.as_secs()
-                ),
-                io::ErrorKind::InvalidData => format!(
-                    "the guest {name} answers in another language ({error}): it was started by \
-                     another version of lodge; ask with that one"
-                ),
-                io::ErrorKind::BrokenPipe
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::UnexpectedEof => gone(),
-                _ => format!("the guest {name} cannot be asked: {error}"),
-            })),
-        }
-    }
-
-    fn ask(&mut self) -> io::Result<Option<Answer>> {
-        let stream = self.stream.get_mut();
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Request::Statistics.write_line(stream)?;
-        Answer::read_line(&mut self.stream)
-    }
 }
 
 /// Reads `--interval`: seconds.

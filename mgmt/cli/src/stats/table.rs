@@ -237,6 +237,7 @@ mod tests {
             name: "web".into(),
             accelerator: Accelerator::Soft,
             resets: 0,
+            memory: Default::default(),
             running_ns,
             processors: vec![processor.clone(), processor],
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use net::user::{Forward, Transport, UserNetwork, UserNetworkConfig};
-use vmm_api::{NetConfig, Protocol, parse_mac};
+use vmm_api::{NetConfig, Protocol, default_mac, parse_mac};
 
 use super::Board;
 use crate::BuildError;
@@ -56,42 +56,14 @@ fn host_name(name: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// An address of a card that nobody chose one for: the same for the same guest each time, so that
-/// its system recognizes the card, and likely another for another guest. It begins with 52:54:00,
-/// which is locally administered (IEEE 802-2014, 8.4) and known as that of virtual machines.
-fn default_mac(name: &str, index: usize) -> [u8; 6] {
-    // FNV-1a, 32 bits.
-    let hash = name
-        .bytes()
-        .chain([0, index as u8])
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let [a, b, c, _] = (hash ^ hash >> 24).to_le_bytes();
-    [0x52, 0x54, 0x00, a, b, c]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn names_become_host_names() {
         assert_eq!(host_name("web").as_deref(), Some("web"));
         assert_eq!(host_name("debian_12.test-").as_deref(), Some("debian-12-test"));
         assert_eq!(host_name("_"), None);
-    }
-
-    #[test]
-    fn default_addresses_are_stable_and_differ() {
-        assert_eq!(default_mac("debian", 0), default_mac("debian", 0));
-        let names = ["debian", "debian2", "debian-2", "a", "b", "web", "db"];
-        let all: HashSet<_> = names
-            .iter()
-            .flat_map(|name| (0..8).map(move |index| default_mac(name, index)))
-            .collect();
-        assert_eq!(all.len(), names.len() * 8);
-        for mac in all {
-            assert_eq!(mac[0] & 0b11, 0b10, "locally administered, not multicast");
-        }
     }
 }

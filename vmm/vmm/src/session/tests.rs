@@ -2,7 +2,7 @@
 
 use std::io::BufReader;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,9 +12,10 @@ use accel::{
 };
 use irqchip::{IrqSink, Msi};
 use tempfile::TempDir;
-use vmm_api::{Answer, BootConfig, FailureKind, Request};
+use vmm_api::{BootConfig, FailureKind};
 
 use super::*;
+use crate::directory::Directory;
 
 /// What the bootstrap processor does in the `n`th life of the machine; the others sleep.
 type Script = fn(life: u32, bus: &dyn CpuBus) -> Result<Exit, Fault>;
@@ -103,6 +104,10 @@ fn launcher() -> (Launcher, UnixStream) {
     (Launcher::over(Some(OwnedFd::from(near).into())), far)
 }
 
+fn nobody_asks() -> Api {
+    Api::over(None, Directory::default(), Arc::default()).unwrap()
+}
+
 fn config(dir: &TempDir) -> VmConfig {
     let header = [0x1bad_b002u32, 0x1_0000, 0xe451_4ffe, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020];
     let kernel = dir.path().join("kernel");
@@ -124,16 +129,17 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&dir);
     let accelerator = Scripted { script, lives: AtomicU32::new(0) };
-    let consoles = Consoles::open(&config).unwrap();
+    let mut api = nobody_asks();
+    let consoles = Consoles::open(&config, &mut api).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, far) = launcher();
     let result = run_on(
         &asked_for(accelerator),
-        &config,
+        &config.into(),
         &consoles,
         &mut signals,
         &mut launcher,
-        &mut Api::default(),
+        &mut api,
     );
     drop(launcher);
     let mut far = BufReader::new(far);
@@ -229,7 +235,8 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
         }
     };
     let accelerator = Scripted { script, lives: AtomicU32::new(0) };
-    let consoles = Consoles::open(&config).unwrap();
+    let mut api = nobody_asks();
+    let consoles = Consoles::open(&config, &mut api).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, far) = launcher();
     std::thread::scope(|scope| {
@@ -239,11 +246,11 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
         });
         run_on(
             &asked_for(accelerator),
-            &config,
+            &config.into(),
             &consoles,
             &mut signals,
             &mut launcher,
-            &mut Api::default(),
+            &mut api,
         )
     })
 }
@@ -272,16 +279,17 @@ fn a_machine_that_cannot_be_built_says_why() {
     let mut config = config(&dir);
     config.boot = BootConfig { kernel: dir.path().join("missing"), ..config.boot };
     let accelerator = Scripted { script: |_, _| Ok(Exit::Kicked), lives: AtomicU32::new(0) };
-    let consoles = Consoles::open(&config).unwrap();
+    let mut api = nobody_asks();
+    let consoles = Consoles::open(&config, &mut api).unwrap();
     let mut signals = Signals::new().unwrap();
     let (mut launcher, _far) = launcher();
     let failure = run_on(
         &asked_for(accelerator),
-        &config,
+        &config.into(),
         &consoles,
         &mut signals,
         &mut launcher,
-        &mut Api::default(),
+        &mut api,
     )
     .unwrap_err();
     assert_eq!(failure.kind, FailureKind::Artifact);
@@ -298,58 +306,4 @@ fn a_guest_that_was_asked_to_end_does_not_come_back() {
     assert_eq!(after_power_request(PowerOff, true), stop(StopReason::Requested));
     let exit = stop(StopReason::DebugExit { status: 33 });
     assert_eq!(after_power_request(DebugExit { value: 16 }, true), exit);
-}
-
-#[test]
-fn a_running_guest_is_asked_and_goes_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = config(&dir);
-    // Is reset once and then does nothing.
-    let script = |life: u32, _: &dyn CpuBus| match life {
-        0 => Ok(Exit::TripleFault),
-        _ => Ok(Exit::Kicked),
-    };
-    let accelerator = Scripted { script, lives: AtomicU32::new(0) };
-    let consoles = Consoles::open(&config).unwrap();
-    let mut signals = Signals::new().unwrap();
-    let (mut launcher, far) = launcher();
-    let path = dir.path().join("api");
-    let mut api = Api::over(Some(UnixListener::bind(&path).unwrap()));
-    let ask = move || {
-        let client = UnixStream::connect(&path).unwrap();
-        let mut reader = BufReader::new(&client);
-        let statistics = loop {
-            Request::Statistics.write_line(&mut &client).unwrap();
-            match Answer::read_line(&mut reader).unwrap() {
-                // On a busy machine a processor may not have come to answer yet.
-                Some(Answer::Statistics(statistics))
-                    if statistics.resets == 0
-                        || statistics.processors.iter().any(|processor| !processor.current) => {}
-                Some(Answer::Statistics(statistics)) => break statistics,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!((statistics.name.as_str(), statistics.resets), ("test", 1));
-        assert_eq!(statistics.processors.len(), 2);
-        for processor in &statistics.processors {
-            assert_eq!(processor.counts["lives"], 2);
-        }
-        std::io::Write::write_all(&mut &client, b"nonsense\n").unwrap();
-        let answer = Answer::read_line(&mut reader).unwrap();
-        assert!(matches!(answer, Some(Answer::Error(_))), "{answer:?}");
-        assert_eq!(Answer::read_line(&mut reader).unwrap(), None);
-        drop(far);
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(ask);
-        let end = run_on(
-            &asked_for(accelerator),
-            &config,
-            &consoles,
-            &mut signals,
-            &mut launcher,
-            &mut api,
-        );
-        assert_eq!(end, Ok(StopReason::Requested));
-    });
 }

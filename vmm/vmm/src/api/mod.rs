@@ -1,0 +1,219 @@
+//! The API: JSON by HTTP/1.1 on a Unix socket, for whoever asks about the guest while it runs or
+//! wants something done with it. docs/api/openapi.json describes it.
+//!
+//! One thread serves all clients, with hyper on tokio's single-threaded runtime: the parser that
+//! most of Rust's servers use, at the price of one thread and under 1 MiB of memory. Frameworks
+//! above it (axum) would add routing, of which a dozen fixed paths need none.
+//!
+//! Nothing here can hold up the guest: what only the thread that drives the machine can do is
+//! handed to it by [`Orders`](crate::control::Orders).
+
+mod body;
+mod console;
+mod endpoints;
+mod query;
+mod server;
+mod streams;
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use tokio::sync::watch;
+use vmm_api::{Accelerator, Failure, Instance, MemoryStatistics, RunState, Statistics, VmConfig};
+
+use crate::control::Orders;
+use crate::directory::Directory;
+use crate::fds;
+use crate::hub::{Ends, Hub};
+use crate::journal::{Journal, unix_ms};
+use crate::meter::{self, Meter};
+
+/// A machine as clients see it.
+#[derive(Clone)]
+pub struct Shown {
+    /// What the guest is made of.
+    pub config: Arc<VmConfig>,
+    /// What it is doing.
+    pub state: RunState,
+    /// What runs its processors.
+    pub accelerator: Accelerator,
+    /// How often it was reset.
+    pub resets: u64,
+    /// When it was started or last reset.
+    pub begun: Instant,
+    /// What its processors count.
+    pub meters: Vec<Arc<Meter>>,
+}
+
+/// What clients reach.
+struct Shared {
+    /// The machine of now: a reset puts another in its place.
+    shown: Mutex<Shown>,
+    /// When the guest was first started, in milliseconds since 1970.
+    started_ms: u64,
+    orders: Arc<Orders>,
+    journal: Arc<Journal>,
+    /// `None`: the first serial port leads elsewhere.
+    console: Option<Arc<Hub>>,
+}
+
+/// The API of a guest.
+pub struct Api {
+    /// Where clients come from, until they are served.
+    listener: Option<UnixListener>,
+    directory: Directory,
+    orders: Arc<Orders>,
+    journal: Arc<Journal>,
+    console: Option<(Arc<Hub>, Option<Ends>)>,
+    shared: Option<Arc<Shared>>,
+    server: Option<Server>,
+}
+
+/// The thread that serves clients.
+struct Server {
+    closing: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Api {
+    /// Takes the descriptor that listens, if there is one: without it, nobody can ask. `directory`
+    /// is where the console's log is kept.
+    pub fn new(
+        fd: Option<RawFd>,
+        directory: Directory,
+        journal: Arc<Journal>,
+    ) -> Result<Self, Failure> {
+        let listener = fd
+            .map(|fd| {
+                fds::inherited(fd).map(UnixListener::from).map_err(|e| {
+                    Failure::host(format!("cannot use the API's descriptor {fd}: {e}"))
+                })
+            })
+            .transpose()?;
+        Self::over(listener, directory, journal)
+    }
+
+    /// Answers at an open socket.
+    pub fn over(
+        listener: Option<UnixListener>,
+        directory: Directory,
+        journal: Arc<Journal>,
+    ) -> Result<Self, Failure> {
+        let orders =
+            Orders::new().map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
+        Ok(Self { listener, directory, orders, journal, console: None, shared: None, server: None })
+    }
+
+    /// Whether anybody can ask.
+    pub fn is_served(&self) -> bool {
+        self.listener.is_some() || self.server.is_some()
+    }
+
+    /// What clients want done.
+    pub fn orders(&self) -> &Orders {
+        &self.orders
+    }
+
+    /// Makes a console that clients can attach to, besides `starter`. What is returned is for the
+    /// serial port.
+    pub fn open_console(&mut self, starter: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
+        let log = self.directory.console_log()?;
+        let (hub, ends, guest) = Hub::new(log, starter)
+            .map_err(|e| Failure::host(format!("cannot open the guest's console: {e}")))?;
+        self.console = Some((hub, Some(ends)));
+        Ok(guest)
+    }
+
+    /// Has clients see this machine from now on. Those who come earlier wait for the first.
+    pub fn show(&mut self, shown: Shown) -> Result<(), Failure> {
+        if let Some(shared) = &self.shared {
+            *shared.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+            return Ok(());
+        }
+        let shared = Arc::new(Shared {
+            shown: Mutex::new(shown),
+            started_ms: unix_ms(),
+            orders: self.orders.clone(),
+            journal: self.journal.clone(),
+            console: self.console.as_ref().map(|(hub, _)| hub.clone()),
+        });
+        self.shared = Some(shared.clone());
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        let console =
+            self.console.as_mut().and_then(|(hub, ends)| Some((hub.clone(), ends.take()?)));
+        let (closing, closed) = watch::channel(false);
+        let thread = thread::Builder::new()
+            .name("api".to_owned())
+            .spawn(move || server::serve(listener, shared, console, closed))
+            .map_err(|e| {
+                Failure::host(format!("cannot start a thread: {e}; raise the limit on processes"))
+            })?;
+        self.server = Some(Server { closing, thread });
+        Ok(())
+    }
+
+    /// Has clients see what the guest is doing.
+    pub fn set_state(&self, state: RunState) {
+        if let Some(shared) = &self.shared {
+            shared.shown.lock().unwrap_or_else(PoisonError::into_inner).state = state;
+        }
+    }
+
+    /// Lets clients read the last events and output, for a moment at most, and serves no more. The
+    /// guest's consoles must have been closed.
+    pub fn finish(mut self) {
+        self.journal.end();
+        if let Some(Server { closing, thread }) = self.server.take() {
+            let _ = closing.send(true);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn shown(&self) -> Shown {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn instance(&self) -> Instance {
+        let shown = self.shown();
+        Instance {
+            name: shown.config.name.clone(),
+            state: shown.state,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            accelerator: shown.accelerator,
+            cpus: shown.config.cpus,
+            memory_mib: shown.config.memory_mib,
+            started_ms: self.started_ms,
+            resets: shown.resets,
+        }
+    }
+}
+
+impl Shown {
+    /// What was counted. Waits for processors, two seconds at most.
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            name: self.config.name.clone(),
+            accelerator: self.accelerator,
+            resets: self.resets,
+            running_ns: self.begun.elapsed().as_nanos().try_into().unwrap_or(u64::MAX),
+            memory: MemoryStatistics {
+                guest_bytes: self.config.memory_mib << 20,
+                resident_bytes: resident_bytes().unwrap_or(0),
+            },
+            processors: meter::ask_all(&self.meters),
+        }
+    }
+}
+
+/// What of this process is in the host's memory (proc(5), statm: pages; the second number).
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+}

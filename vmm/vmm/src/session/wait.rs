@@ -1,0 +1,170 @@
+//! While a machine runs: what happens to it, and what is wanted of it.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use vmm_api::{Event, Failure, RunState, StopReason};
+
+use super::{Ending, after_power_request, poll_all};
+use crate::api::Api;
+use crate::control::{Command, Outcome};
+use crate::launcher::Launcher;
+use crate::running::Running;
+use crate::signals::{Signals, Wish};
+
+/// How long a guest may take to switch itself off when a signal asks it to.
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The wait for the end of a machine's run.
+pub struct Wait<'a> {
+    running: &'a mut Running,
+    signals: &'a mut Signals,
+    launcher: &'a mut Launcher,
+    api: &'a Api,
+    /// Set once the guest has been asked to switch itself off.
+    asked: Option<Asked>,
+}
+
+/// The guest has been asked to switch itself off.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    since: Instant,
+    patience: Duration,
+}
+
+impl Asked {
+    /// When it is over; `None`: not in this world's time.
+    fn deadline(self) -> Option<Instant> {
+        self.since.checked_add(self.patience)
+    }
+}
+
+impl<'a> Wait<'a> {
+    /// For this machine.
+    pub fn new(
+        running: &'a mut Running,
+        signals: &'a mut Signals,
+        launcher: &'a mut Launcher,
+        api: &'a Api,
+    ) -> Self {
+        Self { running, signals, launcher, api, asked: None }
+    }
+
+    /// Waits until the machine's run ends.
+    pub fn until_the_end(mut self) -> Result<Ending, Failure> {
+        loop {
+            let deadline = self.asked.and_then(Asked::deadline);
+            let sources =
+                [self.running.power_requests(), self.running.failures(), self.api.orders().as_fd()];
+            let happened = poll_all(&sources, self.signals, self.launcher, deadline)?;
+            if happened.launcher_gone {
+                self.launcher.set_gone();
+            }
+            if let Some(failure) = self.running.take_failure() {
+                return Err(failure);
+            }
+            if let Some(request) = self.running.take_power_request() {
+                let was_asked = self.asked.is_some() || happened.launcher_gone;
+                return Ok(after_power_request(request, was_asked));
+            }
+            let now = match self.signals.take() {
+                Some(Wish::StopNow) => true,
+                // Asked again: patience is over.
+                Some(Wish::PowerOff) if self.asked.is_some() => true,
+                wish if wish.is_some() || happened.launcher_gone => {
+                    self.ask_to_power_off(POWER_OFF_PATIENCE)
+                }
+                _ => false,
+            };
+            if now || self.obey() || self.is_overdue() {
+                return Ok(Ending::Stop(StopReason::Requested));
+            }
+        }
+    }
+
+    /// Presses the power button, and gives the guest so much time. Returns whether it is of no
+    /// use, so that the guest is to be ended now.
+    fn ask_to_power_off(&mut self, patience: Duration) -> bool {
+        if let Some(asked) = &mut self.asked {
+            // The least patient counts.
+            asked.patience = asked.patience.min(asked.since.elapsed().saturating_add(patience));
+            return false;
+        }
+        tracing::info!("the guest is asked to switch itself off");
+        self.resume();
+        if !self.running.press_power_button() {
+            tracing::warn!("the guest does not listen to its power button: it is ended");
+            return true;
+        }
+        self.api.set_state(RunState::Stopping);
+        self.asked = Some(Asked { since: Instant::now(), patience });
+        false
+    }
+
+    fn is_overdue(&self) -> bool {
+        let Some(asked) = self.asked else { return false };
+        let is_overdue = asked.deadline().is_some_and(|deadline| Instant::now() >= deadline);
+        if is_overdue {
+            tracing::warn!(
+                "the guest did not switch itself off within {} seconds: it is ended",
+                asked.patience.as_secs()
+            );
+        }
+        is_overdue
+    }
+
+    /// Does what clients of the API want. Returns whether the guest is to be ended now.
+    fn obey(&mut self) -> bool {
+        let Some(order) = self.api.orders().take() else { return false };
+        if let Command::Stop { patience } = order.command {
+            let now = patience.is_zero() || self.ask_to_power_off(patience);
+            order.answer(Ok(()));
+            return now;
+        }
+        let outcome = self.carry_out(order.command);
+        order.answer(outcome);
+        false
+    }
+
+    fn carry_out(&mut self, command: Command) -> Outcome {
+        let conflict = |what: &str| Err(Failure::configuration(what));
+        let is_paused = self.running.is_paused();
+        match command {
+            Command::Pause if self.asked.is_some() => conflict("the guest is about to end"),
+            Command::Pause => {
+                if !is_paused {
+                    self.running.pause()?;
+                    self.api.set_state(RunState::Paused);
+                    self.launcher.tell(&Event::Paused);
+                }
+                Ok(())
+            }
+            Command::Resume => {
+                self.resume();
+                Ok(())
+            }
+            Command::PressPowerButton if is_paused => {
+                conflict("the guest is paused, and notices nothing: resume it first")
+            }
+            Command::PressPowerButton if !self.running.press_power_button() => {
+                conflict("the guest does not listen to its power button")
+            }
+            Command::PressPowerButton => Ok(()),
+            Command::Reset => {
+                self.running.request_reset();
+                Ok(())
+            }
+            // Is looked at by the caller.
+            Command::Stop { .. } => Ok(()),
+        }
+    }
+
+    /// Ends a pause, if there is one.
+    fn resume(&mut self) {
+        if self.running.is_paused() {
+            self.running.resume();
+            self.api.set_state(RunState::Running);
+            self.launcher.tell(&Event::Resumed);
+        }
+    }
+}
