@@ -13,10 +13,9 @@ use crate::case::{Case, Outcome};
 use crate::compare::{Difference, Verdict, compare_but, trap_name};
 use crate::engine::Engine;
 use crate::excuse;
-use crate::generate::{Sample, images, sample};
+use crate::generate::{Sample, images};
 use crate::host::{BATCH, Host};
 use crate::layout::DATA_SIZE;
-use crate::random::Rng;
 use crate::repertoire::Sequences;
 use crate::run::{Pair, describe};
 use crate::sequence::{truncated, vague_flags, without};
@@ -82,17 +81,15 @@ pub struct Blocks {
 impl Blocks {
     /// Starts both, for 64-bit or 32-bit code.
     pub fn new(bits: u32, seed: u64, execution: Execution) -> io::Result<Self> {
-        let mut available = Pair::new(seed)?.probe(bits)?;
+        let mut pair = Pair::new(seed)?;
+        let mut available = pair.probe(bits)?;
+        pair.take_withheld(&mut available);
         let images = images(seed);
-        let mut interpreter = Engine::new()?;
-        available.retain(|&raw| {
-            Code::try_from(raw as usize).is_ok_and(|code| offers(&mut interpreter, code, bits))
-        });
         Ok(Self {
             bits,
             host: Host::new(&images)?,
             engine: Transcoder::new(execution)?,
-            interpreter,
+            interpreter: Engine::new()?,
             images,
             available,
             execution,
@@ -237,20 +234,6 @@ impl Blocks {
         }
         Ok(small)
     }
-}
-
-/// Whether the guest has the instruction, too, and it is not #UD in whatever form it comes.
-fn offers(interpreter: &mut Engine, code: Code, bits: u32) -> bool {
-    const TRIES: u64 = 16;
-    const UD: u32 = 6;
-    let mut outcome = Outcome::empty();
-    (0..TRIES).any(|round| {
-        let mut rng = Rng::new(code as u64, round);
-        sample(&mut rng, code, bits, None).is_some_and(|sample| {
-            interpreter.run(&sample.case, &[0; DATA_SIZE], &mut outcome);
-            outcome.trap != UD
-        })
-    })
 }
 
 /// How often the transcoder runs a case: every other one once, as it comes.
