@@ -24,8 +24,12 @@ thread_local! {
     static HAS_STACK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Who handled SIGSEGV before.
-static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// What an access may end in: a page fault or general-protection fault, or a stack fault, which is what an
+/// address that is not canonical is through RBP.
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+
+/// Who handled each of them before.
+static PREVIOUS: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
 
 /// Makes the calling thread one that may run code for mirrored memory.
 pub fn prepare_thread(code: Range<u64>, context: *mut Context) {
@@ -42,17 +46,19 @@ pub fn release_thread() {
     PREPARED.set(None);
 }
 
-/// Installs the handler; returns the one before.
-fn install() -> libc::sigaction {
+/// Installs the handler; returns those before.
+fn install() -> [libc::sigaction; 2] {
     // SAFETY: zero is a value of every field.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_fault as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-    // SAFETY: as above.
-    let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: both structures are valid; the handler passes on what does not concern it.
-    unsafe { libc::sigaction(libc::SIGSEGV, &action, &mut previous) };
-    previous
+    SIGNALS.map(|signal| {
+        // SAFETY: as above.
+        let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: both structures are valid; the handler passes on what does not concern it.
+        unsafe { libc::sigaction(signal, &action, &mut previous) };
+        previous
+    })
 }
 
 /// Linux writes to a thread's area for restartable sequences whenever it was preempted, and cannot
@@ -86,7 +92,7 @@ fn give_signal_stack() {
     unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
 }
 
-/// The handler of SIGSEGV.
+/// The handler of these signals.
 ///
 /// # Safety
 /// The kernel calls it, with valid arguments.
@@ -125,7 +131,8 @@ unsafe extern "C" fn on_fault(
     // SAFETY: whoever was there before gets the signal as the kernel gave it; without a handler, the
     // fault comes again and ends the process.
     unsafe {
-        match PREVIOUS.get() {
+        let at = SIGNALS.iter().position(|&known| known == signal);
+        match PREVIOUS.get().zip(at).map(|(previous, at)| &previous[at]) {
             Some(previous) if previous.sa_sigaction > libc::SIG_IGN => {
                 let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
                     std::mem::transmute(previous.sa_sigaction);
