@@ -7,7 +7,7 @@ use x86::vector::{AC, BP, BR, DB, DE, GP, MF, NM, OF, SS, UD, XM};
 
 use crate::case::{Case, case};
 use crate::expect::{fault, out};
-use crate::guest::Guest;
+use crate::guest::{AMD, Guest};
 use crate::layout::{DATA, DEVICE, USER_DATA, WINDOW, sel};
 use crate::start::Start::{self, Compat, Long, Paged32, Prot16, Prot32, Real, V8086};
 use crate::tables::access;
@@ -400,7 +400,14 @@ fn alignment(cases: &mut Vec<Case>) {
     faults!("a quadword that is stored", a => a.mov(qword_ptr(rbx + 3), rax));
     faults!("an addition to memory", a => a.add(dword_ptr(rbx), eax));
     faults!("an x87 load", a => a.fld(qword_ptr(rbx + 3)));
-    faults!("an unaligned vector load", a => a.movups(xmm0, xmmword_ptr(rbx)));
+    faults!("eight bytes into a vector register", a => a.movq(xmm0, qword_ptr(rbx)));
+    // Intel's processors do not check accesses of 16 bytes and more.
+    add("an unaligned vector load", true, AC_FLAG, |g| {
+        g.needs(&AMD);
+        g.expect_fault("insn", "after", |a| a.movups(xmm0, xmmword_ptr(rbx)))?;
+        g.want(fault(AC).code(0).at("insn").cs(sel::UCODE64));
+        Ok(())
+    });
     add("aligned accesses are fine", true, AC_FLAG, |g| {
         g.a.mov(al, byte_ptr(rbx))?;
         g.a.mov(ax, word_ptr(rbx + 1))?;
