@@ -189,8 +189,7 @@ impl Guest {
     #[track_caller]
     pub fn assert_no_complaints(&mut self) {
         let complaints = self.try_run(
-            // Of the host's processor model there may be more to say.
-            "dmesg | grep -v 'RETBleed: ' | grep -E 'BUG:|Oops|WARNING:|general protection|invalid opcode|soft lockup|\
+            "dmesg | grep -E 'BUG:|Oops|WARNING:|general protection|invalid opcode|soft lockup|\
              rcu.*stall|hung_task|blocked for more than|segfault|traps:|Call Trace|unchecked MSR|\
              I/O error|as unstable|alg: .* failed|ftrace.*(bug|failed)|jump_label: Fatal'",
         );
