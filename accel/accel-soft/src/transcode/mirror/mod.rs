@@ -14,6 +14,7 @@
 
 mod fault;
 mod mapping;
+mod pieces;
 mod policy;
 
 use std::collections::HashMap;
@@ -206,10 +207,14 @@ impl Mirror {
             return false;
         }
         self.remove(linear);
+        let Some(piece) = self.mapping.reserve(linear) else {
+            self.policy.collided();
+            return false;
+        };
         let number = linear >> 12;
         let table = number & !(TABLE - 1);
-        let first = number.saturating_sub(AROUND).max(table);
-        let last = (number + AROUND).min(table + TABLE - 1);
+        let first = number.saturating_sub(AROUND).max(table).max(piece.start >> 12);
+        let last = (number + AROUND).min(table + TABLE - 1).min((piece.end >> 12) - 1);
         let fits = |cpu: &mut Cpu<SoftEnv>, number: u64| {
             let gpa = page.gpa.wrapping_add((number << 12).wrapping_sub(linear));
             !self.pages.contains_key(&(number << 12))
