@@ -58,6 +58,15 @@ struct Mirrored {
     writable: bool,
 }
 
+/// What a mirror shows that it did not show just before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The same program, whose page tables may have changed.
+    Again,
+    /// Another program.
+    Another,
+}
+
 /// See the module's text. It belongs to one processor's thread.
 pub struct Mirror {
     mapping: Mapping,
@@ -104,28 +113,30 @@ impl Mirror {
         self.space == u64::from(space)
     }
 
-    /// User code is about to run: sees to it that its memory is mirrored, if it should be. `true` if that
-    /// is another address space's from now on.
-    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> bool {
+    /// User code is about to run: sees to it that its memory is mirrored, if it should be. What it shows
+    /// from now on, if that is not what it did.
+    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> Option<Shown> {
         let space = cpu.address_space();
         if self.shows(space) {
-            return false;
+            return None;
         }
         let root = root(cpu);
-        if self.root == Some(root) {
+        let shown = if self.root == Some(root) {
             if self.policy.is_banned(root) {
-                return false;
+                return None;
             }
             self.look_again(cpu);
+            Shown::Again
         } else if self.policy.should_take(root, self.pages.len()) {
             self.clear();
             self.root = Some(root);
             tracing::debug!("mirroring the memory of the program at {root:#x}");
+            Shown::Another
         } else {
-            return false;
-        }
+            return None;
+        };
         self.space = space.into();
-        true
+        Some(shown)
     }
 
     /// Whether it has the memory of the program that runs now, but must be made right
