@@ -263,9 +263,13 @@ impl Transcoder {
                 }
             }
         }
-        if cpu.has_forgotten_nothing() {
-            return;
+        if !cpu.has_forgotten_nothing() {
+            self.forget_translations(cpu);
         }
+    }
+
+    /// Forgets the translations of addresses that the processor has forgotten.
+    fn forget_translations(&mut self, cpu: &mut Cpu<SoftEnv>) {
         let forgotten = cpu.take_forgotten();
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.forget(&forgotten);

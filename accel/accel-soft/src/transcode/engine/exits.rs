@@ -83,7 +83,13 @@ impl Transcoder {
                 self.store_state(cpu, at.into());
                 let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
                 cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
+                if resume == 0 || cpu.state.rip != expected {
+                    return Next::LookUp;
+                }
+                if cpu.has_forgotten_but(cpu.state.rip & !0xfff) {
+                    self.forget_translations(cpu);
+                }
+                if !self.may_resume(cpu, setting) {
                     return Next::LookUp;
                 }
                 self.counters.resumed += 1;
