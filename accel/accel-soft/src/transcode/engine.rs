@@ -27,6 +27,7 @@ use super::watch::Became;
 use super::{entry, flat};
 use crate::env::SoftEnv;
 use crate::ram::{Page, Ram};
+use jumps::FilledJumps;
 pub(super) use state::status_from_ax;
 
 /// Entries of the table that counts how often code was entered.
@@ -83,6 +84,8 @@ pub struct Transcoder {
     code_pages: Set<u64>,
     /// What each jump cache leads to.
     settings: [Option<Setting>; JUMP_CACHES],
+    /// Which of their entries were filled.
+    filled: Box<FilledJumps>,
     far_links: FarLinks,
     /// The memory of the program that runs most, at its own addresses; if the host can do that.
     mirror: Option<Mirror>,
@@ -162,6 +165,7 @@ impl Transcoder {
             width: host_width(),
             code_pages: Set::default(),
             settings: [None; JUMP_CACHES],
+            filled: Box::default(),
             far_links: FarLinks::default(),
             mirror,
             lockstep,
@@ -196,7 +200,7 @@ impl Transcoder {
                 && let Some(mirror) = &mut self.mirror
                 && let Some(shown) = mirror.consider(cpu)
             {
-                self.context().clear_jumps(MIRRORED_JUMPS);
+                self.clear_jumps(MIRRORED_JUMPS);
                 self.prove_far_links(cpu, shown);
             }
             let Some(setting) = self.setting(cpu) else {
@@ -210,7 +214,7 @@ impl Transcoder {
             if self.settings[setting.jumps()] != Some(setting) {
                 // The first level of jump caches knows nothing of settings but the view.
                 self.settings[setting.jumps()] = Some(setting);
-                self.context().clear_jumps(setting.jumps());
+                self.clear_jumps(setting.jumps());
                 self.tag_jumps();
             }
             let key = Key::new(gpa, setting);
@@ -276,7 +280,7 @@ impl Transcoder {
         }
         if forgotten.all {
             (0..VIEWS).for_each(|view| self.context().clear_tlb(view));
-            (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
+            (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
             self.forget_second_jumps();
             if let Some(mirror) = &mut self.mirror {
                 mirror.doubt();

@@ -8,9 +8,23 @@ use crate::transcode::cache::Key;
 use crate::transcode::context::{
     JUMP_CACHES, MIRRORED_JUMPS, SECOND_JUMPS, SecondJump, jump_hash, places_of_page,
 };
-use crate::transcode::journal::{self, has_global};
+use crate::transcode::journal::{self, Journal, has_global};
 use crate::transcode::mirror::Shown;
 use crate::transcode::translate::Setting;
+
+/// Entries of jump caches that Rust code alone fills.
+pub(super) struct FilledJumps {
+    /// Of the first level of [`MIRRORED_JUMPS`].
+    mirrored: Journal<4096>,
+    /// Of the second levels; each fills two.
+    second: [Journal<4096>; JUMP_CACHES],
+}
+
+impl Default for FilledJumps {
+    fn default() -> Self {
+        Self { mirrored: Journal::EMPTY, second: [const { Journal::EMPTY }; JUMP_CACHES] }
+    }
+}
 
 impl Transcoder {
     /// Lets branches of this setting find the block at the instruction pointer.
@@ -37,20 +51,35 @@ impl Transcoder {
         }
         is_global &= has_global(setting.view);
         let context = self.context();
-        context.fill_jump(cache, rip, far, is_global);
+        let first = context.fill_jump(cache, rip, far, is_global);
         let spaces = if is_global { context.global_jump_spaces } else { context.jump_spaces };
-        let entries = self.second_jumps(cache);
+        let (entries, filled) = self.second_jumps(cache);
         let index = jump_hash(rip) % SECOND_JUMPS[cache];
         if entries[index].guest != rip {
             entries[index ^ 1] = entries[index];
         }
         entries[index] = SecondJump { guest: rip, space: spaces[cache], host: far };
+        filled.note(index);
+        if cache == MIRRORED_JUMPS {
+            self.filled.mirrored.note(first);
+        }
+    }
+
+    /// Forgets where the first level of a jump cache leads.
+    pub(super) fn clear_jumps(&mut self, cache: usize) {
+        // SAFETY: as in `context`; the tables are no part of `self`.
+        let context = unsafe { &mut *self.context.get() };
+        let is_done = cache == MIRRORED_JUMPS
+            && self.filled.mirrored.drain(|index| context.clear_mirrored_jump(index));
+        if !is_done {
+            context.clear_jumps(cache);
+        }
     }
 
     pub(super) fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
         self.code_pages.clear();
-        (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
+        (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
         self.forget_second_jumps();
     }
 
@@ -59,7 +88,7 @@ impl Transcoder {
         self.counters.jumps_forgotten += 1;
         self.context().clear_jumps_to(linear);
         for cache in 0..JUMP_CACHES {
-            let entries = self.second_jumps(cache);
+            let (entries, _) = self.second_jumps(cache);
             for guest in places_of_page(linear) {
                 let index = jump_hash(guest) % entries.len();
                 for index in [index, index ^ 1] {
@@ -73,17 +102,29 @@ impl Transcoder {
     }
 
     pub(super) fn forget_second_jumps(&mut self) {
-        for cache in 0..JUMP_CACHES {
-            self.second_jumps(cache).fill(SecondJump::EMPTY);
+        (0..JUMP_CACHES).for_each(|cache| self.forget_second_jumps_of(cache));
+    }
+
+    fn forget_second_jumps_of(&mut self, cache: usize) {
+        let (entries, filled) = self.second_jumps(cache);
+        let is_done = filled.drain(|index| {
+            entries[index] = SecondJump::EMPTY;
+            entries[index ^ 1] = SecondJump::EMPTY;
+        });
+        if !is_done {
+            entries.fill(SecondJump::EMPTY);
         }
     }
 
-    /// The second level of a jump cache.
-    fn second_jumps(&mut self, cache: usize) -> &mut [SecondJump] {
-        match cache {
-            MIRRORED_JUMPS => &mut self.context().mirrored_jumps,
+    /// The second level of a jump cache, and which of its entries were filled.
+    fn second_jumps(&mut self, cache: usize) -> (&mut [SecondJump], &mut Journal<4096>) {
+        // SAFETY: as in `context`; the tables are no part of `self`.
+        let context = unsafe { &mut *self.context.get() };
+        let entries = match cache {
+            MIRRORED_JUMPS => context.mirrored_jumps.as_mut_slice(),
             view => &mut self.second_jumps[view],
-        }
+        };
+        (entries, &mut self.filled.second[cache])
     }
 
     /// Says by what the second levels of jump caches tell branches apart from now on.
@@ -134,7 +175,7 @@ impl Transcoder {
         if !is_same {
             self.unlink_far();
             self.far_links.forget();
-            self.second_jumps(MIRRORED_JUMPS).fill(SecondJump::EMPTY);
+            self.forget_second_jumps_of(MIRRORED_JUMPS);
         }
     }
 }
