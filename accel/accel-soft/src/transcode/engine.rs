@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use iced_x86::Instruction;
-use x86::state::{Activity, Cr0, Cr4};
+use x86::state::{Activity, Cr0, Cr4, Rflags};
 use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key, Set};
@@ -354,8 +354,10 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
+        // Code for mirrored memory repeats string instructions as they are, upwards.
         let mirrored = view == View::User
             && !is_32bit
+            && state.rflags & Rflags::DF.bits() == 0
             && self.mirror.as_ref().is_some_and(|mirror| mirror.shows(cpu.address_space()));
         Some(Setting { view, vectors, time, narrow: false, is_32bit, mirrored })
     }

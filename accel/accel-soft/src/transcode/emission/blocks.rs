@@ -271,7 +271,10 @@ golden! {
         call(0x1040u64);
         jbe(0x1040u64);
         cld();
+        std();
         rep().movsb();
+        rep().stosq();
+        rep().stosw();
     }
 
     stack, USER => {

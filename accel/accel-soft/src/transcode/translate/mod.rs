@@ -450,9 +450,8 @@ impl Translator {
                 self.asm.bytes(&[0xf3, 0x90]);
                 Ok(())
             }
-            Kind::Repeat(op) if !self.setting.mirrored && !self.setting.is_32bit => {
-                self.repeat(insn, op)
-            }
+            Kind::Repeat(op) if self.setting.mirrored => self.repeat_in_mirror(insn, op),
+            Kind::Repeat(op) if !self.setting.is_32bit => self.repeat(insn, op),
             // The flag is out of the reach of code for mirrored memory.
             Kind::Direction { .. } if self.setting.mirrored => Err(Refused),
             Kind::Direction { down } => {
