@@ -5,6 +5,7 @@ mod bench;
 mod board;
 mod code_pages;
 mod contract;
+mod data_pages;
 mod debug;
 mod debugger;
 mod delivery;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<Case> {
         smap::cases(),
         tlb::cases(),
         code_pages::cases(),
+        data_pages::cases(),
         exception::cases(),
         debug::cases(),
         debugger::cases(),

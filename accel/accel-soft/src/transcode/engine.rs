@@ -182,9 +182,12 @@ impl Transcoder {
 
     /// Executes until the processor is not active, or something else is to be done.
     pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        match &self.mirror {
-            Some(mirror) => mirror.prepare_thread(self.cache.range()),
-            None => mirror::release_thread(),
+        let range = self.cache.range();
+        if self.mirror.take_if(|mirror| !mirror.prepare_thread(range)).is_some() {
+            tracing::debug!("no memory is mirrored: this thread has restartable sequences");
+        }
+        if self.mirror.is_none() {
+            mirror::release_thread();
         }
         while cpu.state.activity == Activity::Active {
             self.catch_up(cpu);

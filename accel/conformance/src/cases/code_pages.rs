@@ -355,6 +355,32 @@ fn address_spaces(cases: &mut Vec<Case>, way: usize, name: &str) {
         })
     }));
     cases.push(case(
+        format!("code pages: {name} from a page at two addresses, and another program in between"),
+        Long,
+        move |g| {
+            g.needs(&PCID);
+            let entry = prepare(g, way);
+            g.map(TWIN, SOURCE_FRAME, USER);
+            g.map(TWIN + 0x1000, FRAME[1], USER);
+            second(g);
+            g.change_cr4(Cr4::PCIDE.bits() as u32, 0)?;
+            let first = g.root;
+            program(g, switch, |g| {
+                for no_flush in [0, NO_FLUSH] {
+                    serve(g, first | 1 | no_flush)?;
+                    call(g, entry, 1)?;
+                    serve(g, OTHER_ROOT | 2 | no_flush)?;
+                    call(g, entry, 2)?;
+                    // What it knew of the first program's jumps is not all that there is to know.
+                    serve(g, first | 1 | NO_FLUSH)?;
+                    call(g, entry - SOURCE + TWIN, 2)?;
+                    call(g, entry, 1)?;
+                }
+                Ok(())
+            })
+        },
+    ));
+    cases.push(case(
         format!("code pages: {name} to a page that another program remaps"),
         Long,
         move |g| {
@@ -486,31 +512,35 @@ fn across(cases: &mut Vec<Case>) {
             },
         ));
         cases.push(case(
-            format!("code pages: a jump whose distance is remapped, {how}"),
+            format!("code pages: a jump to a jump whose distance is remapped, {how}"),
             Long,
             move |g| {
                 prepare(g, 0);
-                // A JMP of which the opcode is the source's last byte leads to WINDOW + 0x30000 or beyond.
+                // JMP TARGET + 0xfff; the opcode of a JMP is there, which leads to one of these.
                 const FAR: u64 = WINDOW + 0x3_0000;
-                g.write(SOURCE_FRAME + 0xfff, &[0xe9]);
+                g.write(SOURCE_FRAME, &[0xe9, 0xfa, 0x1f, 0, 0]);
+                let first = FRAMES + 0x6000;
+                g.map(TARGET, first, USER);
+                g.write(first + 0xfff, &[0xe9]);
                 for (i, frame) in NEXT_FRAME.into_iter().enumerate() {
                     let to = FAR + 0x1000 * i as u64;
-                    g.write(frame, &((to - TARGET - 4) as u32).to_le_bytes());
+                    g.write(frame, &((to - NEXT - 4) as u32).to_le_bytes());
                     g.map(to, FRAME[i], USER);
                 }
                 let bits = USER | how.bits();
-                let place = g.entry(TARGET, 1);
+                let place = g.entry(NEXT, 1);
                 how.prepare(g)?;
                 program(
                     g,
                     |g| {
                         g.a.mov(qword_ptr(place), r8)?;
-                        how.invalidate(g, TARGET)
+                        how.invalidate(g, NEXT)
                     },
                     |g| {
                         for i in [0, 1, 0, 1] {
                             serve(g, NEXT_FRAME[i] | bits)?;
-                            call(g, SOURCE + 0xfff, 1 + i as u32)?;
+                            call(g, TARGET + 0xfff, 1 + i as u32)?;
+                            call(g, SOURCE, 1 + i as u32)?;
                         }
                         Ok(())
                     },
@@ -575,10 +605,10 @@ fn settings(cases: &mut Vec<Case>) {
     }
 }
 
-/// Half a million divisions, which take translators some hundred megabytes of code.
+/// A million divisions, which take a translator more code and places to leave it than one keeps.
 fn full_cache(g: &mut Guest) -> Result {
     const MUCH: u64 = WINDOW + 0x20_0000;
-    const PAGES: u64 = 256;
+    const PAGES: u64 = 512;
     const FRAMES_OF_MUCH: u64 = FRAMES + 0x20_0000;
     let entry = prepare(g, 0);
     for page in 0..PAGES {
@@ -596,7 +626,7 @@ fn full_cache(g: &mut Guest) -> Result {
             Invalidate::Page.invalidate(g, TARGET)
         },
         |g| {
-            for (frame, value) in [(0, 1), (1, 2), (0, 1)] {
+            for (frame, value) in [(0, 1), (1, 2)] {
                 serve(g, FRAME[frame] | USER)?;
                 call(g, entry, value)?;
                 g.a.xor(edx, edx)?;
