@@ -99,6 +99,16 @@ impl Bench {
         self.vcpu.store(sections).map_err(|e| e.to_string())
     }
 
+    /// The vectors of the exceptions and interrupts that its handlers were entered for.
+    pub fn vectors(&self) -> Vec<u64> {
+        let events = self.bus.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let vector = |event: &Event| match event {
+            Event::Fault(record) => Some(record.vector),
+            _ => None,
+        };
+        events.iter().filter_map(vector).collect()
+    }
+
     /// What the guest wrote to the debug port.
     pub fn outs(&self) -> Vec<u32> {
         let events = self.bus.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
