@@ -127,7 +127,15 @@ pub fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) ->
     Err(format!("expected {what} {expected:x?}, got {got:x?}"))
 }
 
-/// A loop without end.
+/// A loop without end, which pauses as such loops do.
+pub fn wait(g: &mut Guest) -> Result<(), IcedError> {
+    let mut here = g.a.create_label();
+    g.a.set_label(&mut here)?;
+    g.a.pause()?;
+    g.a.jmp(here)
+}
+
+/// A loop of a single instruction, without end.
 pub fn spin(g: &mut Guest) -> Result<(), IcedError> {
     let mut here = g.a.create_label();
     g.a.set_label(&mut here)?;

@@ -8,7 +8,7 @@ use accel::{Exit, Kicker, Sections};
 use iced_x86::code_asm::*;
 use x86::state::{Activity, Cr0, Efer, SegReg, gpr};
 
-use super::bench::{Bench, equal, spin};
+use super::bench::{Bench, equal, spin, wait};
 use crate::case::{Case, check};
 use crate::layout::{CODE, DATA};
 use crate::runner;
@@ -89,7 +89,7 @@ fn kicks() -> Vec<Case> {
             equal("the exit", Exit::Kicked, bench.run()?)
         }),
         check("kicks from many threads", |accelerator, cpuid| {
-            let mut bench = Bench::new(accelerator, cpuid, Long, spin)?;
+            let mut bench = Bench::new(accelerator, cpuid, Long, wait)?;
             let kickers: Vec<Kicker> = (0..4).map(|_| bench.vcpu.kicker()).collect();
             let threads: Vec<_> = kickers
                 .into_iter()
@@ -135,7 +135,7 @@ fn states() -> Vec<Case> {
         }),
         check("state: what is stored takes effect", |accelerator, cpuid| {
             let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
-                spin(g)?;
+                wait(g)?;
                 g.section(64, DATA, DATA)?;
                 // Registers, a segment base, an MSR and a vector register.
                 g.a.mov(eax, ebx)?;
