@@ -14,7 +14,7 @@ use super::machine::Machine;
 use super::system::System;
 
 /// How long the system may take until its job begins. The machine may be busy.
-const START_PATIENCE: Duration = Duration::from_secs(600);
+const START_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// A running machine. Dropped, it is ended.
 pub struct Emulator {

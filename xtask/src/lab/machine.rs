@@ -35,9 +35,13 @@ impl Machine {
         match self {
             Self::Qemu => which("qemu-system-x86_64").map(drop),
             Self::Bochs => {
-                which("bochs-bin")?;
-                match bochs::FIRMWARE.iter().find(|file| !Path::new(file).is_file()) {
-                    Some(file) => bail!("there is no {file}: run scripts/install-lab-deps"),
+                let program = Path::new("/usr/bin/bochs-bin");
+                let mut files = bochs::FIRMWARE.iter().map(Path::new).chain([program]);
+                match files.find(|file| !file.is_file()) {
+                    Some(file) => bail!(
+                        "there is no {}: run scripts/install-lab-deps --bochs",
+                        file.display()
+                    ),
                     None => Ok(()),
                 }
             }

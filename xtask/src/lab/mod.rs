@@ -15,6 +15,7 @@ mod qemu;
 mod start;
 mod system;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -81,7 +82,7 @@ const SKIPPED: u8 = 77;
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let machine = arguments.machine;
     let (jobs, filter) = plan(arguments)?;
-    let tools = ["busybox", "debugfs"].map(|name| system::which(name).map(drop));
+    let tools = ["busybox", "debugfs", "setpriv", "strip"].map(|name| system::which(name).map(drop));
     if let Err(why) = tools.into_iter().chain([machine.find()]).collect::<anyhow::Result<()>>() {
         eprintln!("SKIPPED: the lab: {why}");
         return Ok(ExitCode::from(SKIPPED));
@@ -97,6 +98,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             bail!("{} is missing: cargo build --release -p cli -p vmm", program.display());
         }
     }
+    let _lock = lock(&dir)?;
     let system = System::make(machine, &dir, &lodge, &build_conform()?)?;
 
     let mut good = true;
@@ -134,6 +136,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("lab {:<12} ... {verdict}: {what} ({seconds} s)", name_of(job));
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes sure that no other lab uses the same files, as long as what is returned is there.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let lock = File::create(dir.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("a lab is at work in {}: wait for it", dir.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the lab's files"),
+    }
 }
 
 /// The jobs that are meant, and the conformance cases.
