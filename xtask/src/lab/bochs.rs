@@ -87,7 +87,7 @@ fn configuration(dir: &Path, job: &str, port: u16) -> String {
     let [bios, vga] = FIRMWARE;
     let dir = dir.display();
     format!(
-        "cpu: model=corei7_haswell_4770, count=1, ips=50000000, reset_on_triple_fault=0\n\
+        "cpu: model=broadwell_ult, count=1, ips=50000000, reset_on_triple_fault=0\n\
          memory: guest=1536, host=1536\n\
          romimage: file={bios}\n\
          vgaromimage: file={vga}\n\

@@ -10,7 +10,7 @@ use super::machine::Machine;
 use super::system::System;
 
 /// The longest that a case may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// The emulator may end itself, or get stuck, so often.
 const STARTS: u32 = 5;
 

@@ -61,7 +61,7 @@ impl Machine {
     pub fn conform_arguments(self) -> &'static str {
         match self {
             Self::Qemu => "--emulated --patience 240",
-            Self::Bochs => "--patience 60",
+            Self::Bochs => "--patience 600",
         }
     }
 
