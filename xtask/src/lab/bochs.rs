@@ -80,7 +80,7 @@ fn connect(listener: &TcpListener, child: &mut Child) -> anyhow::Result<TcpStrea
     }
 }
 
-/// Haswell is the newest of Bochs's models of which Linux uses XSAVE: those with AVX-512 give sizes of
+/// Broadwell is the newest of Bochs's models of which Linux uses XSAVE: those with AVX-512 give sizes of
 /// the state that Linux finds inconsistent, so it does without, and KVM with it. The rate (`ips`) is
 /// what Bochs comes to, so that time in there goes about as fast as here.
 fn configuration(dir: &Path, job: &str, port: u16) -> String {

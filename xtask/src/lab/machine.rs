@@ -60,7 +60,7 @@ impl Machine {
     /// that a busy host takes none from it.
     pub fn conform_arguments(self) -> &'static str {
         match self {
-            Self::Qemu => "--emulated --patience 240",
+            Self::Qemu => "--emulated --patience 1200",
             Self::Bochs => "--patience 600",
         }
     }

@@ -82,7 +82,8 @@ const SKIPPED: u8 = 77;
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let machine = arguments.machine;
     let (jobs, filter) = plan(arguments)?;
-    let tools = ["busybox", "debugfs", "setpriv", "strip"].map(|name| system::which(name).map(drop));
+    let tools =
+        ["busybox", "debugfs", "setpriv", "strip"].map(|name| system::which(name).map(drop));
     if let Err(why) = tools.into_iter().chain([machine.find()]).collect::<anyhow::Result<()>>() {
         eprintln!("SKIPPED: the lab: {why}");
         return Ok(ExitCode::from(SKIPPED));

@@ -6,7 +6,7 @@
 //! Each case's name is printed before it begins, so that it can be told which of them was the end of
 //! the machine below; --from goes on with the case of that number. --emulated says that QEMU emulates
 //! the processor. FILE has names of cases, a line each, that are left out;
-//! others are given up after SECONDS, if they would wait longer.
+//! others are given up after SECONDS instead of two minutes.
 
 mod emulated;
 

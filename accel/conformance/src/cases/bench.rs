@@ -50,13 +50,13 @@ impl Bench {
         Ok(Self { guest, vm, vcpu, bus })
     }
 
-    /// Runs until the processor stops. One that does not is kicked after two minutes, which
+    /// Runs until the processor stops. One that does not is kicked after ten minutes, which
     /// fails the check that waits for something else.
     pub fn run(&mut self) -> Checked<Exit> {
         let kicker = self.vcpu.kicker();
         let (done, wait) = channel::<()>();
         let watch = thread::spawn(move || {
-            if wait.recv_timeout(Duration::from_secs(120)).is_err() {
+            if wait.recv_timeout(Duration::from_secs(600)).is_err() {
                 kicker.kick();
             }
         });

@@ -70,6 +70,16 @@ fn kicks() -> Vec<Case> {
             equal("the exit", Exit::Kicked, bench.run_for(Duration::from_millis(20))?)?;
             equal("RIP", CODE, bench.state()?.rip)
         }),
+        check("a kick ends a loop that may be interrupted", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
+                g.a.sti()?;
+                g.mark("loop")?;
+                spin(g)
+            })?;
+            equal("the exit", Exit::Kicked, bench.run_for(Duration::from_millis(20))?)?;
+            let rip = bench.guest.marked("loop");
+            equal("RIP", rip, Some(bench.state()?.rip))
+        }),
         check("a kick ends HLT, and the processor sleeps on", |accelerator, cpuid| {
             let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
                 g.out(1)?;
