@@ -3,6 +3,7 @@
 mod apic;
 mod bench;
 mod board;
+mod code_pages;
 mod contract;
 mod debug;
 mod debugger;
@@ -18,6 +19,7 @@ mod legacy;
 mod mode;
 mod msr;
 mod paging;
+mod program;
 mod ret;
 mod segmentation;
 mod smap;
@@ -37,6 +39,7 @@ pub fn all() -> Vec<Case> {
         paging::cases(),
         smap::cases(),
         tlb::cases(),
+        code_pages::cases(),
         exception::cases(),
         debug::cases(),
         debugger::cases(),

@@ -12,6 +12,7 @@ use super::context::{JUMP_CACHES, MIRRORED_JUMPS, VIEWS, offset};
 use super::far_links::Linked;
 use super::packed_exit::PackedExit;
 use super::sites::{Site, Sites};
+use super::strings::{self, STRING_OPS, StringOp};
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
@@ -179,11 +180,25 @@ impl Cache {
             *place = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, cache, leave);
         }
+        let mut strings = [[0; STRING_OPS]; VIEWS];
+        for view in [View::User, View::Supervisor, View::SupervisorAc] {
+            for op in StringOp::ALL {
+                strings[view as usize][op.number()] = asm.code.len() as u32;
+                strings::emit(&mut asm, view, op, leave_label);
+            }
+        }
         let crossing = asm.code.len() as u32;
         asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
         asm.jmp(leave_label);
-        let common =
-            Common { leave: 0, leave_mirrored, crossing, load_vectors, second_level, second_jumps };
+        let common = Common {
+            leave: 0,
+            leave_mirrored,
+            crossing,
+            load_vectors,
+            second_level,
+            second_jumps,
+            strings,
+        };
         let forgotten = [leave_label, leave_mirrored_label].map(|leave| {
             // Leaves by exit 0.
             let at = asm.code.len();

@@ -427,6 +427,11 @@ golden! {
         mov(rcx, rdx), cpuid(), mov(rdx, rcx);
         rep().movsb();
         rep().stosq();
+        rep().movsd();
+        repne().stosb();
+        rep().stosw();
+        rep().lodsb();
+        movsq();
         lodsb();
         cli();
         sti(), nop();
