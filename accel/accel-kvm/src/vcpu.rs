@@ -43,6 +43,8 @@ pub struct KvmVcpu {
 enum Next {
     Enter,
     Assist,
+    /// Hand the guest a debug exception of its own, with these bits of DR6.
+    Trap(u64),
     Leave(Exit),
 }
 
@@ -107,6 +109,7 @@ impl KvmVcpu {
                         return Ok(exit);
                     }
                 }
+                Next::Trap(dr6) => self.trap(dr6)?,
                 Next::Leave(exit) => {
                     self.shut_down = exit == Exit::TripleFault;
                     return Ok(exit);
@@ -133,6 +136,15 @@ impl KvmVcpu {
             return Ok(Some(Exit::TripleFault));
         }
         Ok(stop.map(Exit::Debug))
+    }
+
+    /// Delivers a #DB that KVM took from the guest, since a debugger has points or steps.
+    fn trap(&mut self, dr6: u64) -> Result<(), Fault> {
+        self.refresh(Sections::all())?;
+        self.interpret(&NoBus, |cpu| {
+            cpu.state.dr6 |= dr6;
+            cpu.exception(Exception::new(vector::DB));
+        })
     }
 
     /// Has the interpreter do something with the state that was loaded.
@@ -207,9 +219,10 @@ fn handle(
         }
         VcpuExit::Debug(exit) => {
             counters.debug += 1;
-            if let Some(stop) = debug::reason(&exit, control) {
-                return Ok(Next::Leave(Exit::Debug(stop)));
-            }
+            return Ok(match debug::reason(&exit, control) {
+                Some(stop) => Next::Leave(Exit::Debug(stop)),
+                None => debug::guests_own(&exit).map_or(Next::Enter, Next::Trap),
+            });
         }
         VcpuExit::Shutdown => {
             counters.shutdowns += 1;

@@ -27,7 +27,7 @@ pub(crate) enum Body {
 pub struct Case {
     /// Subject and statement: `paging: a store to a read-only page faults`.
     pub name: String,
-    /// Given up after this time, if it is shorter than what the case itself allows.
+    /// Given up after this time instead of two minutes.
     pub patience: Option<Duration>,
     pub(crate) body: Body,
 }
