@@ -3,6 +3,7 @@
 //! Interrupt controllers, the PIT and the paravirtual clock are KVM's own. What KVM gives up on, an
 //! instruction here and there, the interpreter of [`x86`] completes (`assist`).
 
+mod apic_page;
 mod assist;
 mod cpuid;
 mod debug;
@@ -14,6 +15,7 @@ mod probe;
 mod state;
 mod statistics;
 mod sys;
+mod time;
 mod vcpu;
 mod vm;
 

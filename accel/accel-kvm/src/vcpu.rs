@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::state::{Activity, gpr};
 use x86::{Cpu, Exception, vector};
 
+use crate::apic_page;
 use crate::assist::{self, Around, AssistEnv, Assistant, NoBus};
 use crate::cpuid;
 use crate::debug;
@@ -243,33 +244,11 @@ fn stuck(why: String) -> Fault {
     }
 }
 
-/// Sets a local APIC up as firmware does: enabled, LINT0 takes the 8259 pair's interrupts at the
-/// bootstrap processor, LINT1 is the NMI (SDM Vol. 3, 11.5.1). The same as
-/// `irqchip::Lapic::set_virtual_wire`.
+/// Sets a local APIC up as firmware does.
 fn virtual_wire(fd: &VcpuFd, bootstrap: bool) -> Result<(), Fault> {
-    const SPURIOUS: usize = 0xf0;
-    const ENABLE: u32 = 1 << 8;
-    const LINT0: usize = 0x350;
-    const LINT1: usize = 0x360;
-    const MASKED: u32 = 1 << 16;
-    const EXT_INT: u32 = 7 << 8;
-    const NMI: u32 = 4 << 8;
-    let mut lapic = fd.get_lapic().map_err(|e| failed("cannot read a local APIC", e))?;
-    let mut set = |at: usize, keep: u32, value: u32| {
-        let register = &mut lapic.regs[at..at + 4];
-        let mut bytes = [0; 4];
-        for (byte, from) in bytes.iter_mut().zip(register.iter()) {
-            *byte = *from as u8;
-        }
-        let value = u32::from_le_bytes(bytes) & keep | value;
-        for (to, byte) in register.iter_mut().zip(value.to_le_bytes()) {
-            *to = byte as std::ffi::c_char;
-        }
-    };
-    set(SPURIOUS, !0, ENABLE);
-    set(LINT0, 0, if bootstrap { EXT_INT } else { MASKED });
-    set(LINT1, 0, NMI);
-    fd.set_lapic(&lapic).map_err(|e| failed("cannot set up a local APIC", e))
+    let mut page = fd.get_lapic().map_err(|e| failed("cannot read a local APIC", e))?;
+    apic_page::set_virtual_wire(&mut page, bootstrap);
+    fd.set_lapic(&page).map_err(|e| failed("cannot set up a local APIC", e))
 }
 
 impl Vcpu for KvmVcpu {

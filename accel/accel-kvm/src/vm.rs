@@ -19,6 +19,7 @@ use crate::host::failed;
 use crate::irq::{KvmIrqs, Routes};
 use crate::state::{Abilities, KnownMsrs};
 use crate::sys;
+use crate::time::{self, GuestTime};
 use crate::vcpu::KvmVcpu;
 
 /// Four pages that KVM on Intel's processors needs for guests in real mode, and that no machine of
@@ -33,6 +34,7 @@ pub struct KvmVm {
     logs: Mutex<bool>,
     irqs: Arc<KvmIrqs>,
     doorbells: Option<Arc<KvmDoorbells>>,
+    time: GuestTime,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
 }
@@ -76,12 +78,13 @@ impl KvmVm {
         map_memory(&shared, 0)?;
         let doorbells =
             vm.check_extension(Cap::Ioeventfd).then(|| Arc::new(KvmDoorbells(vm.clone())));
-        let vcpus = processors(kvm, &shared, config)?;
+        let (vcpus, time) = processors(kvm, &shared, config)?;
         Ok(Self {
             shared,
             logs: Mutex::new(false),
             irqs: Arc::new(KvmIrqs::new(routes)),
             doorbells,
+            time,
             vcpus: Mutex::new(vcpus),
         })
     }
@@ -132,17 +135,18 @@ fn processors(
     kvm: &Kvm,
     shared: &Arc<Shared>,
     config: &VmResources,
-) -> Result<Vec<Option<KvmVcpu>>, Fault> {
+) -> Result<(Vec<Option<KvmVcpu>>, GuestTime), Fault> {
     let supported = supported(kvm)?;
     let scaling = kvm.check_extension(Cap::TscControl);
     let mut vcpus = Vec::new();
-    let mut common: Option<(CpuidTable, Abilities)> = None;
+    let mut handles = Vec::new();
+    let mut common: Option<(CpuidTable, Abilities, Option<u32>)> = None;
     for index in 0..config.cpus {
         let fd = shared.vm.create_vcpu(index.into()).map_err(|e| {
             failed(format!("KVM makes no more than {index} processors for this guest"), e)
         })?;
-        let tsc_khz = tune(&fd, &config.cpuid, scaling)?;
-        let (table, abilities) = match &common {
+        let (tsc_khz, is_scaled) = tune(&fd, &config.cpuid, scaling)?;
+        let (table, abilities, _) = match &common {
             Some(known) => known,
             None => {
                 let (table, refused) = supported.restrict(&config.cpuid, Some(tsc_khz));
@@ -160,30 +164,38 @@ fn processors(
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,
                 };
-                common.insert((table, abilities))
+                common.insert((table, abilities, is_scaled.then_some(tsc_khz)))
             }
         };
         let table = table.for_processor(index, config.cpus);
+        handles.push(time::second_handle(&shared.vm, &fd)?);
         vcpus.push(Some(KvmVcpu::new(fd, shared.clone(), index, table, abilities.clone())?));
     }
-    Ok(vcpus)
+    let (_, abilities, scaled_khz) =
+        common.ok_or_else(|| Fault::Unsupported("a machine needs a processor".to_owned()))?;
+    Ok((vcpus, GuestTime::new(shared.vm.clone(), handles, abilities, scaled_khz)))
 }
 
 /// Gives the guest's TSC the rate that CPUID tells, where KVM scales it; else CPUID will tell the
-/// rate that it has, which is returned in kHz.
-fn tune(vcpu: &kvm_ioctls::VcpuFd, model: &CpuidTable, scaling: bool) -> Result<u32, Fault> {
+/// rate that it has. It is returned in kHz, with whether it is not the host's.
+fn tune(
+    vcpu: &kvm_ioctls::VcpuFd,
+    model: &CpuidTable,
+    scaling: bool,
+) -> Result<(u32, bool), Fault> {
     let wanted = model.get(cpuid::KVM_TIMING, 0).unwrap_or_default().eax;
     let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
     let has = rate()?;
     // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.
     let is_near = u64::from(has.abs_diff(wanted)) * 1_000_000 <= u64::from(has) * 250;
     if wanted == 0 || is_near || !scaling {
-        return Ok(has);
+        return Ok((has, false));
     }
     if let Err(error) = vcpu.set_tsc_khz(wanted) {
         tracing::warn!("KVM does not scale the TSC from {has} to {wanted} kHz: {error}");
     }
-    rate()
+    let rate = rate()?;
+    Ok((rate, rate != has))
 }
 
 impl Vm for KvmVm {
@@ -216,6 +228,14 @@ impl Vm for KvmVm {
                 Ok(StoredPages { start: region.start_addr().raw_value(), pages })
             })
             .collect()
+    }
+
+    fn stop_time(&self) {
+        self.time.stop();
+    }
+
+    fn resume_time(&self) {
+        self.time.resume();
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {

@@ -79,12 +79,15 @@ pub trait Vm: Send + Sync {
     /// start-up IPI.
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
 
-    /// Takes the time of a pause away from what processors see of the TSC: it was `ticks` of the
-    /// host's TSC long. To be called while no processor is in [`Vcpu::run`] and guest time stands
-    /// still. An accelerator that cannot do so lets the TSC jump.
-    fn skip_time(&self, ticks: u64) {
-        let _ = ticks;
-    }
+    /// Has the time stand still that processors read themselves, by their TSCs and paravirtual
+    /// clocks, and their timers with it. To be called while no processor is in [`Vcpu::run`]; none
+    /// runs until [`resume_time`](Self::resume_time). An accelerator that cannot do so says it in
+    /// its log, and lets time jump.
+    fn stop_time(&self);
+
+    /// Has that time go on from where it stood, before any processor runs again. Without
+    /// [`stop_time`](Self::stop_time) before, nothing happens.
+    fn resume_time(&self);
 }
 
 /// The pages of a region of RAM that were stored to.

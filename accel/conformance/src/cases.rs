@@ -18,6 +18,7 @@ mod legacy;
 mod mode;
 mod msr;
 mod paging;
+mod pause;
 mod ret;
 mod segmentation;
 mod smap;
@@ -34,6 +35,7 @@ use crate::case::Case;
 pub fn all() -> Vec<Case> {
     [
         contract::cases(),
+        pause::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),

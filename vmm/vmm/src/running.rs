@@ -33,8 +33,7 @@ pub struct Running {
     /// The interrupt controllers live as long as this.
     vm: Arc<dyn Vm>,
     clock: Arc<Clock>,
-    /// While paused: the host's TSC when that began.
-    paused: Option<u64>,
+    is_paused: bool,
 }
 
 /// The threads of the processors.
@@ -112,14 +111,14 @@ impl Running {
             Some((debugging, seats)) => Some(debugging.start(seats, memory)?),
             None => None,
         };
-        Ok(Self { processors, debugger, machine, failures, vm, clock, paused: None })
+        Ok(Self { processors, debugger, machine, failures, vm, clock, is_paused: false })
     }
 
     /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
     /// changes the guest's memory, and nothing it can read tells it of the pause. Harmless if it is
     /// paused already.
     pub fn pause(&mut self) -> Result<(), Failure> {
-        if self.paused.is_some() {
+        if self.is_paused {
             return Ok(());
         }
         if !self.processors.pause() {
@@ -129,23 +128,26 @@ impl Running {
             ));
         }
         self.clock.pause();
-        self.paused = Some(runtime::tsc::read());
+        self.vm.stop_time();
+        self.is_paused = true;
         self.machine.pause();
         Ok(())
     }
 
     /// Ends a pause. Harmless if there is none.
     pub fn resume(&mut self) {
-        let Some(since) = self.paused.take() else { return };
-        self.machine.resume();
-        self.vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        if !std::mem::take(&mut self.is_paused) {
+            return;
+        }
+        self.vm.resume_time();
         self.clock.resume();
+        self.machine.resume();
         self.processors.gate.open();
     }
 
     /// Whether the guest is paused.
     pub fn is_paused(&self) -> bool {
-        self.paused.is_some()
+        self.is_paused
     }
 
     /// Has the machine be reset, as by its reset button.
