@@ -6,7 +6,10 @@ use std::sync::Arc;
 use accel::{
     CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
 };
-use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_MP_STATE_INIT_RECEIVED, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::state::{Activity, gpr};
 use x86::{Cpu, Exception, vector};
@@ -17,9 +20,9 @@ use crate::cpuid;
 use crate::debug;
 use crate::host::failed;
 use crate::kick::{Entered, Kick};
+use crate::run_page::RunPage;
 use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
-use crate::sys::RunPage;
 use crate::vm::Shared;
 
 /// A processor.
@@ -44,6 +47,8 @@ pub struct KvmVcpu {
 enum Next {
     Enter,
     Assist,
+    /// What was noted of stores is taken away.
+    MakeRoom,
     Leave(Exit),
 }
 
@@ -103,6 +108,7 @@ impl KvmVcpu {
             };
             match next {
                 Next::Enter => {}
+                Next::MakeRoom => self.shared.stores.make_room()?,
                 Next::Assist => {
                     if let Some(exit) = self.assist(bus)? {
                         return Ok(exit);
@@ -143,7 +149,8 @@ impl KvmVcpu {
         f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
     ) -> Result<T, Fault> {
         let before = self.state.clone();
-        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: &self.shared.memory };
+        let around =
+            Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: self.shared.stores.memory() };
         let result = self.assistant.with(&mut self.state, &around, bus, f)?;
         self.store(state::changed(&before, &self.state))?;
         Ok(result)
@@ -224,6 +231,20 @@ fn handle(
             }
             let data = &error.data[..error.count as usize];
             return Err(stuck(format!("internal error {}, {data:x?}", error.suberror)));
+        }
+        VcpuExit::Hyperv => {
+            counters.other += 1;
+            // SAFETY: as above.
+            unsafe { page.refuse_hypercall() };
+        }
+        // A guest asks for that by an MSR of Hyper-V.
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_CRASH, _) => {
+            counters.shutdowns += 1;
+            return Ok(Next::Leave(Exit::TripleFault));
+        }
+        VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
+            counters.other += 1;
+            return Ok(Next::MakeRoom);
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => counters.other += 1,
         VcpuExit::FailEntry(reason, cpu) => {

@@ -93,6 +93,13 @@ impl Accelerator for SoftAccelerator {
                 config.cpus
             )));
         }
+        if config.hyperv {
+            return Err(Fault::Unsupported(
+                "Lodge's own engine does not serve Hyper-V's enlightenments: leave out --hyperv \
+                 (Windows does without), or choose --accel kvm where KVM runs guests"
+                    .to_owned(),
+            ));
+        }
         let host_tsc = runtime::tsc::read();
         let epoch =
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };

@@ -12,18 +12,21 @@ mod exception;
 mod far;
 mod flat;
 mod hostile;
+mod hyperv;
 mod impossible;
 mod interrupt;
 mod legacy;
 mod mode;
 mod msr;
 mod paging;
+mod paravirtual;
 mod pause;
 mod ret;
 mod segmentation;
 mod smap;
 mod smc;
 mod smp;
+mod stores;
 mod string;
 mod system_segments;
 mod task;
@@ -59,6 +62,9 @@ pub fn all() -> Vec<Case> {
         apic::cases(),
         board::cases(),
         smp::cases(),
+        stores::cases(),
+        paravirtual::cases(),
+        hyperv::cases(),
         hostile::cases(),
     ]
     .into_iter()

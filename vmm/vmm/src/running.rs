@@ -63,7 +63,13 @@ impl Running {
         let phys_bits = machine::physical_address_bits(&cpuid);
         let map =
             MemoryMap::new(config.memory_mib << 20, phys_bits).map_err(Failure::configuration)?;
-        let memory = mem::allocate(map.ram()).map_err(Failure::host)?;
+        let memory = if config.hugepages {
+            accelerators::check_hugepages(accelerator)?;
+            mem::allocate_huge(map.ram())
+        } else {
+            mem::allocate(map.ram())
+        };
+        let memory = memory.map_err(Failure::host)?;
         let clock = Arc::new(Clock::stopped_at(0));
         let timers = Arc::new(Timers::new(clock.clone()).map_err(no_thread)?);
         let event = runtime::Event::new()
@@ -76,6 +82,7 @@ impl Running {
                 timers: timers.clone(),
                 cpus: config.cpus,
                 cpuid,
+                hyperv: config.hyperv,
             })
             .map_err(fault)?;
         let machine = Arc::new(Machine::build(Parts {
