@@ -318,3 +318,6 @@ impl Vcpu for KvmVcpu {
         self.counters.statistics()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,6 +87,20 @@ impl KvmVm {
     }
 }
 
+impl KvmVm {
+    /// Takes a processor, if it is still there.
+    pub fn take(&self, index: u32) -> Option<KvmVcpu> {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.get_mut(index as usize).and_then(Option::take)
+    }
+
+    /// The RAM.
+    #[cfg(test)]
+    pub fn memory(&self) -> &mem::GuestMemory {
+        self.shared.stores.memory()
+    }
+}
+
 /// As many processors as xAPIC mode can name; see the software engine.
 const MAX_CPUS: usize = 64;
 
@@ -206,8 +220,7 @@ impl Vm for KvmVm {
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
-        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        match vcpus.get_mut(index as usize).and_then(Option::take) {
+        match self.take(index) {
             Some(vcpu) => Ok(Box::new(vcpu)),
             None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
         }

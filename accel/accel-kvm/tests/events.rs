@@ -141,6 +141,39 @@ fn more_processors_than_there_can_be_are_refused() {
 }
 
 #[test]
+fn memory_that_kvm_refuses_is_an_error() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap();
+    // The last page that there is has no page behind it, which KVM insists on.
+    let range = mem::RamRange { start: u64::MAX - 0xfff, len: 0x1000 };
+    let memory = match mem::allocate(&[range]) {
+        Ok(memory) => memory,
+        Err(mem::Error::Layout(_)) => {
+            mem::allocate(&[mem::RamRange { start: 1 << 63, ..range }]).unwrap()
+        }
+        Err(other) => panic!("{other}"),
+    };
+    match kvm.create_vm(resources(&model(), &memory, 1)).map(|_| ()) {
+        Err(fault @ Fault::Host { .. }) => {
+            assert!(fault.to_string().contains("refuses the guest's memory"), "{fault}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_routes_messages_go_one_by_one() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap().without(kvm_bindings::KVM_CAP_IRQ_ROUTING);
+    let (vm, _vcpu) = machine(&kvm, &model(), &memory(|a| a.hlt()));
+    assert!(vm.irq_sink().open_route().is_none());
+}
+
+#[test]
 fn enlightenments_are_refused_where_kvm_has_none() {
     if !has_kvm() {
         return;
