@@ -30,6 +30,7 @@ fn check_with(code: &Code, sites: &[u32]) -> Result<(), Problem> {
             crossing: NOWHERE,
             load_vectors: NOWHERE,
             misses: [NOWHERE; 2],
+            strings: &[],
             ..code.block().stubs
         },
         ..code.block()

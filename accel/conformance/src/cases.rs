@@ -3,6 +3,7 @@
 mod apic;
 mod bench;
 mod board;
+mod code_pages;
 mod contract;
 mod debug;
 mod debugger;
@@ -21,6 +22,7 @@ mod msr;
 mod paging;
 mod paravirtual;
 mod pause;
+mod program;
 mod ret;
 mod segmentation;
 mod smap;
@@ -42,6 +44,7 @@ pub fn all() -> Vec<Case> {
         paging::cases(),
         smap::cases(),
         tlb::cases(),
+        code_pages::cases(),
         exception::cases(),
         debug::cases(),
         debugger::cases(),

@@ -333,6 +333,27 @@ impl Guest {
         self.set_entry(place, physical | bits | pte::PS);
     }
 
+    /// Copies the four tables that lead to `linear` to `at` and the pages behind it, in 4-level paging:
+    /// the copy's root is at `at`. Returns where its table of the last level is.
+    pub fn copy_tables(&mut self, linear: u64, at: u64) -> u64 {
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+        let mut from = self.root;
+        for level in (1..=4u32).rev() {
+            let to = at + u64::from(4 - level) * 0x1000;
+            for i in 0..512 {
+                let entry = self.read(from + i * 8, 8);
+                self.write64(to + i * 8, entry);
+            }
+            if level > 1 {
+                let index = self.start.paging().index(level, linear);
+                let entry = self.read(from + index * 8, 8);
+                self.write64(to + index * 8, entry & !ADDRESS | (to + 0x1000));
+                from = entry & ADDRESS;
+            }
+        }
+        at + 0x3000
+    }
+
     // --- Code ---------------------------------------------------------------------------------
 
     /// Marks the next instruction.

@@ -9,8 +9,10 @@ use x86::View;
 
 use super::assembler::{Assembler, Mem, Reg};
 use super::context::{JUMP_CACHES, MIRRORED_JUMPS, VIEWS, offset};
+use super::far_links::Linked;
 use super::packed_exit::PackedExit;
 use super::sites::{Site, Sites};
+use super::strings::{self, STRING_OPS, StringOp};
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
@@ -178,11 +180,25 @@ impl Cache {
             *place = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, cache, leave);
         }
+        let mut strings = [[0; STRING_OPS]; VIEWS];
+        for view in [View::User, View::Supervisor, View::SupervisorAc] {
+            for op in StringOp::ALL {
+                strings[view as usize][op.number()] = asm.code.len() as u32;
+                strings::emit(&mut asm, view, op, leave_label);
+            }
+        }
         let crossing = asm.code.len() as u32;
         asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
         asm.jmp(leave_label);
-        let common =
-            Common { leave: 0, leave_mirrored, crossing, load_vectors, second_level, second_jumps };
+        let common = Common {
+            leave: 0,
+            leave_mirrored,
+            crossing,
+            load_vectors,
+            second_level,
+            second_jumps,
+            strings,
+        };
         let forgotten = [leave_label, leave_mirrored_label].map(|leave| {
             // Leaves by exit 0.
             let at = asm.code.len();
@@ -323,6 +339,20 @@ impl Cache {
         let from = self.code.address(at as usize + 4);
         let distance = to.wrapping_sub(from) as i32;
         self.code.write(at as usize, &distance.to_le_bytes());
+    }
+
+    /// Has the jump whose distance stands at `at` lead to the block with this far entry, or, without
+    /// one, through the jump cache.
+    pub fn link_far(&mut self, at: u32, far: Option<u64>) -> Linked {
+        let jump_cache = self.address(self.common.second_jumps[MIRRORED_JUMPS]);
+        let before = self.code.read_distance(at as usize);
+        self.link(at, far.unwrap_or(jump_cache));
+        Linked { at, before }
+    }
+
+    /// Takes back what [`link_far`](Self::link_far) did.
+    pub fn unlink_far(&mut self, link: Linked) {
+        self.code.write(link.at as usize, &link.before.to_le_bytes());
     }
 
     /// Forgets all code of a page. Its host code is not reused. Jump caches may still lead to it:

@@ -32,7 +32,7 @@ pub const TLB_ENTRIES: usize = 1024;
 /// mirrored is filled by Rust code alone, and so should need it less often.
 pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
     let mut entries = [2048; JUMP_CACHES];
-    entries[MIRRORED_JUMPS] = 16384;
+    entries[MIRRORED_JUMPS] = 65536;
     entries
 };
 /// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
@@ -537,19 +537,22 @@ impl Context {
         }
     }
 
-    /// Remembers in a jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) {
-        match cache {
-            MIRRORED_JUMPS => {
-                self.mirrored_jump.fill(guest, host);
-            }
-            view => {
-                let index = self.jump[view].fill(guest, host);
-                if !global {
-                    self.jump_journals[view].note(index);
-                }
-            }
+    /// Remembers in a jump cache that the code at `guest` is entered at `host`; returns the number of the
+    /// entry.
+    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) -> usize {
+        if cache == MIRRORED_JUMPS {
+            return self.mirrored_jump.fill(guest, host);
         }
+        let index = self.jump[cache].fill(guest, host);
+        if !global {
+            self.jump_journals[cache].note(index);
+        }
+        index
+    }
+
+    /// Forgets an entry of the first level of [`MIRRORED_JUMPS`].
+    pub fn clear_mirrored_jump(&mut self, index: usize) {
+        self.mirrored_jump.clear_entry(index);
     }
 
     /// Forgets what the soft TLBs allow to store to.

@@ -267,6 +267,9 @@ golden! {
         leave(), ret();
         call(rcx);
         jmp(qword_ptr(rax + rcx * 8));
+        jmp(0x1040u64);
+        call(0x1040u64);
+        jbe(0x1040u64);
         cld();
         rep().movsb();
     }
@@ -424,6 +427,11 @@ golden! {
         mov(rcx, rdx), cpuid(), mov(rdx, rcx);
         rep().movsb();
         rep().stosq();
+        rep().movsd();
+        repne().stosb();
+        rep().stosw();
+        rep().lodsb();
+        movsq();
         lodsb();
         cli();
         sti(), nop();
