@@ -22,7 +22,7 @@ const FIRST_MESSAGE_ROUTE: u32 = IOAPIC_PINS;
 pub struct Routes {
     vm: Arc<VmFd>,
     /// How many KVM takes.
-    limit: usize,
+    limit: u32,
     table: Mutex<Table>,
 }
 
@@ -61,7 +61,7 @@ impl Routes {
     /// The wiring of a PC, as the software engine's `irqchip::Router` has it: ISA interrupts go to
     /// the 8259 pair and to the I/O APIC, there interrupt 0 to pin 2. What KVM can't do is to have
     /// the pair's output at pin 0.
-    pub fn wire(vm: Arc<VmFd>, limit: usize) -> Result<Arc<Self>, Fault> {
+    pub fn wire(vm: Arc<VmFd>, limit: u32) -> Result<Arc<Self>, Fault> {
         let routes = Arc::new(Self { vm, limit, table: Mutex::default() });
         routes
             .apply(&Table::default())
@@ -99,8 +99,7 @@ impl Routes {
     /// A number that nobody has.
     fn take(&self) -> Option<u32> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = u32::try_from(self.limit).unwrap_or(u32::MAX);
-        let number = (FIRST_MESSAGE_ROUTE..end).find(|n| !table.taken.contains(n))?;
+        let number = (FIRST_MESSAGE_ROUTE..self.limit).find(|n| !table.taken.contains(n))?;
         table.taken.push(number);
         Some(number)
     }

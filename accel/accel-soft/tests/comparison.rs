@@ -43,6 +43,14 @@ impl Vm for WrongVm {
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
         Ok(Box::new(WrongVcpu(self.0.take_vcpu(index)?)))
     }
+
+    fn stop_time(&self) {
+        self.0.stop_time();
+    }
+
+    fn resume_time(&self) {
+        self.0.resume_time();
+    }
 }
 
 impl Vcpu for WrongVcpu {

@@ -14,18 +14,22 @@ mod exception;
 mod far;
 mod flat;
 mod hostile;
+mod hyperv;
 mod impossible;
 mod interrupt;
 mod legacy;
 mod mode;
 mod msr;
 mod paging;
+mod paravirtual;
+mod pause;
 mod program;
 mod ret;
 mod segmentation;
 mod smap;
 mod smc;
 mod smp;
+mod stores;
 mod string;
 mod system_segments;
 mod task;
@@ -37,6 +41,7 @@ use crate::case::Case;
 pub fn all() -> Vec<Case> {
     [
         contract::cases(),
+        pause::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),
@@ -62,6 +67,9 @@ pub fn all() -> Vec<Case> {
         apic::cases(),
         board::cases(),
         smp::cases(),
+        stores::cases(),
+        paravirtual::cases(),
+        hyperv::cases(),
         hostile::cases(),
     ]
     .into_iter()

@@ -92,9 +92,13 @@ impl From<Verdict> for Ran {
 pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Ran {
     let (start, build) = match &case.body {
         Body::Guest(start, build) => (*start, build),
-        Body::Host(check) => {
-            let done = check(accelerator, cpuid);
-            return done.map_or_else(Verdict::Failed, |()| Verdict::Passed).into();
+        Body::Host(lacks, check) => {
+            let verdict = match lacks(accelerator, cpuid) {
+                Ok(Some(feature)) => Ok(Verdict::Skipped(feature)),
+                Ok(None) => check(accelerator, cpuid).map(|()| Verdict::Passed),
+                Err(problem) => Err(problem),
+            };
+            return verdict.unwrap_or_else(Verdict::Failed).into();
         }
     };
     let mut guest = match Guest::build(start, cpuid, build) {
@@ -192,11 +196,18 @@ pub(crate) fn create(
     memory: mem::GuestMemory,
     cpus: u32,
 ) -> Result<Arc<dyn Vm>, String> {
+    accelerator.create_vm(resources(cpuid, memory, cpus)?).map_err(|e| e.to_string())
+}
+
+/// What a machine is made of.
+pub(crate) fn resources(
+    cpuid: &CpuidTable,
+    memory: mem::GuestMemory,
+    cpus: u32,
+) -> Result<VmResources, String> {
     let clock = Arc::new(Clock::new());
     let timers = Arc::new(Timers::new(clock.clone()).map_err(|e| e.to_string())?);
-    accelerator
-        .create_vm(VmResources { memory, clock, timers, cpus, cpuid: cpuid.clone() })
-        .map_err(|e| e.to_string())
+    Ok(VmResources { memory, clock, timers, cpus, cpuid: cpuid.clone(), hyperv: false })
 }
 
 fn wait(signals: &Receiver<Signal>, timeout: Duration) -> End {

@@ -11,6 +11,7 @@ use x86::CpuState;
 use x86::state::Activity;
 
 use crate::bus::TestBus;
+use crate::case::Build;
 use crate::expect::Event;
 use crate::guest::{Guest, Host};
 use crate::runner;
@@ -35,9 +36,29 @@ impl Bench {
         start: Start,
         build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
     ) -> Checked<Self> {
-        let build: crate::case::Build = Box::new(build);
+        Self::make(accelerator, cpuid, start, Box::new(build), false)
+    }
+
+    /// The same in 64-bit mode with Hyper-V's enlightenments.
+    pub fn enlightened(
+        accelerator: &dyn Accelerator,
+        cpuid: &CpuidTable,
+        build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
+    ) -> Checked<Self> {
+        Self::make(accelerator, cpuid, Start::Long, Box::new(build), true)
+    }
+
+    fn make(
+        accelerator: &dyn Accelerator,
+        cpuid: &CpuidTable,
+        start: Start,
+        build: Build,
+        hyperv: bool,
+    ) -> Checked<Self> {
         let mut guest = Guest::build(start, cpuid, &build)?;
-        let vm = runner::create(accelerator, cpuid, guest.memory.clone(), 1)?;
+        let mut resources = runner::resources(cpuid, guest.memory.clone(), 1)?;
+        resources.hyperv = hyperv;
+        let vm = accelerator.create_vm(resources).map_err(|e| e.to_string())?;
         let mut vcpu = vm.take_vcpu(0).map_err(|e| e.to_string())?;
         runner::set_up(vcpu.as_mut(), &mut guest).map_err(|e| e.to_string())?;
         let bus = TestBus {
