@@ -88,6 +88,14 @@ impl CodeMemory {
         }
     }
 
+    /// The distance of a branch, which stands at `offset`.
+    pub fn read_distance(&self, offset: usize) -> i32 {
+        assert!(offset <= self.size && self.size - offset >= 4, "outside of code memory");
+        // SAFETY: the bytes lie within the mapping, to which only `self` writes; they may have any
+        // alignment.
+        unsafe { self.writable.as_ptr().add(offset).cast::<i32>().read_unaligned() }
+    }
+
     /// Forgets all code from `offset` on. Nobody may go there any more.
     pub fn truncate(&mut self, offset: usize) {
         self.used = self.used.min(offset);

@@ -9,6 +9,7 @@ use x86::View;
 
 use super::assembler::{Assembler, Mem, Reg};
 use super::context::{JUMP_CACHES, MIRRORED_JUMPS, VIEWS, offset};
+use super::far_links::Linked;
 use super::packed_exit::PackedExit;
 use super::sites::{Site, Sites};
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
@@ -323,6 +324,20 @@ impl Cache {
         let from = self.code.address(at as usize + 4);
         let distance = to.wrapping_sub(from) as i32;
         self.code.write(at as usize, &distance.to_le_bytes());
+    }
+
+    /// Has the jump whose distance stands at `at` lead to the block with this far entry, or, without
+    /// one, through the jump cache.
+    pub fn link_far(&mut self, at: u32, far: Option<u64>) -> Linked {
+        let jump_cache = self.address(self.common.second_jumps[MIRRORED_JUMPS]);
+        let before = self.code.read_distance(at as usize);
+        self.link(at, far.unwrap_or(jump_cache));
+        Linked { at, before }
+    }
+
+    /// Takes back what [`link_far`](Self::link_far) did.
+    pub fn unlink_far(&mut self, link: Linked) {
+        self.code.write(link.at as usize, &link.before.to_le_bytes());
     }
 
     /// Forgets all code of a page. Its host code is not reused. Jump caches may still lead to it:

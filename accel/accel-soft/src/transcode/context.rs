@@ -32,7 +32,7 @@ pub const TLB_ENTRIES: usize = 1024;
 /// mirrored is filled by Rust code alone, and so should need it less often.
 pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
     let mut entries = [2048; JUMP_CACHES];
-    entries[MIRRORED_JUMPS] = 16384;
+    entries[MIRRORED_JUMPS] = 65536;
     entries
 };
 /// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].

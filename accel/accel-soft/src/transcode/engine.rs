@@ -12,10 +12,11 @@ use super::context::{
     Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
     SecondJump, VIEWS, jump_hash, places_of_page,
 };
+use super::far_links::FarLinks;
 use super::journal::{self, has_global};
 use super::lockstep::{self, Lockstep};
 use super::lost_flags;
-use super::mirror::{self, Mirror};
+use super::mirror::{self, Mirror, Shown};
 use super::proof::Proof;
 use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Status, Translator};
 use super::watch::Became;
@@ -79,6 +80,7 @@ pub struct Transcoder {
     code_pages: Set<u64>,
     /// What each jump cache leads to.
     settings: [Option<Setting>; JUMP_CACHES],
+    far_links: FarLinks,
     /// The memory of the program that runs most, at its own addresses; if the host can do that.
     mirror: Option<Mirror>,
     /// Compares translated code with the interpreter, if that is wanted.
@@ -157,6 +159,7 @@ impl Transcoder {
             width: host_width(),
             code_pages: Set::default(),
             settings: [None; JUMP_CACHES],
+            far_links: FarLinks::default(),
             mirror,
             lockstep,
             counters: Counters::default(),
@@ -188,9 +191,10 @@ impl Transcoder {
             }
             if mode.view == View::User
                 && let Some(mirror) = &mut self.mirror
-                && mirror.consider(cpu)
+                && let Some(shown) = mirror.consider(cpu)
             {
                 self.context().clear_jumps(MIRRORED_JUMPS);
+                self.prove_far_links(cpu, shown);
             }
             let Some(setting) = self.setting(cpu) else {
                 cpu.execute(usize::MAX);
@@ -214,7 +218,7 @@ impl Transcoder {
                     }
                 }
                 Some(Block::Code { near, far }) => {
-                    self.remember_jump(cpu, setting, far);
+                    self.remember_jump(cpu, setting, key, far);
                     self.execute(cpu, setting, near);
                 }
                 Some(Block::Interpret | Block::Crossing) => {
@@ -292,6 +296,9 @@ impl Transcoder {
             }
             for view in 0..3 {
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
+            }
+            if self.far_links.lead_to(linear & !0xfff) {
+                self.unlink_far();
             }
             if self.code_pages.remove(&(linear & !0xfff)) {
                 self.forget_jumps_to(linear);
@@ -392,12 +399,15 @@ impl Transcoder {
     }
 
     /// Lets branches of this setting find the block at the instruction pointer.
-    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, far: u64) {
+    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, key: Key, far: u64) {
         if self.lockstep.is_some() {
             return;
         }
         let cache = setting.jumps();
         let rip = cpu.state.rip;
+        if setting.mirrored && !self.far_links.runs(key.page(), rip & !0xfff) {
+            self.unlink_far();
+        }
         let mut is_global = cpu.is_code_global();
         self.code_pages.insert(rip & !0xfff);
         if may_cross(rip) {
@@ -414,6 +424,48 @@ impl Transcoder {
             entries[index ^ 1] = entries[index];
         }
         entries[index] = SecondJump { guest: rip, space: spaces[cache], host: far };
+    }
+
+    /// The jump whose distance stands at `link` was about to go to the instruction pointer, where
+    /// this block is: links it, if that may be.
+    fn link_far(&mut self, cpu: &mut Cpu<SoftEnv>, link: u32, key: Key, far: u64) {
+        let rip = cpu.state.rip;
+        cpu.state.rip = self.context().code_base;
+        let from = cpu.code_place();
+        cpu.state.rip = rip;
+        let Some((from, _)) = from else { return };
+        // A block that reaches into the next page depends on that as well.
+        let is_lasting = self.far_links.may_link_from(from & !0xfff) && !may_cross(rip);
+        let linked = self.cache.link_far(link, is_lasting.then_some(far));
+        if is_lasting {
+            self.far_links.add(linked, rip & !0xfff, key.page());
+        }
+    }
+
+    /// Takes all links between pages back.
+    fn unlink_far(&mut self) {
+        for link in self.far_links.take() {
+            self.cache.unlink_far(link);
+        }
+    }
+
+    /// The mirror is about to show what a program has: sees to it that links between pages are right for
+    /// it.
+    fn prove_far_links(&mut self, cpu: &mut Cpu<SoftEnv>, shown: Shown) {
+        let is_same = shown == Shown::Again && {
+            let rip = cpu.state.rip;
+            let are_right = self.far_links.targets().all(|(linear, gpa)| {
+                cpu.state.rip = linear;
+                cpu.code_place().is_some_and(|(found, _)| found == gpa)
+            });
+            cpu.state.rip = rip;
+            are_right
+        };
+        if !is_same {
+            self.unlink_far();
+            self.far_links.forget();
+            self.second_jumps(MIRRORED_JUMPS).fill(SecondJump::EMPTY);
+        }
     }
 
     /// The block at the instruction pointer, which is at `key`.
@@ -529,6 +581,7 @@ impl Transcoder {
                 tracing::debug!(fill = ?self.cache.fill(), "the cache of translated code is full");
                 self.counters.flushed += 1;
                 self.cache.clear();
+                self.far_links.forget();
                 if let Some(lockstep) = &mut self.lockstep {
                     lockstep.clear();
                 }
@@ -709,9 +762,9 @@ impl Transcoder {
             Exit::Chain { at } => {
                 self.counters.chains += 1;
                 let target = self.context().code_base.wrapping_add(at.into());
-                self.go_on(cpu, setting, target)
+                self.go_on(cpu, setting, target, None)
             }
-            Exit::Branch { at, stack } => {
+            Exit::Branch { at, stack } | Exit::FarChain { at, stack, .. } => {
                 self.counters.branches += 1;
                 let target = self.context().scratch;
                 if (target << 16) as i64 >> 16 != target as i64 {
@@ -721,7 +774,11 @@ impl Transcoder {
                     cpu.execute(1);
                     return Next::Look;
                 }
-                self.go_on(cpu, setting, target)
+                let link = match exit {
+                    Exit::FarChain { link, .. } => Some(link),
+                    _ => None,
+                };
+                self.go_on(cpu, setting, target, link)
             }
             Exit::Miss { at, retry, size, write, merged } => {
                 self.counters.misses += 1;
@@ -812,16 +869,28 @@ impl Transcoder {
         }
     }
 
-    /// Goes on at `target` under the same setting.
-    fn go_on(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, target: u64) -> Next {
-        self.context().code_base = target & !0xfff;
+    /// Goes on at `target` under the same setting. The branch that led there has its distance at `link`,
+    /// if that may be overwritten.
+    fn go_on(
+        &mut self,
+        cpu: &mut Cpu<SoftEnv>,
+        setting: Setting,
+        target: u64,
+        link: Option<u32>,
+    ) -> Next {
         cpu.state.rip = target;
         if let Some((gpa, _)) = code_place(cpu, setting)
-            && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
+            && let key = Key::new(gpa, setting)
+            && let Some(Block::Code { near, far }) = self.find(cpu, key)
         {
-            self.remember_jump(cpu, setting, far);
+            self.remember_jump(cpu, setting, key, far);
+            if let Some(link) = link {
+                self.link_far(cpu, link, key, far);
+            }
+            self.context().code_base = target & !0xfff;
             return Next::Enter { at: near, vectors: false };
         }
+        self.context().code_base = target & !0xfff;
         self.store_state(cpu, target & 0xfff);
         Next::Look
     }

@@ -13,6 +13,7 @@ pub(crate) mod context;
 mod emission;
 pub(crate) mod engine;
 mod entry;
+mod far_links;
 mod flat;
 mod journal;
 pub mod lockstep;

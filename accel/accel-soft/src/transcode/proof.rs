@@ -63,12 +63,13 @@ impl Proof {
                 Exit::Interpret { resume, .. } if resume != 0 => {
                     self.resumes.push(resume.wrapping_sub(base));
                 }
-                Exit::Branch { .. } => self.branches.push(number),
+                Exit::Branch { .. } | Exit::FarChain { .. } => self.branches.push(number),
                 _ => {}
             }
         }
         self.links.clear();
         self.links.extend(translator.links.iter().map(|link| link.at));
+        self.links.extend(&translator.far_links);
         self.sites.clear();
         self.sites.extend(translator.sites.iter().map(|site| site.host));
         /// No code is there.

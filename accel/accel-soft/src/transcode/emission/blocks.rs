@@ -267,6 +267,9 @@ golden! {
         leave(), ret();
         call(rcx);
         jmp(qword_ptr(rax + rcx * 8));
+        jmp(0x1040u64);
+        call(0x1040u64);
+        jbe(0x1040u64);
         cld();
         rep().movsb();
     }

@@ -218,6 +218,10 @@ fn describe(Departure { exit, back }: Departure, resumed: Option<usize>) -> Stri
         Exit::Chain { at } => format!("chain to {at:#x}"),
         Exit::Branch { at, stack: 0 } => format!("branch at {at:#x}"),
         Exit::Branch { at, stack } => format!("branch at {at:#x}, stack moved by {stack}"),
+        Exit::FarChain { at, stack: 0, .. } => format!("far chain at {at:#x}"),
+        Exit::FarChain { at, stack, .. } => {
+            format!("far chain at {at:#x}, stack moved by {stack}")
+        }
         Exit::Miss { at, size, write, merged, .. } => {
             let what = if write { "store" } else { "load" };
             let merged = if merged { ", merged" } else { "" };

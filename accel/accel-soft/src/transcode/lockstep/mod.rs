@@ -483,7 +483,9 @@ impl Transcoder {
                     Place::Before(base.wrapping_add(at.into()))
                 }
             }
-            Exit::Fault => unreachable!("in lockstep, no memory is mirrored"),
+            Exit::Fault | Exit::FarChain { .. } => {
+                unreachable!("in lockstep, no memory is mirrored")
+            }
         };
         let (Place::Before(at) | Place::Behind(at)) = place;
         found.rip = at;

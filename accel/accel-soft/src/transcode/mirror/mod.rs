@@ -14,6 +14,7 @@
 
 mod fault;
 mod mapping;
+mod pieces;
 mod policy;
 
 use std::collections::HashMap;
@@ -55,6 +56,15 @@ struct Mirrored {
     /// Its guest physical address.
     gpa: u64,
     writable: bool,
+}
+
+/// What a mirror shows that it did not show just before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The same program, whose page tables may have changed.
+    Again,
+    /// Another program.
+    Another,
 }
 
 /// See the module's text. It belongs to one processor's thread.
@@ -103,28 +113,30 @@ impl Mirror {
         self.space == u64::from(space)
     }
 
-    /// User code is about to run: sees to it that its memory is mirrored, if it should be. `true` if that
-    /// is another address space's from now on.
-    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> bool {
+    /// User code is about to run: sees to it that its memory is mirrored, if it should be. What it shows
+    /// from now on, if that is not what it did.
+    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> Option<Shown> {
         let space = cpu.address_space();
         if self.shows(space) {
-            return false;
+            return None;
         }
         let root = root(cpu);
-        if self.root == Some(root) {
+        let shown = if self.root == Some(root) {
             if self.policy.is_banned(root) {
-                return false;
+                return None;
             }
             self.look_again(cpu);
+            Shown::Again
         } else if self.policy.should_take(root, self.pages.len()) {
             self.clear();
             self.root = Some(root);
             tracing::debug!("mirroring the memory of the program at {root:#x}");
+            Shown::Another
         } else {
-            return false;
-        }
+            return None;
+        };
         self.space = space.into();
-        true
+        Some(shown)
     }
 
     /// Whether it has the memory of the program that runs now, but must be made right
@@ -206,10 +218,14 @@ impl Mirror {
             return false;
         }
         self.remove(linear);
+        let Some(piece) = self.mapping.reserve(linear) else {
+            self.policy.collided();
+            return false;
+        };
         let number = linear >> 12;
         let table = number & !(TABLE - 1);
-        let first = number.saturating_sub(AROUND).max(table);
-        let last = (number + AROUND).min(table + TABLE - 1);
+        let first = number.saturating_sub(AROUND).max(table).max(piece.start >> 12);
+        let last = (number + AROUND).min(table + TABLE - 1).min((piece.end >> 12) - 1);
         let fits = |cpu: &mut Cpu<SoftEnv>, number: u64| {
             let gpa = page.gpa.wrapping_add((number << 12).wrapping_sub(linear));
             !self.pages.contains_key(&(number << 12))

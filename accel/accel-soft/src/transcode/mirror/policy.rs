@@ -80,6 +80,11 @@ impl Policy {
         self.credit -= SAVINGS / 2;
     }
 
+    /// It has memory where this process has its own.
+    pub fn collided(&mut self) {
+        self.credit = i64::MIN / 2;
+    }
+
     /// Whether the program is not to be mirrored for the time being.
     pub fn is_banned(&mut self, root: u64) -> bool {
         let account = *self.account(root);
