@@ -31,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mux::Mux;
+use mux::{Knocks, Mux};
 pub use packet::{HEADER, Header, MAX_PAYLOAD, Op, shutdown};
 use poller::Poller;
 use sockets::Sockets;
@@ -93,6 +93,12 @@ impl Vsock {
         ours.write_all(format!("CONNECT {port}\n").as_bytes())?;
         self.mux().adopt(theirs)?;
         Ok(ours)
+    }
+
+    /// Has `heard` called when the guest tries to connect to this port of the host, the first time
+    /// since a reset; such connections are refused. It is called with locks held, and returns soon.
+    pub fn listen_for(&self, port: u32, heard: impl Fn() + Send + 'static) {
+        self.mux().knocks = Some(Knocks { port, heard: Box::new(heard), was_heard: false });
     }
 
     /// The guest's driver is there, and takes packets.

@@ -18,6 +18,19 @@ const ROUNDS: usize = 8;
 /// The first port that programs of the host come from. Below are those that the guest goes to.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
+/// A port of the host at which it counts that the guest tries to connect.
+pub struct Knocks {
+    pub port: u32,
+    pub heard: Box<dyn Fn() + Send>,
+    pub was_heard: bool,
+}
+
+impl std::fmt::Debug for Knocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Knocks").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
 /// The connections.
 #[derive(Debug)]
 pub struct Mux {
@@ -25,6 +38,8 @@ pub struct Mux {
     poller: Arc<Poller>,
     /// The guest has a driver.
     pub is_live: bool,
+    /// Whom the guest tells something by trying to connect.
+    pub knocks: Option<Knocks>,
     connections: HashMap<u64, Connection>,
     /// The connections that the guest knows of, by host's and guest's port.
     by_ports: HashMap<(u32, u32), u64>,
@@ -45,6 +60,7 @@ impl Mux {
             sockets,
             poller,
             is_live: false,
+            knocks: None,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
             queue: VecDeque::new(),
@@ -57,6 +73,9 @@ impl Mux {
     /// Forgets all connections that the guest may know of.
     pub fn reset(&mut self) {
         self.is_live = false;
+        if let Some(knocks) = &mut self.knocks {
+            knocks.was_heard = false;
+        }
         self.by_ports.clear();
         self.queue.clear();
         self.replies.clear();
@@ -234,6 +253,12 @@ impl Mux {
 
     /// Connects the guest to the program of the host that listens for its port.
     fn connect(&mut self, ports: (u32, u32), request: &Header) -> io::Result<()> {
+        if let Some(knocks) = self.knocks.as_mut().filter(|knocks| knocks.port == ports.0) {
+            if !std::mem::replace(&mut knocks.was_heard, true) {
+                (knocks.heard)();
+            }
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         let sockets = self.sockets.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?;
         let socket = sockets.connect(ports.0)?;
         let id = self.add(Connection::from_guest(socket, ports, request))?;

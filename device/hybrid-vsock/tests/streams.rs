@@ -302,6 +302,21 @@ fn nothing_wakes_who_has_nothing_to_do() {
 }
 
 #[test]
+fn a_guest_that_knocks_is_heard_once() {
+    let guest = Guest::new();
+    let (sender, heard) = std::sync::mpsc::channel();
+    guest.vsock.listen_for(1023, move || sender.send(()).unwrap());
+    for _ in 0..3 {
+        guest.send(Op::Request, (1023, 5));
+        guest.expect(Op::Rst);
+    }
+    assert_eq!(heard.try_iter().count(), 1);
+    guest.vsock.reset();
+    guest.send(Op::Request, (1023, 5));
+    assert_eq!(heard.try_iter().count(), 1);
+}
+
+#[test]
 fn the_socket_goes_with_the_guest() {
     let Guest { vsock, directory } = Guest::new();
     drop(vsock);

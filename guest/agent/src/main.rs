@@ -11,11 +11,27 @@ mod session;
 mod spawn;
 mod users;
 
+use std::io;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
+
+/// How often, and how far apart, the host is told that the agent is there, until it is heard.
+const ATTEMPTS: u32 = 600;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Tells the host that the agent is there, by a connection that the host refuses.
+fn announce() {
+    for _ in 0..ATTEMPTS {
+        match VsockStream::connect_with_cid_port(VMADDR_CID_HOST, agent_protocol::PORT) {
+            // The driver of the device may not be loaded yet.
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => thread::sleep(PAUSE),
+            _ => return,
+        }
+    }
+}
 
 fn main() -> ExitCode {
     if std::env::args_os().len() > 1 {
@@ -29,6 +45,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    thread::spawn(announce);
     loop {
         match listener.accept() {
             // Other programs in the guest are not its owner.
@@ -41,7 +58,7 @@ fn main() -> ExitCode {
             }
             Err(error) => {
                 eprintln!("lodge-agent: cannot accept a connection: {error}");
-                thread::sleep(Duration::from_millis(100));
+                thread::sleep(PAUSE);
             }
         }
     }

@@ -215,6 +215,9 @@ pub struct RunArgs {
     /// With --detach: do not keep it
     #[arg(long, requires = "detach", help_heading = "Guest")]
     pub rm: bool,
+    /// With --detach: return when the guest's agent is there, so that `lodge exec` works at once
+    #[arg(long, requires = "detach", help_heading = "Guest")]
+    pub wait: bool,
     /// Keep the guest's disk when it ends, to be continued under its name
     #[arg(long, requires = "name", help_heading = "Guest")]
     pub keep: bool,
@@ -626,6 +629,8 @@ mod tests {
         assert!(parse("lodge stats web --interval 5").is_ok());
         assert!(parse("lodge stats --once --json").is_ok());
         assert!(parse("lodge run -d debian:12 --rm").is_ok());
+        assert!(parse("lodge run -d debian:12 --wait").is_ok());
+        assert!(parse("lodge run debian:12 --wait").is_err());
         assert!(parse("lodge run debian:12 --rm").is_err());
         assert!(parse("lodge create debian:12 --detach").is_err());
         assert!(parse("lodge exec -it -e A=b web -- ls -l").is_ok());

@@ -119,6 +119,9 @@ fn commands_and_files_in_debian() {
     // It has hardly begun to start, and is waited for.
     assert_eq!(server.shell("echo hello; cat /etc/hostname"), "hello\ndebian\n");
 
+    let events = server.say(&["events", "--once", "--json", "server"]);
+    assert_eq!(events.matches("\"agent-ready\"").count(), 1, "{events}");
+
     output_and_status(&server);
     input(&server);
     signals(&server);

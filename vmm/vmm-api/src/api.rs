@@ -90,6 +90,7 @@ mod tests {
         for event in [
             Event::Reset,
             Event::Paused,
+            Event::AgentReady,
             Event::Warning { message: "slow".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
             Event::Error(Failure::host("port 22 is in use")),

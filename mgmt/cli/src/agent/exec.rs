@@ -185,10 +185,21 @@ impl Relay {
     }
 
     fn take(&mut self, frame: &Frame) -> Result<Option<End>, Failure> {
-        let broken = |error: io::Error| Failure::host(format!("cannot write the output: {error}"));
+        let written = match frame.kind {
+            Type::Output => write_stdout(&frame.payload),
+            Type::Errors => io::stderr().write_all(&frame.payload),
+            _ => Ok(()),
+        };
+        match written {
+            Ok(()) => {}
+            // Nobody reads on, as in `| head`: that is no mistake.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                return Ok(Some(End::Signal(rustix::process::Signal::PIPE.as_raw())));
+            }
+            Err(error) => return Err(Failure::host(format!("cannot write the output: {error}"))),
+        }
         match frame.kind {
-            Type::Output => write_stdout(&frame.payload).map_err(broken)?,
-            Type::Errors => io::stderr().write_all(&frame.payload).map_err(broken)?,
+            Type::Output | Type::Errors => {}
             Type::Credit => {
                 let credit = frame.credit().map_err(|error| self.agent.lost(error))?;
                 self.window = self.window.saturating_add(credit).min(INPUT_WINDOW);

@@ -92,6 +92,11 @@ impl Agent {
     }
 }
 
+/// Waits until the agent in a guest that was just started is there.
+pub fn wait(name: &str) -> Result<(), Failure> {
+    Agent::ask(name, Task::Ping)?.reply().map(drop)
+}
+
 fn is_paused(name: &str) -> bool {
     let instance = guests::client(name)
         .and_then(|mut client| client.instance().map_err(|error| error.about(name)));

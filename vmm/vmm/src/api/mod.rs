@@ -25,7 +25,10 @@ use std::time::Instant;
 
 use hybrid_vsock::Vsock;
 use tokio::sync::watch;
-use vmm_api::{Accelerator, Failure, Instance, MemoryStatistics, RunState, Statistics, VmConfig};
+use vmm_api::{
+    AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState,
+    Statistics, VmConfig,
+};
 
 use crate::control::Orders;
 use crate::directory::Directory;
@@ -145,6 +148,8 @@ impl Api {
     /// Makes the host's end of the guest's socket device, by which clients connect to the guest.
     pub fn open_vsock(&mut self) -> Result<Arc<Vsock>, Failure> {
         let vsock = Arc::new(self.directory.vsock()?);
+        let journal = self.journal.clone();
+        vsock.listen_for(AGENT_READY_PORT, move || journal.record(&Event::AgentReady));
         self.vsock = Some(vsock.clone());
         Ok(vsock)
     }
