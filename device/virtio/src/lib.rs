@@ -1,4 +1,4 @@
-//! virtio 1.2 devices over PCI: block, net, console, rng.
+//! virtio 1.2 devices over PCI: block, net, console, rng, vsock.
 //!
 //! ```text
 //!   vCPU: notify register -> doorbell (an eventfd)
@@ -27,6 +27,7 @@ mod queue;
 mod rng;
 mod shared;
 mod spec;
+mod vsock;
 mod worker;
 
 pub use block::{BlockOptions, block};
@@ -37,6 +38,7 @@ pub use net::net;
 pub use pci_transport::VirtioPci;
 pub use queue::{QueueError, VirtQueue};
 pub use rng::rng;
+pub use vsock::vsock;
 pub use worker::{QueueTask, Wake};
 
 use std::io;

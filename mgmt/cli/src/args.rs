@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+pub mod agent;
 mod gdb;
 pub mod lifecycle;
 
@@ -14,6 +15,7 @@ use vmm_api::{
 };
 
 use crate::{size, stats};
+use agent::{CopyArgs, ExecArgs, SshArgs};
 pub use gdb::GdbArg;
 use lifecycle::{
     ConsoleArgs, CreateArgs, EventsArgs, ListArgs, LogsArgs, Names, RemoveArgs, RenameArgs,
@@ -30,6 +32,7 @@ Examples:
   lodge run -d debian:12 --name web        start one in the background
   lodge ps                                 what runs; with --all, what is there
   lodge console web                        its console; Ctrl-] q leaves it
+  lodge exec -it web -- bash               a shell in it; `lodge cp` copies files
   lodge stop web                           have it switch itself off
   lodge stats web                          why the guest web is slow
   lodge check                              what this machine can do, and why not";
@@ -134,6 +137,41 @@ Any number of terminals may be connected at once. Keys:
   Ctrl-] q        leave the console; the guest runs on
   Ctrl-] Ctrl-]   send one Ctrl-] to the guest")]
     Console(ConsoleArgs),
+    /// Run a command in a guest
+    #[command(after_help = "\
+Examples:
+  lodge exec web -- uname -a
+  lodge exec -it web -- bash                    a shell, with a terminal
+  lodge exec -u lodge -w /tmp -e LANG=C web -- sh -c 'echo $LANG; pwd; id'
+  lodge exec -i web -- tar -x -C /srv < site.tar
+
+It goes through the agent in the guest: no network, no login. A guest that is just starting is waited
+for. Ctrl-C and other signals go to the command.
+
+Exit status: the command's; 128+N if signal N ended it; 127 if there is no such command and 126 if it cannot
+be run; 255 if Lodge cannot run anything there.")]
+    Exec(ExecArgs),
+    /// Copy files and directories into and out of a guest
+    #[command(after_help = "\
+Examples:
+  lodge cp site.conf web:/etc/nginx/conf.d/
+  lodge cp web:/var/log ./logs
+  lodge cp site/. web:/srv/www                  what is in the directory site
+  tar -c a b | lodge cp - web:/srv              an archive, unpacked there
+  lodge cp web:/etc - | tar -t
+
+Directories are copied with all that is in them; permissions and times stay, owners do not: in the guest, files
+are root's. A path in a guest begins at its root.")]
+    Cp(CopyArgs),
+    /// Log in to a guest with ssh, without any network
+    #[command(after_help = "\
+Examples:
+  lodge ssh web
+  lodge ssh root@web systemctl --failed
+
+This runs ssh(1), which reaches the guest's sshd through Lodge's agent. The images that Lodge builds have no sshd;
+this adds one:  lodge image build debian:12 --force --include openssh-server")]
+    Ssh(SshArgs),
     /// Print all that is known of guests as JSON
     Inspect(Names),
     /// Print what happens to guests: starts, ends, resets, pauses
@@ -177,6 +215,9 @@ pub struct RunArgs {
     /// With --detach: do not keep it
     #[arg(long, requires = "detach", help_heading = "Guest")]
     pub rm: bool,
+    /// With --detach: return when the guest's agent is there, so that `lodge exec` works at once
+    #[arg(long, requires = "detach", help_heading = "Guest")]
+    pub wait: bool,
     /// Keep the guest's disk when it ends, to be continued under its name
     #[arg(long, requires = "name", help_heading = "Guest")]
     pub keep: bool,
@@ -463,6 +504,9 @@ pub enum ImageCommand {
         /// Install these Debian packages as well, as in gcc,python3; repeatable
         #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
         include: Vec<PackageName>,
+        /// Leave Lodge's agent out: `lodge exec`, `cp` and `ssh` will not work
+        #[arg(long)]
+        no_agent: bool,
         /// Build even if there is such an image, and take its place
         #[arg(long)]
         force: bool,
@@ -592,8 +636,16 @@ mod tests {
         assert!(parse("lodge stats web --interval 5").is_ok());
         assert!(parse("lodge stats --once --json").is_ok());
         assert!(parse("lodge run -d debian:12 --rm").is_ok());
+        assert!(parse("lodge run -d debian:12 --wait").is_ok());
+        assert!(parse("lodge run debian:12 --wait").is_err());
         assert!(parse("lodge run debian:12 --rm").is_err());
         assert!(parse("lodge create debian:12 --detach").is_err());
+        assert!(parse("lodge exec -it -e A=b web -- ls -l").is_ok());
+        assert!(parse("lodge exec web ls -l --color").is_ok());
+        assert!(parse("lodge exec web").is_err());
+        assert!(parse("lodge cp a web:/b").is_ok());
+        assert!(parse("lodge cp - web:/b").is_ok());
+        assert!(parse("lodge ssh root@web ls -l").is_ok());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

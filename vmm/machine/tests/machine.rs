@@ -91,6 +91,7 @@ impl Bench {
             serial2: Arc::new(Chardev::null()),
             virtio_console: None,
             debug_console: None,
+            vsock: Arc::new(hybrid_vsock::Vsock::new(None).unwrap()),
         })
     }
 

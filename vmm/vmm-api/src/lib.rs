@@ -13,12 +13,14 @@ mod mac;
 mod statistics;
 mod validate;
 
-pub use api::{API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, StopRequest};
+pub use api::{
+    API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, StopRequest, VSOCK_PROTOCOL,
+};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,
 };
-pub use event::{Event, Failure, FailureKind, StopReason};
+pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use mac::default_mac;
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
+use hybrid_vsock::Vsock;
 use rustix::fs::{Mode, OFlags, openat};
 use vmm_api::Failure;
 
@@ -44,6 +45,12 @@ impl Directory {
     /// Where events are kept, if there is a directory.
     pub fn events(&self) -> Result<Option<BoundedFile>, Failure> {
         self.open(EVENTS, MAX_EVENTS).map_err(cannot_keep(EVENTS))
+    }
+
+    /// The host's end of the guest's socket device, whose Unix sockets are in the directory.
+    pub fn vsock(&self) -> Result<Vsock, Failure> {
+        let directory = self.0.as_ref().map(OwnedFd::try_clone).transpose();
+        directory.and_then(Vsock::new).map_err(cannot_keep(hybrid_vsock::SOCKET))
     }
 
     fn open(&self, name: &str, limit: u64) -> io::Result<Option<BoundedFile>> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
 use gdb::{Debugger, Seat};
+use hybrid_vsock::Vsock;
 use machine::{Machine, MemoryMap, Parts, PowerRequest};
 use runtime::{Clock, Timers};
 use vmm_api::{Failure, VmConfig};
@@ -57,6 +58,7 @@ impl Running {
         config: &VmConfig,
         accelerator: &dyn Accelerator,
         consoles: &Consoles,
+        vsock: &Arc<Vsock>,
         debugging: Option<&Debugging>,
     ) -> Result<Self, Failure> {
         let cpuid = accelerators::cpuid(config.cpu_model)?;
@@ -97,6 +99,7 @@ impl Running {
             serial2: consoles.serial2.clone(),
             virtio_console: consoles.virtio.clone(),
             debug_console: consoles.debug.clone(),
+            vsock: vsock.clone(),
         })?);
 
         let mut vcpus = Vec::new();

@@ -53,11 +53,13 @@ fn run_on(
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     let accelerator = choice.accelerator.as_ref();
+    let vsock = api.open_vsock()?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
-        let mut running = Running::start(config, accelerator, consoles, debugging.as_ref())?;
+        let mut running =
+            Running::start(config, accelerator, consoles, &vsock, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {

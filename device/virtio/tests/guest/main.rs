@@ -8,3 +8,4 @@ mod hostile;
 mod net;
 mod rng;
 mod transport;
+mod vsock;

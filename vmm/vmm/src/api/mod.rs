@@ -14,6 +14,8 @@ mod endpoints;
 mod query;
 mod server;
 mod streams;
+mod upgrade;
+mod vsock;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -21,8 +23,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use hybrid_vsock::Vsock;
 use tokio::sync::watch;
-use vmm_api::{Accelerator, Failure, Instance, MemoryStatistics, RunState, Statistics, VmConfig};
+use vmm_api::{
+    AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState,
+    Statistics, VmConfig,
+};
 
 use crate::control::Orders;
 use crate::directory::Directory;
@@ -58,6 +64,8 @@ struct Shared {
     journal: Arc<Journal>,
     /// `None`: the first serial port leads elsewhere.
     console: Option<Arc<Hub>>,
+    /// `None`: there is no guest that could be connected to.
+    vsock: Option<Arc<Vsock>>,
 }
 
 /// The API of a guest.
@@ -68,6 +76,7 @@ pub struct Api {
     orders: Arc<Orders>,
     journal: Arc<Journal>,
     console: Option<(Arc<Hub>, Option<Ends>)>,
+    vsock: Option<Arc<Vsock>>,
     shared: Option<Arc<Shared>>,
     server: Option<Server>,
 }
@@ -104,7 +113,16 @@ impl Api {
     ) -> Result<Self, Failure> {
         let orders =
             Orders::new().map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
-        Ok(Self { listener, directory, orders, journal, console: None, shared: None, server: None })
+        Ok(Self {
+            listener,
+            directory,
+            orders,
+            journal,
+            console: None,
+            vsock: None,
+            shared: None,
+            server: None,
+        })
     }
 
     /// Whether anybody can ask.
@@ -127,6 +145,15 @@ impl Api {
         Ok(guest)
     }
 
+    /// Makes the host's end of the guest's socket device, by which clients connect to the guest.
+    pub fn open_vsock(&mut self) -> Result<Arc<Vsock>, Failure> {
+        let vsock = Arc::new(self.directory.vsock()?);
+        let journal = self.journal.clone();
+        vsock.listen_for(AGENT_READY_PORT, move || journal.record(&Event::AgentReady));
+        self.vsock = Some(vsock.clone());
+        Ok(vsock)
+    }
+
     /// Has clients see this machine from now on. Those who come earlier wait for the first.
     pub fn show(&mut self, shown: Shown) -> Result<(), Failure> {
         if let Some(shared) = &self.shared {
@@ -139,6 +166,7 @@ impl Api {
             orders: self.orders.clone(),
             journal: self.journal.clone(),
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
+            vsock: self.vsock.clone(),
         });
         self.shared = Some(shared.clone());
         let Some(listener) = self.listener.take() else { return Ok(()) };
