@@ -142,8 +142,13 @@ fn differences(
     if host.vector.zmm != engine.vector.zmm {
         for i in 0..32 {
             let vague = insn.is_some_and(|insn| excuse::vague_above(insn, host, i));
-            let count = if vague { 2 } else { 8 };
-            let bits = telling(Register::ZMM0 + i as u32);
+            let register = Register::ZMM0 + i as u32;
+            let bits = telling(register);
+            let count = match normalized {
+                _ if vague => 2,
+                Some((mask, _)) if mask.full_register() == register => intel::mask_quads(mask),
+                _ => 8,
+            };
             for q in 0..count {
                 let name = format!("zmm{i}[{q}]");
                 check(&name, host.vector.zmm[i][q] & bits, engine.vector.zmm[i][q] & bits);

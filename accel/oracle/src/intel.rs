@@ -48,9 +48,9 @@ pub fn restored_flags(insn: &Instruction, host: &Outcome, engine: &Outcome) -> u
     if is_host() && is_string(insn) && both_fault { STATUS } else { 0 }
 }
 
-/// Bits of a vector or mask register that say all there is to say, in both outcomes: a gather that
-/// faults may have normalized its mask, of which the highest bit of each element counts, or the
-/// lowest bits of a mask register (SDM Vol. 2, VGATHERDPS).
+/// The mask of a gather that faults in both outcomes, and its bits that count: the processor may have
+/// normalized it (SDM Vol. 2, VGATHERDPS). Of a mask register, the lowest bits count, of a vector
+/// register the highest bit of each element, as far as [`mask_quads`] goes.
 pub fn normalized(insn: &Instruction, host: &Outcome, engine: &Outcome) -> Option<(Register, u64)> {
     let both_fault = is_fault(host) && is_fault(engine);
     if !is_host() || !insn.memory_index().is_vector_register() || !both_fault {
@@ -63,6 +63,11 @@ pub fn normalized(insn: &Instruction, host: &Outcome, engine: &Outcome) -> Optio
     }
     let sign = if size == 4 { 1 << 31 | 1 << 63 } else { 1 << 63 };
     Some((insn.op2_register(), sign))
+}
+
+/// How many quadwords a gather's mask has, if it is a vector register; what is above may have been cleared.
+pub fn mask_quads(mask: Register) -> usize {
+    mask.size() / 8
 }
 
 /// Whether a faulting access may name any of its bytes: the parts of a masked operand, and the two
