@@ -337,7 +337,7 @@ fn ssh(server: &Server<'_>) {
     assert!(refusal.message.contains("openssh-server"), "{}", refusal.message);
     // With something that listens, the connection is that.
     server.shell(
-        "echo 'SSH-2.0-a-test' > /tmp/banner; nc -l -N 127.0.0.1 2222 < /tmp/banner > /tmp/heard & \
+        "echo 'SSH-2.0-a-test' > /tmp/banner; nc -l 127.0.0.1 2222 < /tmp/banner > /tmp/heard & \
                   while ! ss -ltn | grep -q :2222; do sleep 0.1; done",
     );
     let mut proxy = server.start(&["ssh", "--proxy", "--port", "2222", "server"]);
