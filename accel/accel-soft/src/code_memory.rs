@@ -19,7 +19,7 @@ pub(crate) struct CodeMemory {
 unsafe impl Send for CodeMemory {}
 
 /// Stubs start at multiples of this, so that fetching one touches no line more than it must.
-const ALIGNMENT: usize = 32;
+const ALIGNMENT: usize = 16;
 
 impl CodeMemory {
     /// Maps `size` bytes, a multiple of the page size.

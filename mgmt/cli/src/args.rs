@@ -253,12 +253,19 @@ pub struct GuestArgs {
     /// Memory, as in 512M or 4G; a bare number is MiB [default: 1G]
     #[arg(long, short, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Machine")]
     pub memory: Option<u64>,
+    /// Take the memory from this machine's reserve of huge pages (sysctl vm.nr_hugepages), which
+    /// makes guests with much memory faster under KVM
+    #[arg(long, help_heading = "Machine")]
+    pub hugepages: bool,
     /// What runs the processors [default: auto]
     #[arg(long, value_enum, help_heading = "Machine")]
     pub accel: Option<AccelArg>,
     /// Which processor the guest sees [default: host]
     #[arg(long, value_enum, help_heading = "Machine")]
     pub cpu: Option<CpuArg>,
+    /// Offer Hyper-V's enlightenments, with which Windows runs better. Only KVM serves them
+    #[arg(long, help_heading = "Machine")]
+    pub hyperv: bool,
 
     /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]; repeatable.
     /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is.

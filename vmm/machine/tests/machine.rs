@@ -50,6 +50,8 @@ impl Bench {
             memory_mib: 64,
             accelerator: Default::default(),
             cpu_model: Default::default(),
+            hugepages: false,
+            hyperv: false,
             boot: BootConfig { kernel, initrd: None, cmdline: String::new(), modules: vec![] },
             disks: vec![],
             nets: vec![],

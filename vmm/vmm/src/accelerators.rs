@@ -147,6 +147,17 @@ pub fn kind(accelerator: &dyn Accelerator) -> vmm_api::Accelerator {
     }
 }
 
+/// Whether an accelerator can do with memory that is made of huge pages.
+pub fn check_hugepages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
+    match kind(accelerator) {
+        vmm_api::Accelerator::Soft => Err(Failure::configuration(
+            "Lodge's own engine maps single pages of the guest's memory, for which huge pages are of \
+             no use: leave out --hugepages, or choose --accel kvm where KVM runs guests",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// What CPUID tells the guest.
 pub fn cpuid(model: CpuModel) -> Result<CpuidTable, Failure> {
     let (model, name) = match model {
@@ -180,6 +191,13 @@ mod tests {
         let text = judgement(Some("svm"), &speed(5.9e9, 50.0));
         assert!(text.contains("has svm") && text.contains("98 %"), "{text}");
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    fn huge_pages_are_for_kvm() {
+        let failure = check_hugepages(soft().unwrap().as_ref()).unwrap_err();
+        assert_eq!(failure.kind, vmm_api::FailureKind::Configuration);
+        assert!(failure.message.contains("--hugepages"), "{failure}");
     }
 
     #[test]

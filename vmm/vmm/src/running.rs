@@ -34,8 +34,7 @@ pub struct Running {
     /// The interrupt controllers live as long as this.
     vm: Arc<dyn Vm>,
     clock: Arc<Clock>,
-    /// While paused: the host's TSC when that began.
-    paused: Option<u64>,
+    is_paused: bool,
 }
 
 /// The threads of the processors.
@@ -66,7 +65,13 @@ impl Running {
         let phys_bits = machine::physical_address_bits(&cpuid);
         let map =
             MemoryMap::new(config.memory_mib << 20, phys_bits).map_err(Failure::configuration)?;
-        let memory = mem::allocate(map.ram()).map_err(Failure::host)?;
+        let memory = if config.hugepages {
+            accelerators::check_hugepages(accelerator)?;
+            mem::allocate_huge(map.ram())
+        } else {
+            mem::allocate(map.ram())
+        };
+        let memory = memory.map_err(Failure::host)?;
         let clock = Arc::new(Clock::stopped_at(0));
         let timers = Arc::new(Timers::new(clock.clone()).map_err(no_thread)?);
         let event = runtime::Event::new()
@@ -79,6 +84,7 @@ impl Running {
                 timers: timers.clone(),
                 cpus: config.cpus,
                 cpuid,
+                hyperv: config.hyperv,
             })
             .map_err(fault)?;
         let machine = Arc::new(Machine::build(Parts {
@@ -115,14 +121,14 @@ impl Running {
             Some((debugging, seats)) => Some(debugging.start(seats, memory)?),
             None => None,
         };
-        Ok(Self { processors, debugger, machine, failures, vm, clock, paused: None })
+        Ok(Self { processors, debugger, machine, failures, vm, clock, is_paused: false })
     }
 
     /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
     /// changes the guest's memory, and nothing it can read tells it of the pause. Harmless if it is
     /// paused already.
     pub fn pause(&mut self) -> Result<(), Failure> {
-        if self.paused.is_some() {
+        if self.is_paused {
             return Ok(());
         }
         if !self.processors.pause() {
@@ -132,23 +138,26 @@ impl Running {
             ));
         }
         self.clock.pause();
-        self.paused = Some(runtime::tsc::read());
+        self.vm.stop_time();
+        self.is_paused = true;
         self.machine.pause();
         Ok(())
     }
 
     /// Ends a pause. Harmless if there is none.
     pub fn resume(&mut self) {
-        let Some(since) = self.paused.take() else { return };
-        self.machine.resume();
-        self.vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        if !std::mem::take(&mut self.is_paused) {
+            return;
+        }
+        self.vm.resume_time();
         self.clock.resume();
+        self.machine.resume();
         self.processors.gate.open();
     }
 
     /// Whether the guest is paused.
     pub fn is_paused(&self) -> bool {
-        self.paused.is_some()
+        self.is_paused
     }
 
     /// Has the machine be reset, as by its reset button.

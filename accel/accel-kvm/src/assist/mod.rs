@@ -14,7 +14,7 @@ use kvm_ioctls::VcpuFd;
 use mem::GuestMemory;
 use x86::Cpu;
 
-use crate::sys::InternalError;
+use crate::run_page::InternalError;
 pub use env::AssistEnv;
 
 /// Executes instructions, and delivers events, in KVM's stead. What that needs is made when it is needed first.

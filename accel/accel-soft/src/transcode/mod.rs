@@ -24,5 +24,6 @@ pub(crate) mod proof;
 mod registers;
 mod second_level;
 mod sites;
+mod strings;
 mod translate;
 pub(crate) mod watch;

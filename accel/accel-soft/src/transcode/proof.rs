@@ -79,6 +79,7 @@ impl Proof {
             View::User => Rflags::DF,
             _ => Rflags::DF | Rflags::IF,
         };
+        let strings = common.strings[setting.view as usize].map(u64::from);
         let verdict = self.checker.check(&Block {
             code: &translator.asm.code,
             address: base.into(),
@@ -101,6 +102,7 @@ impl Proof {
                     load_vectors: NOWHERE,
                     branch: common.second_jumps[setting.jumps()].into(),
                     misses: [NOWHERE; 2],
+                    strings: &[],
                 },
                 false => Stubs {
                     leave: common.leave.into(),
@@ -108,6 +110,7 @@ impl Proof {
                     load_vectors: common.load_vectors.into(),
                     branch: common.second_jumps[setting.jumps()].into(),
                     misses: common.second_level[setting.view as usize].map(u64::from),
+                    strings: &strings,
                 },
             },
         });

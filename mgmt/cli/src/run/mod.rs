@@ -265,6 +265,8 @@ fn empty_config() -> vmm_api::VmConfig {
         memory_mib: 1024,
         accelerator: Default::default(),
         cpu_model: Default::default(),
+        hugepages: false,
+        hyperv: false,
         boot: vmm_api::BootConfig {
             kernel: "/k".into(),
             initrd: None,

@@ -36,9 +36,16 @@ pub struct Mapping {
     alias: u64,
     key: Key,
     pieces: Pieces,
-    /// How often a part of a piece was changed.
-    changes: usize,
+    /// At most so many mappings of the process are there because of this mirror.
+    mappings: usize,
 }
+
+/// The host allows a process 65,530 mappings, if nobody changed that (vm.max_map_count), and the VMM has
+/// some hundred without a mirror.
+const MAX_MAPPINGS: usize = 56_000;
+/// How many are added where a part of one becomes something else, and where a piece is taken.
+const CHANGE: usize = 2;
+const PIECE: usize = 1;
 
 // SAFETY: the addresses belong to mappings that this value owns; they are not bound to a thread.
 unsafe impl Send for Mapping {}
@@ -104,7 +111,7 @@ impl Mapping {
         }
         let alias = alias as u64;
         let file = context.file().as_raw_fd();
-        let mapping = Self { context, alias, key, pieces: Pieces::new(), changes: 0 };
+        let mapping = Self { context, alias, key, pieces: Pieces::new(), mappings: 0 };
         for (part, protection) in [(HIDDEN..WRITABLE, READ_WRITE), (WRITABLE..size, READ)] {
             let (at, len) = (alias + part.start as u64, part.len());
             let file = Some((file, part.start as u64));
@@ -128,9 +135,11 @@ impl Mapping {
         self.context.get()
     }
 
-    /// How often pages were mapped or taken away since the last [`clear`](Self::clear).
-    pub fn changes(&self) -> usize {
-        self.changes
+    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done; if
+    /// not, it is time to [`clear`](Self::clear): the host might refuse.
+    pub fn has_room(&self, changes: usize) -> bool {
+        let wanted = changes.saturating_mul(CHANGE).saturating_add(PIECE);
+        self.mappings.saturating_add(wanted) <= MAX_MAPPINGS
     }
 
     /// Maps `len` bytes of `file` from `offset` on at `linear`, where all is reserved. `false` if the
@@ -143,7 +152,7 @@ impl Mapping {
         file: RawFd,
         offset: u64,
     ) -> bool {
-        self.changes += 1;
+        self.mappings += CHANGE;
         let protection = if writable { READ_WRITE } else { READ };
         let flags = libc::MAP_FIXED | libc::MAP_POPULATE;
         let done = map_at(linear, len, protection, flags, Some((file, offset)))
@@ -154,15 +163,15 @@ impl Mapping {
         done
     }
 
-    /// Takes the page at `linear` away again.
-    pub fn unmap(&mut self, linear: u64) {
-        self.changes += 1;
-        self.hide(linear, 0x1000);
+    /// Takes `len` bytes of pages from `linear` on away again.
+    pub fn unmap(&mut self, linear: u64, len: usize) {
+        self.mappings += CHANGE;
+        self.hide(linear, len);
     }
 
     /// Takes all pages away.
     pub fn clear(&mut self) {
-        self.changes = 0;
+        self.mappings = 0;
         self.pieces.clear();
     }
 
@@ -178,6 +187,7 @@ impl Mapping {
 
     /// See [`Pieces::reserve`].
     pub fn reserve(&mut self, linear: u64) -> Option<Range<u64>> {
+        self.mappings += PIECE;
         self.pieces.reserve(linear)
     }
 }

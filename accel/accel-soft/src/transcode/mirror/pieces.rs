@@ -48,7 +48,8 @@ impl Pieces {
     }
 
     /// Sees to it that a piece around `linear`, a user's address, is the mirror's, with nothing to be seen
-    /// in it at first, and says what it covers; `None` if something of this process lies there.
+    /// in it at first, and says what it covers, which includes the page of `linear`; `None` if something of
+    /// this process lies there, or nobody is given that page.
     pub fn reserve(&mut self, linear: u64) -> Option<Range<u64>> {
         if linear < LOWEST {
             return None;
@@ -56,6 +57,9 @@ impl Pieces {
         SIZES.iter().find_map(|&size| {
             let piece = Piece::around(linear, size);
             let extent = piece.extent();
+            if !extent.contains(&linear) {
+                return None;
+            }
             let meets_stack = extent.start < self.stack.end && self.stack.start < extent.end;
             let is_ours = *self.known.entry(piece).or_insert_with(|| {
                 let len = (extent.end - extent.start) as usize;
@@ -156,5 +160,10 @@ mod tests {
         let start = stack_start().unwrap();
         assert_eq!(pieces.reserve(start - (16 << 20)), None);
         assert_eq!(pieces.reserve(0x1000), None);
+        // Linux keeps the last page to itself, but not what shares a piece with it.
+        assert_eq!(pieces.reserve((1 << 47) - 0x1000), None);
+        assert_eq!(pieces.reserve((1 << 47) - 1), None);
+        let before = (1 << 47) - 0x1001;
+        assert!(pieces.reserve(before).is_none_or(|piece| piece.contains(&before)));
     }
 }

@@ -114,7 +114,7 @@ impl Policy {
         self.credit = CREDIT;
         let account = self.account(self.root);
         account.ticks = 0;
-        account.wanted = (account.wanted * 2).max(PENALTY);
+        account.wanted = account.wanted.saturating_mul(2).max(PENALTY);
         tracing::debug!("the memory of the program at {:#x} changes too often", self.root);
         false
     }

@@ -24,6 +24,13 @@ impl Translator {
         self.go_with_exit(exit, leave);
     }
 
+    /// Calls common code with the number of an exit in EBP.
+    pub(super) fn call_with_exit(&mut self, exit: usize, stub: u32) {
+        self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);
+        let from = self.base as i32 + self.asm.code.len() as i32 + 5;
+        self.asm.call_by(stub as i32 - from);
+    }
+
     /// Goes to common code with the number of an exit in EBP.
     fn go_with_exit(&mut self, exit: usize, to: u32) {
         self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);

@@ -37,6 +37,7 @@ use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 use super::sites::Site;
+use super::strings::{STRING_OPS, StringOp};
 
 use address::{Check, Checked, Entry, based, constant_step, point_at, slot_index};
 use dead_flags::{Back, FlagUse};
@@ -237,6 +238,8 @@ pub struct Common {
     pub second_level: [[u32; 2]; VIEWS],
     /// By jump cache, for branches.
     pub second_jumps: [u32; JUMP_CACHES],
+    /// By view and operation: see [`strings`](super::strings).
+    pub strings: [[u32; STRING_OPS]; VIEWS],
 }
 
 /// All status flags.
@@ -447,6 +450,8 @@ impl Translator {
                 self.asm.bytes(&[0xf3, 0x90]);
                 Ok(())
             }
+            Kind::Repeat(op) if self.setting.mirrored => self.repeat_in_mirror(insn, op),
+            Kind::Repeat(op) if !self.setting.is_32bit => self.repeat(insn, op),
             // The flag is out of the reach of code for mirrored memory.
             Kind::Direction { .. } if self.setting.mirrored => Err(Refused),
             Kind::Direction { down } => {
@@ -493,6 +498,7 @@ impl Translator {
             | Kind::ClearAlignmentCheck
             | Kind::FaultAddress
             | Kind::TimeStamp
+            | Kind::Repeat(_)
             | Kind::Interpret
             | Kind::InterpretLast => Err(Refused),
         };
@@ -516,19 +522,25 @@ impl Translator {
 
     fn interpret(&mut self, insn: &Instruction, is_last: bool) -> bool {
         self.keep_flags();
-        let exit = self.exit(Exit::Interpret {
-            at: insn.ip() as u16,
-            next: insn.next_ip() as u16,
-            resume: 0,
-        });
+        let exit = self.interpreted(insn);
         self.leave_by(exit);
         if is_last || insn.next_ip() > 0xfff {
             return true;
         }
+        self.resume_behind(exit);
+        false
+    }
+
+    /// An exit to have the interpreter execute the instruction.
+    fn interpreted(&mut self, insn: &Instruction) -> usize {
+        self.exit(Exit::Interpret { at: insn.ip() as u16, next: insn.next_ip() as u16, resume: 0 })
+    }
+
+    /// The interpreter has executed the instruction for which the block was left by this exit.
+    fn resume_behind(&mut self, exit: usize) {
         let resume = self.asm.here();
         self.resumes.push((exit, resume));
         self.status = Status::Kept;
         self.make_vectors_live();
-        false
     }
 }
