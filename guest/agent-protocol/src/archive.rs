@@ -140,9 +140,11 @@ fn refused(path: &Path) -> io::Error {
 fn about(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     let path = path.display().to_string();
     move |error| {
-        // What the library tar says itself leaves the cause out.
-        let cause = error.get_ref().and_then(|error| error.source()).map(ToString::to_string);
-        let cause = cause.unwrap_or_else(|| error.to_string());
+        // What the library tar says itself, in one layer or two, leaves the cause out.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
         io::Error::new(error.kind(), format!("{path}: {cause}"))
     }
 }
