@@ -74,6 +74,11 @@ impl KvmAccelerator {
         Ok(table)
     }
 
+    /// Whether it serves Hyper-V's enlightenments.
+    pub fn serves_hyperv(&self) -> bool {
+        self.host.has(kvm_bindings::KVM_CAP_HYPERV_CPUID)
+    }
+
     /// Measures how fast a guest's kernel would run, by a guest of a few instructions.
     ///
     /// # Errors

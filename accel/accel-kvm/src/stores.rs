@@ -4,6 +4,7 @@
 //! Rings say in so many words what was stored to, so that looking takes as long as there are such
 //! pages, not as long as there is memory. When one is full, its processor leaves the guest.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use accel::{Fault, StoredPages};
@@ -13,8 +14,8 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
-use mem::GuestMemory;
 use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use mem::{GuestAddress, GuestMemory};
 
 use crate::host::{Host, failed};
 use crate::ring::{self, DirtyRing};
@@ -33,8 +34,10 @@ pub struct StoreLog {
     way: Way,
     /// One for each processor, if that is the way.
     rings: Mutex<Vec<DirtyRing>>,
-    /// While stores are noted: those that have been taken from rings.
+    /// While stores are noted: those that have been taken from rings, and those of this program.
     noted: Mutex<Option<Vec<StoredPages>>>,
+    /// Stores are noted.
+    is_on: AtomicBool,
 }
 
 /// How KVM notes them.
@@ -52,7 +55,14 @@ impl StoreLog {
     /// yet.
     pub fn new(host: &Host, vm: Arc<VmFd>, memory: GuestMemory) -> Result<Self, Fault> {
         let way = choose(host, &vm);
-        let log = Self { vm, memory, way, rings: Mutex::default(), noted: Mutex::default() };
+        let log = Self {
+            vm,
+            memory,
+            way,
+            rings: Mutex::default(),
+            noted: Mutex::default(),
+            is_on: AtomicBool::new(false),
+        };
         log.map_memory(0)?;
         Ok(log)
     }
@@ -76,11 +86,13 @@ impl StoreLog {
     pub fn switch(&self, on: bool) -> Result<(), Fault> {
         let mut noted = lock(&self.noted);
         *noted = None;
+        self.is_on.store(false, Ordering::Relaxed);
         self.map_memory(0)?;
         self.empty_rings(None)?;
         if on {
             self.map_memory(KVM_MEM_LOG_DIRTY_PAGES)?;
             *noted = Some(self.nothing());
+            self.is_on.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -93,9 +105,26 @@ impl StoreLog {
         };
         if self.way == Way::Rings {
             self.empty_rings(Some(pages))?;
-            return Ok(std::mem::replace(pages, self.nothing()));
+        } else {
+            for ((slot, region), pages) in (0..).zip(self.memory.iter()).zip(pages.iter_mut()) {
+                let words = self.take_bitmap(slot, region)?;
+                pages.pages.iter_mut().zip(words).for_each(|(noted, word)| *noted |= word);
+            }
         }
-        (0..).zip(self.memory.iter()).map(|(slot, region)| self.take_bitmap(slot, region)).collect()
+        Ok(std::mem::replace(pages, self.nothing()))
+    }
+
+    /// A processor's store that this program did in KVM's stead, to the page at `address`.
+    pub fn note(&self, address: u64) {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut noted = lock(&self.noted);
+        for (region, pages) in self.memory.iter().zip(noted.iter_mut().flatten()) {
+            if let Some(at) = region.to_region_addr(GuestAddress(address)) {
+                pages.add(at.0 >> 12);
+            }
+        }
     }
 
     /// A processor's ring is full.
@@ -104,11 +133,7 @@ impl StoreLog {
         self.empty_rings(noted.as_mut())
     }
 
-    fn take_bitmap(
-        &self,
-        slot: u32,
-        region: &impl GuestMemoryRegion,
-    ) -> Result<StoredPages, Fault> {
+    fn take_bitmap(&self, slot: u32, region: &impl GuestMemoryRegion) -> Result<Vec<u64>, Fault> {
         let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
         let cannot = |e| failed("KVM does not say what was stored to", e);
         let pages = self.vm.get_dirty_log(slot, len).map_err(cannot)?;
@@ -122,7 +147,7 @@ impl StoreLog {
                 }
             }
         }
-        Ok(StoredPages { start: region.start_addr().raw_value(), pages })
+        Ok(pages)
     }
 
     /// Takes what is in the rings, adds it to `pages`, and has KVM note those pages anew.

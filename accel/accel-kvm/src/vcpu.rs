@@ -161,8 +161,7 @@ impl KvmVcpu {
         f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
     ) -> Result<T, Fault> {
         let before = self.state.clone();
-        let around =
-            Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: self.shared.stores.memory() };
+        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, stores: &self.shared.stores };
         let result = self.assistant.with(&mut self.state, &around, bus, f)?;
         self.store(state::changed(&before, &self.state))?;
         Ok(result)

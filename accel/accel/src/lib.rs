@@ -83,7 +83,8 @@ pub trait Vm: Send + Sync {
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
 
     /// Has the time stand still that processors read themselves, by their TSCs and paravirtual
-    /// clocks, and their timers with it. To be called while no processor is in [`Vcpu::run`]; none
+    /// clocks, and their timers with it. The machine's clock ([`VmResources::clock`]) must stand still,
+    /// before and until time goes on. To be called while no processor is in [`Vcpu::run`]; none
     /// runs until [`resume_time`](Self::resume_time). An accelerator that cannot do so says it in
     /// its log, and lets time jump.
     fn stop_time(&self);

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::state::gpr::{RAX, RCX};
 
 use crate::case::{Case, Outcome};
@@ -13,7 +13,6 @@ const ERROR_SUMMARY: u16 = 1 << 7;
 /// State components that guests are not offered: PKRU and AMX's tiles.
 const WITHHELD_COMPONENTS: u64 = 1 << 9 | 3 << 17;
 const OF: u64 = 1 << 11;
-const STATUS: u64 = 0x8d5;
 const TF: u64 = 1 << 8;
 /// #DB and #BR.
 const DEBUG: u32 = 1;
@@ -39,30 +38,6 @@ pub fn undefined_flags(insn: &Instruction) -> u64 {
         matches!(insn.mnemonic(), Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr);
     let by_one = matches!(insn.op1_kind(), OpKind::Immediate8) && insn.immediate8() == 1;
     if is_host() && rotates && !by_one { OF } else { 0 }
-}
-
-/// Flags that need not agree where both fault: Intel's processors restore those of a string instruction
-/// to what they were before it (SDM Vol. 2, REP).
-pub fn restored_flags(insn: &Instruction, host: &Outcome, engine: &Outcome) -> u64 {
-    let both_fault = is_fault(host) && is_fault(engine);
-    if is_host() && is_string(insn) && both_fault { STATUS } else { 0 }
-}
-
-/// Bits of a vector or mask register that say all there is to say, in both outcomes: a gather that
-/// faults may have normalized its mask, of which the highest bit of each element counts, or the
-/// lowest bits of a mask register (SDM Vol. 2, VGATHERDPS).
-pub fn normalized(insn: &Instruction, host: &Outcome, engine: &Outcome) -> Option<(Register, u64)> {
-    let both_fault = is_fault(host) && is_fault(engine);
-    if !is_host() || !insn.memory_index().is_vector_register() || !both_fault {
-        return None;
-    }
-    let size = insn.memory_size().size();
-    if insn.op_mask() != Register::None {
-        let elements = [insn.op0_register(), insn.memory_index()].map(|r| r.size());
-        return Some((insn.op_mask(), (1 << (elements[0].max(elements[1]) / size)) - 1));
-    }
-    let sign = if size == 4 { 1 << 31 | 1 << 63 } else { 1 << 63 };
-    Some((insn.op2_register(), sign))
 }
 
 /// Whether a faulting access may name any of its bytes: the parts of a masked operand, and the two
@@ -101,6 +76,10 @@ pub fn whole_case(
     }
     let both_fault = is_fault(host) && is_fault(engine);
     match insn.mnemonic() {
+        // SDM Vol. 2, REP: EFLAGS is restored to what it was before the instruction.
+        _ if is_string(insn) && both_fault => {
+            return Some("Intel restores the flags of a string instruction that faults");
+        }
         _ if compares_strings(insn) && (host.trap, engine.trap) == (DEBUG, DEBUG) => {
             return Some("Intel's flags are not those of the last iteration before a trap");
         }
@@ -135,6 +114,9 @@ pub fn whole_case(
         }
         _ => {}
     }
+    if insn.memory_index().is_vector_register() && both_fault && host.trap == engine.trap {
+        return Some("a gather that faults may have normalized its mask (SDM Vol. 2, VGATHERDPS)");
+    }
     if host.vector.x87.fsw & ERROR_SUMMARY != 0 && is_fault(engine) && is_x87(insn) {
         return Some("Intel's x87 stores that raise an unmasked exception access no memory");
     }
@@ -166,6 +148,9 @@ pub fn sequence(case: &Case, insns: &[Instruction]) -> Option<&'static str> {
     }
     if any(&|i| crate::repertoire::is_vague(i.code())) {
         return Some("Intel leaves the upper half of a selector's slot alone (SDM Vol. 2, PUSH)");
+    }
+    if any(&|i| i.code() == Code::Pause) {
+        return Some("with REX.B, Intel's PAUSE is XCHG R8, RAX");
     }
     None
 }

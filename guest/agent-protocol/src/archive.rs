@@ -139,5 +139,12 @@ fn refused(path: &Path) -> io::Error {
 
 fn about(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     let path = path.display().to_string();
-    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
+    move |error| {
+        // What the library tar says itself, in one layer or two, leaves the cause out.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        io::Error::new(error.kind(), format!("{path}: {cause}"))
+    }
 }

@@ -117,7 +117,7 @@ impl FrameReader {
     /// # Errors
     ///
     /// What came is no frame.
-    pub fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub fn take_frame(&mut self) -> io::Result<Option<Frame>> {
         let Some((&[kind, a, b, c, d], rest)) = self.bytes.split_first_chunk() else {
             return Ok(None);
         };
@@ -140,7 +140,7 @@ impl FrameReader {
     /// The stream's, or what came is no frame.
     pub fn wait(&mut self, stream: &mut impl Read) -> io::Result<Option<Frame>> {
         loop {
-            if let Some(frame) = self.next()? {
+            if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
             }
             if !self.fill(stream)? {
@@ -243,7 +243,7 @@ mod tests {
             let mut frames = Vec::new();
             for mut piece in bytes.chunks(size) {
                 while reader.fill(&mut piece).unwrap() {}
-                frames.extend(std::iter::from_fn(|| reader.next().unwrap()));
+                frames.extend(std::iter::from_fn(|| reader.take_frame().unwrap()));
             }
             let kinds: Vec<_> = frames.iter().map(|f| (f.kind, f.payload.len())).collect();
             let wanted = [
@@ -261,7 +261,11 @@ mod tests {
     fn what_is_no_frame_is_refused() {
         for bytes in [[0, 0, 0, 0, 0], [8, 0, 0, 0, 0], [3, 1, 0, 1, 0], [3, 255, 255, 255, 255]] {
             let mut reader = FrameReader::starting_with(bytes.to_vec());
-            assert_eq!(reader.next().unwrap_err().kind(), ErrorKind::InvalidData, "{bytes:?}");
+            assert_eq!(
+                reader.take_frame().unwrap_err().kind(),
+                ErrorKind::InvalidData,
+                "{bytes:?}"
+            );
         }
         let mut writer = FrameWriter::default();
         assert!(writer.push_json(Type::Request, &"x".repeat(MAX_PAYLOAD)).is_err());
@@ -271,7 +275,7 @@ mod tests {
         #[test]
         fn any_bytes_are_frames_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut reader = FrameReader::starting_with(bytes);
-            while let Ok(Some(frame)) = reader.next() {
+            while let Ok(Some(frame)) = reader.take_frame() {
                 prop_assert!(frame.payload.len() < 300);
             }
         }

@@ -96,6 +96,15 @@ fn nodes_are_left_out_and_damage_is_told() {
 }
 
 #[test]
+fn a_failure_says_what_and_why() {
+    let target = tempfile::tempdir().unwrap();
+    fs::write(target.path().join("x"), "a file").unwrap();
+    let inside = archive(&[(EntryType::Regular, "x/y", "")]);
+    let error = unpack(inside.as_slice(), target.path(), None).unwrap_err().to_string();
+    assert!(error.starts_with("x/y: ") && error.contains("os error"), "{error}");
+}
+
+#[test]
 fn what_may_not_be_written_is_packed_and_unpacked() {
     use std::os::unix::fs::PermissionsExt;
     let here = tempfile::tempdir().unwrap();

@@ -157,7 +157,7 @@ impl<'a> Running<'a> {
     }
 
     fn take_frames(&mut self) -> io::Result<bool> {
-        while let Some(frame) = self.frames.next()? {
+        while let Some(frame) = self.frames.take_frame()? {
             match frame.kind {
                 Type::Input => self.take_input(&frame)?,
                 Type::Control => self.control(frame.json()?),

@@ -1,7 +1,7 @@
 //! One connection: a request, and what it leads to.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -87,7 +87,7 @@ fn about(path: &str, error: io::Error) -> io::Error {
 }
 
 /// Sends a reply.
-pub fn reply(mut stream: impl Write + Read, reply: &Reply) -> io::Result<()> {
+pub fn reply(mut stream: &File, reply: &Reply) -> io::Result<()> {
     let mut frames = FrameWriter::default();
     frames.push_json(Type::Reply, reply)?;
     frames.flush(&mut stream)

@@ -52,7 +52,7 @@ pub fn spawn(exec: &Exec) -> Result<Spawned, Reply> {
     let plumbing = |e: io::Error| failed(125, e);
     let mut terminal = None;
     if let Some(size) = exec.terminal {
-        let (near, far) = open_terminal(size).map_err(plumbing)?;
+        let (near, far) = open_terminal(size, &user).map_err(plumbing)?;
         let far = || far.try_clone().map_err(plumbing);
         command.stdin(far()?).stdout(far()?).stderr(far()?);
         terminal = Some(near);
@@ -81,14 +81,16 @@ fn failed(status: u8, message: impl ToString) -> Reply {
     Reply::Failed { status, message: message.to_string() }
 }
 
-/// Both ends of a new terminal.
-fn open_terminal(size: Size) -> io::Result<(OwnedFd, OwnedFd)> {
+/// Both ends of a new terminal, which is the user's.
+fn open_terminal(size: Size, user: &User) -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let near = openpt(flags)?;
     grantpt(&near)?;
     unlockpt(&near)?;
     let far = ioctl_tiocgptpeer(&near, flags)?;
     resize(&near, size)?;
+    // An agent that is not root runs commands as itself, and has it already.
+    let _ = rustix::fs::fchown(&far, Some(rustix::fs::Uid::from_raw(user.uid)), None);
     Ok((near, far))
 }
 

@@ -335,14 +335,16 @@ fn ssh(server: &Server<'_>) {
     // The image has no sshd, and that is said before ssh starts.
     let refusal = server.lab.refusal(&["ssh", "server"]);
     assert!(refusal.message.contains("openssh-server"), "{}", refusal.message);
-    // With something that listens, the connection is that.
+    // With something that listens, the connection is that, also without ends of lines.
     server.shell(
-        "echo 'SSH-2.0-a-test' > /tmp/banner; nc -l -N 127.0.0.1 2222 < /tmp/banner > /tmp/heard & \
+        "printf SSH-2.0-a-test > /tmp/banner; nc -l 127.0.0.1 2222 < /tmp/banner > /tmp/heard & \
                   while ! ss -ltn | grep -q :2222; do sleep 0.1; done",
     );
     let mut proxy = server.start(&["ssh", "--proxy", "--port", "2222", "server"]);
-    proxy.0.stdin.take().expect("piped").write_all(b"hello sshd\n").expect("input");
-    assert_eq!(proxy.line(), "SSH-2.0-a-test\n");
+    let mut banner = [0; 14];
+    proxy.0.stdout.as_mut().expect("piped").read_exact(&mut banner).expect("a banner");
+    assert_eq!(&banner, b"SSH-2.0-a-test");
+    proxy.0.stdin.take().expect("piped").write_all(b"hello sshd").expect("input");
     assert_eq!(proxy.wait(), Some(0));
     server.shell("while ! grep -q 'hello sshd' /tmp/heard; do sleep 0.1; done");
 }

@@ -63,7 +63,7 @@ impl Running {
         taps: &Taps,
         debugging: Option<&Debugging>,
     ) -> Result<Self, Failure> {
-        let cpuid = accelerators::cpuid(config.cpu_model)?;
+        let cpuid = accelerators::cpuid(config.cpu_model, accelerator)?;
         let phys_bits = machine::physical_address_bits(&cpuid);
         let map =
             MemoryMap::new(config.memory_mib << 20, phys_bits).map_err(Failure::configuration)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use accel::{Accelerator, CpuidTable, Exit, Sections, Vcpu, Vm};
 use iced_x86::IcedError;
+use runtime::Clock;
 use x86::CpuState;
 use x86::state::Activity;
 
@@ -25,6 +26,8 @@ pub struct Bench {
     pub guest: Guest,
     pub vm: Arc<dyn Vm>,
     pub vcpu: Box<dyn Vcpu>,
+    /// The machine's time.
+    pub clock: Arc<Clock>,
     bus: TestBus,
 }
 
@@ -58,6 +61,7 @@ impl Bench {
         let mut guest = Guest::build(start, cpuid, &build)?;
         let mut resources = runner::resources(cpuid, guest.memory.clone(), 1)?;
         resources.hyperv = hyperv;
+        let clock = resources.clock.clone();
         let vm = accelerator.create_vm(resources).map_err(|e| e.to_string())?;
         let mut vcpu = vm.take_vcpu(0).map_err(|e| e.to_string())?;
         runner::set_up(vcpu.as_mut(), &mut guest).map_err(|e| e.to_string())?;
@@ -68,7 +72,7 @@ impl Bench {
             kickers: vec![vcpu.kicker()],
             signal: Mutex::new(channel().0),
         };
-        Ok(Self { guest, vm, vcpu, bus })
+        Ok(Self { guest, vm, vcpu, clock, bus })
     }
 
     /// Runs until the processor stops. One that does not is kicked after ten minutes, which

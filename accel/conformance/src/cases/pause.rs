@@ -38,11 +38,13 @@ impl Bench {
 
     /// A pause; how many ticks of the host's TSC time stood still for at least.
     fn pause(&self) -> u64 {
+        self.clock.pause();
         self.vm.stop_time();
         let begun = runtime::tsc::read();
         thread::sleep(PAUSE);
         let ticks = runtime::tsc::read().wrapping_sub(begun);
         self.vm.resume_time();
+        self.clock.resume();
         ticks
     }
 

@@ -134,7 +134,7 @@ impl Relay {
         self.agent.stream.set_nonblocking(true).map_err(|error| lost(&self.agent, error))?;
         loop {
             while let Some(frame) =
-                self.agent.frames.next().map_err(|error| lost(&self.agent, error))?
+                self.agent.frames.take_frame().map_err(|error| lost(&self.agent, error))?
             {
                 if let Some(end) = self.take(&frame)? {
                     return Ok(end);
@@ -158,7 +158,7 @@ impl Relay {
             if ready.agent {
                 match self.agent.frames.fill(&mut self.agent.stream) {
                     Ok(true) => {}
-                    Ok(false) => return Err(self.agent.lost("its end")),
+                    Ok(false) => return Err(self.agent.lost("it ended")),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return Err(self.agent.lost(error)),
                 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use agent_protocol::frame::{FrameReader, FrameWriter, Type};
 use agent_protocol::{PORT, Reply, Request, Task, VERSION};
-use images::Store;
+use images::{Manifest, Store};
 use vmm_api::{Failure, FailureKind};
 
 use crate::guests::{self, Record};
@@ -70,7 +70,7 @@ impl Agent {
     /// Waits for a reply; one that it cannot be done is an error.
     pub fn reply(&mut self) -> Result<Reply, Failure> {
         let frame = self.frames.wait(&mut self.stream).map_err(|error| self.lost(error))?;
-        let frame = frame.ok_or_else(|| self.lost("its end"))?;
+        let frame = frame.ok_or_else(|| self.lost("it ended"))?;
         match frame.json().map_err(|error| self.lost(error))? {
             Reply::Failed { message, .. } => Err(self.failed(&message)),
             reply => Ok(reply),
@@ -105,12 +105,12 @@ fn is_paused(name: &str) -> bool {
 
 /// Whether the image that the guest was made from has an agent. `None`: it has none of Lodge's.
 fn has_agent(name: &str) -> Result<Option<bool>, Failure> {
-    let Some(Record { image: Some(image), .. }) = Record::read(&guests::directory_of(name)?)?
-    else {
-        return Ok(None);
-    };
+    let record = Record::read(&guests::directory_of(name)?)?;
+    let Some(Record { image: Some(image), disk_sha256, .. }) = record else { return Ok(None) };
     let image = image.parse().ok().and_then(|image| Store::open().ok()?.get(&image).ok());
-    Ok(image.map(|image| image.manifest().agent))
+    // One that was built anew since says nothing of this guest.
+    let is_its = |manifest: &Manifest| disk_sha256.as_ref() == Some(&manifest.disk.sha256);
+    Ok(image.map(|image| image.manifest().agent && is_its(image.manifest())))
 }
 
 /// Why nobody answers, and what can be done.
@@ -125,9 +125,11 @@ fn explain(name: &str, failure: Failure, has_agent: Option<bool>) -> Failure {
              anew with `lodge image build IMAGE --force`, and make the guest anew from it"
                 .to_owned()
         }
-        None => "Lodge's agent does not run in it: a guest without an image of Lodge's needs the \
-             program lodge-agent (docs/exec.md)"
-            .to_owned(),
+        None => {
+            "Lodge's agent does not run in it, or not yet: a guest without an image of Lodge's \
+             needs the program lodge-agent (docs/exec.md)"
+                .to_owned()
+        }
     };
     Failure::new(failure.kind, format!("{}; {advice}", failure.message))
 }

@@ -1,6 +1,6 @@
 //! `lodge ssh`: the real ssh, through the agent to the guest's sshd. No network is needed.
 
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -18,6 +18,7 @@ use crate::run::write_stdout;
 const USER: &str = "lodge";
 /// Where a guest's host keys are kept: they go with it.
 const KNOWN_HOSTS: &str = "ssh_known_hosts";
+const PIECE: usize = 64 << 10;
 
 /// Becomes ssh; the value is the exit status.
 pub fn run(args: &SshArgs) -> Result<u8, Failure> {
@@ -68,7 +69,7 @@ fn connect(name: &str, port: u16) -> Result<Agent, Failure> {
 
 /// Moves bytes between this program's input and output and the guest's port.
 fn proxy(name: &str, port: u16) -> Result<u8, Failure> {
-    let Agent { stream, frames, .. } = connect(name, port)?;
+    let Agent { mut stream, frames, .. } = connect(name, port)?;
     let lost =
         |error: io::Error| Failure::host(format!("the connection to {name} is lost: {error}"));
     let mut input = stream.try_clone().map_err(lost)?;
@@ -78,9 +79,16 @@ fn proxy(name: &str, port: u16) -> Result<u8, Failure> {
         let _ = input.shutdown(Shutdown::Write);
     });
     write_stdout(&frames.into_rest()).map_err(lost)?;
-    let mut output = io::stdout().lock();
-    io::copy(&mut &stream, &mut output).and_then(|_| output.flush()).map_err(lost)?;
-    Ok(0)
+    // At once: Rust's own standard output waits for the end of a line.
+    let mut piece = vec![0; PIECE];
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => return Ok(0),
+            Ok(count) => write_stdout(piece.get(..count).unwrap_or_default()).map_err(lost)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(lost(error)),
+        }
+    }
 }
 
 /// A word for a shell.

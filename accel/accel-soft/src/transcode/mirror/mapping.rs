@@ -154,7 +154,7 @@ impl Mapping {
     ) -> bool {
         self.mappings += CHANGE;
         let protection = if writable { READ_WRITE } else { READ };
-        let flags = libc::MAP_FIXED | libc::MAP_POPULATE;
+        let flags = libc::MAP_FIXED;
         let done = map_at(linear, len, protection, flags, Some((file, offset)))
             && self.key.put(linear, len, protection).is_ok();
         if !done {
