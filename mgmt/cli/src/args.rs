@@ -518,6 +518,10 @@ mod tests {
         assert!(parse("lodge cp a web:/b").is_ok());
         assert!(parse("lodge cp - web:/b").is_ok());
         assert!(parse("lodge ssh root@web ls -l").is_ok());
+        assert!(parse("lodge network create lab --subnet 10.1.0.0/24 --nat").is_ok());
+        assert!(parse("lodge network create lab --nat --isolated").is_err());
+        assert!(parse("lodge network create lab --subnet 10.1.0.1/24").is_err());
+        assert!(parse("lodge network rm").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());
