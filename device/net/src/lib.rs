@@ -1,11 +1,14 @@
-//! Network back ends: the user-mode network.
+//! Network back ends: the user-mode network, and taps of the host.
 
 #![forbid(unsafe_code)]
 
+mod tap;
 pub mod user;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+
+pub use links::Tap;
 
 /// The far end of a guest's network card. Frames are whole Ethernet frames without FCS and
 /// without a virtio-net header.

@@ -4,16 +4,15 @@ pub mod agent;
 mod gdb;
 mod image;
 pub mod lifecycle;
+mod net;
+mod network;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{
-    Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, ForwardedPort, Protocol,
-};
+use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat};
 
 use crate::{size, stats};
 use agent::{CopyArgs, ExecArgs, SshArgs};
@@ -24,6 +23,8 @@ use lifecycle::{
     StartArgs, StopArgs,
 };
 pub use lifecycle::{ShellArg, StatsArgs};
+pub use net::{ForwardArg, NetArg};
+pub use network::{NetworkCommand, reach};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +38,7 @@ Examples:
   lodge exec -it web -- bash               a shell in it; `lodge cp` copies files
   lodge stop web                           have it switch itself off
   lodge stats web                          why the guest web is slow
+  lodge network create lab                 a network between guests: `lodge run ... --net lab`
   lodge check                              what this machine can do, and why not";
 
 const EXIT_STATUS: &str = "\
@@ -65,6 +67,10 @@ Examples:
       `lodge rm web` removes it.
   lodge run debian:12 -p 8080:80 -p 127.0.0.1:5353:53/udp
       Ports of this machine that lead into the guest.
+  lodge run -d debian:12 --name db --net lab
+      A guest on the network that `lodge network create lab` has made.
+  lodge run debian:12 --net bridge=br0 --net user
+      Two cards: one on the bridge br0 of this machine, one on a private network with a way out.
   lodge run debian:12 --disk data.qcow2 --disk cd.iso,readonly
       More disks, which appear as /dev/vdb and /dev/vdc and are written in place.
   lodge run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 root=/dev/vda' --disk d.raw
@@ -94,6 +100,11 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Make, list and remove networks that connect guests
+    Network {
+        #[command(subcommand)]
+        command: NetworkCommand,
     },
     /// Make a guest without starting it
     #[command(after_help = "\
@@ -272,9 +283,11 @@ pub struct GuestArgs {
     /// A comma within a path is written twice
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<DiskArg>,
-    /// The network: `user` has DHCP, DNS and a way out, and needs no privilege [default: user]
-    #[arg(long, value_enum, help_heading = "Devices")]
-    pub net: Option<NetArg>,
+    /// Add a network card: user, NAME, bridge=NAME, tap=NAME, each with [,mac=ADDRESS]; repeatable; or none.
+    /// `user` has DHCP, DNS and a way out, and needs no privilege; a NAME is one of
+    /// `lodge network create`; `bridge` connects the card to a bridge of this machine, as root; `tap` to a tap made for you [default: user]
+    #[arg(long, value_name = "NETWORK", help_heading = "Devices")]
+    pub net: Vec<NetArg>,
     /// Lead a port of this machine into the guest: [ADDRESS:]PORT:GUESTPORT[/udp]; repeatable
     #[arg(short = 'p', long = "publish", value_name = "PORTS", help_heading = "Devices")]
     pub publish: Vec<ForwardArg>,
@@ -350,14 +363,6 @@ impl From<CpuArg> for CpuModel {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NetArg {
-    /// The user-mode network
-    User,
-    /// No network card
-    None,
-}
-
 /// `--disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskArg(pub BlockConfig);
@@ -409,54 +414,6 @@ fn split_commas(text: &str) -> Vec<String> {
         }
     }
     parts
-}
-
-/// `-p`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ForwardArg(pub ForwardedPort);
-
-impl FromStr for ForwardArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<ForwardArg, String> {
-        let (ports, protocol) = match text.rsplit_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((ports, "tcp")) => (ports, Protocol::Tcp),
-            Some((ports, "udp")) => (ports, Protocol::Udp),
-            Some((_, other)) => {
-                return Err(format!("there is no protocol {other:?}: use tcp or udp"));
-            }
-        };
-        let form = "write [ADDRESS:]PORT:GUESTPORT, as in 2222:22";
-        let port = |text: &str| match text.parse::<u16>() {
-            Ok(port) if port != 0 => Ok(port),
-            _ => Err(format!("{text:?} is not a port from 1 to 65535; {form}")),
-        };
-        let (rest, guest) = ports.rsplit_once(':').ok_or(form)?;
-        let (address, host) = match rest.rsplit_once(':') {
-            None => (IpAddr::V4(Ipv4Addr::LOCALHOST), rest),
-            Some((address, host)) => {
-                let bare = address
-                    .strip_prefix('[')
-                    .and_then(|inner| inner.strip_suffix(']'))
-                    .unwrap_or(address);
-                let parsed =
-                    bare.parse::<IpAddr>().ok().filter(|ip| ip.is_ipv4() || bare != address);
-                let problem = || {
-                    format!(
-                        "{address:?} is not an IP address; write IPv6 in brackets, as in [::1]:2222:22"
-                    )
-                };
-                (parsed.ok_or_else(problem)?, host)
-            }
-        };
-        Ok(ForwardArg(ForwardedPort {
-            protocol,
-            host_addr: address,
-            host_port: port(host)?,
-            guest_port: port(guest)?,
-        }))
-    }
 }
 
 /// `--serial`.
@@ -530,20 +487,6 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_ports_are_read() {
-        let forward = |text: &str| text.parse::<ForwardArg>().map(|arg| arg.0);
-        let plain = forward("2222:22").unwrap();
-        assert_eq!((plain.host_port, plain.guest_port), (2222, 22));
-        assert_eq!((plain.protocol, plain.host_addr), (Protocol::Tcp, Ipv4Addr::LOCALHOST.into()));
-        let udp = forward("0.0.0.0:53:5353/udp").unwrap();
-        assert_eq!((udp.protocol, udp.host_addr), (Protocol::Udp, Ipv4Addr::UNSPECIFIED.into()));
-        assert!(forward("[::1]:80:80").unwrap().host_addr.is_ipv6());
-        for bad in ["", "22", "0:22", "22:0", "70000:1", "a:b", "::1:80:80", "1:2/sctp", "x:1:2"] {
-            assert!(forward(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
     fn serial_ports_are_read() {
         let serial = |text: &str| text.parse::<SerialArg>();
         assert_eq!(serial("here"), Ok(SerialArg::Here));
@@ -575,6 +518,10 @@ mod tests {
         assert!(parse("lodge cp a web:/b").is_ok());
         assert!(parse("lodge cp - web:/b").is_ok());
         assert!(parse("lodge ssh root@web ls -l").is_ok());
+        assert!(parse("lodge network create lab --subnet 10.1.0.0/24 --nat").is_ok());
+        assert!(parse("lodge network create lab --nat --isolated").is_err());
+        assert!(parse("lodge network create lab --subnet 10.1.0.1/24").is_err());
+        assert!(parse("lodge network rm").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

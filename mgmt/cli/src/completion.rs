@@ -8,7 +8,7 @@ use clap_complete::env::{CompleteEnv, Shells};
 use vmm_api::Failure;
 
 use crate::args::{Cli, ShellArg};
-use crate::{guests, output};
+use crate::{guests, network, output};
 
 /// What a shell sets when it asks this program to complete.
 const VARIABLE: &str = "LODGE_COMPLETE";
@@ -43,6 +43,12 @@ pub fn print_script(shell: ShellArg) -> Result<u8, Failure> {
 pub fn places() -> Vec<CompletionCandidate> {
     let names = guests::names().unwrap_or_default();
     names.iter().map(|name| CompletionCandidate::new(format!("{name}:"))).collect()
+}
+
+/// The networks' names.
+pub fn networks() -> Vec<CompletionCandidate> {
+    let networks = network::store().and_then(|store| store.all()).unwrap_or_default();
+    networks.iter().map(|network| CompletionCandidate::new(&network.name)).collect()
 }
 
 /// The guests' names.

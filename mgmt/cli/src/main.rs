@@ -9,6 +9,7 @@ mod guests;
 mod image;
 mod lifecycle;
 mod manual;
+mod network;
 mod output;
 mod progress;
 mod run;
@@ -42,6 +43,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image { command } => image::run(&command),
+        Command::Network { command } => network::run(&command),
         Command::Stats(args) => stats::run(&args),
         Command::Create(args) => run::create(&args.guest),
         Command::Start(args) => lifecycle::start(&args),

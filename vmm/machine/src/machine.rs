@@ -43,6 +43,9 @@ pub struct Parts<'a> {
     pub virtio_console: Option<Arc<Chardev>>,
     /// Where the debug console leads, if there is one.
     pub debug_console: Option<Arc<Chardev>>,
+    /// The taps of the cards that lead to networks of the host, by the number of the card. They
+    /// outlive the machine, so that the host does not notice a reset.
+    pub taps: Vec<Option<Arc<dyn net::Backend>>>,
     /// Where the socket device leads.
     pub vsock: Arc<Vsock>,
 }

@@ -91,6 +91,7 @@ impl Bench {
             serial2: Arc::new(Chardev::null()),
             virtio_console: None,
             debug_console: None,
+            taps: Vec::new(),
             vsock: Arc::new(hybrid_vsock::Vsock::new(None).unwrap()),
         })
     }
@@ -170,7 +171,7 @@ fn an_overlay_stays_only_if_the_machine_does() {
         host_port: taken.local_addr().unwrap().port(),
         guest_port: 22,
     };
-    bench.config.nets = vec![NetConfig { mac: None, forwards: vec![forward] }];
+    bench.config.nets = vec![NetConfig { forwards: vec![forward], ..Default::default() }];
     let Err(error) = bench.build_with(Chardev::null()) else { panic!("the port is taken") };
     assert_eq!(error.kind(), FailureKind::Host, "{error}");
     assert!(!overlay.exists());

@@ -149,9 +149,34 @@ pub struct NetConfig {
     /// The card's address, `52:54:00:12:34:56`. By default made from the guest's name.
     #[serde(default)]
     pub mac: Option<String>,
-    /// Host ports that lead into the guest.
+    /// Host ports that lead into the guest. Only a card on the user-mode network can have any.
     #[serde(default)]
     pub forwards: Vec<ForwardedPort>,
+    /// What the card is connected to.
+    #[serde(default)]
+    pub network: NetworkConfig,
+}
+
+/// What a network card is connected to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkConfig {
+    /// A private network with a way out, which needs no privilege.
+    #[default]
+    User,
+    /// A bridge of the host, by the name of its interface. The VMM makes a tap and connects it, which
+    /// needs CAP_NET_ADMIN.
+    Bridge(String),
+    /// A tap of the host, by the name of its interface, which somebody has made for the VMM's user.
+    Tap(String),
+}
+
+impl NetworkConfig {
+    /// Whether it is the one that needs no privilege.
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        *self == Self::User
+    }
 }
 
 /// A host port that leads into the guest.

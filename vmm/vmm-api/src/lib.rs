@@ -18,11 +18,12 @@ pub use api::{
 };
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, Protocol,
+    VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
-pub use mac::default_mac;
+pub use mac::{card_mac, default_mac};
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,

@@ -1,5 +1,7 @@
 //! Addresses of network cards.
 
+use crate::{ConfigError, NetConfig, parse_mac};
+
 /// An address of a card that nobody chose one for: the same for the same guest each time, so that
 /// its system recognizes the card, and likely another for another guest. It begins with 52:54:00,
 /// which is locally administered (IEEE 802-2014, 8.4) and known as that of virtual machines.
@@ -12,6 +14,18 @@ pub fn default_mac(name: &str, index: usize) -> [u8; 6] {
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let [a, b, c, _] = (hash ^ hash >> 24).to_le_bytes();
     [0x52, 0x54, 0x00, a, b, c]
+}
+
+/// The address of a guest's card: its own, or the one that [`default_mac`] makes of the guest's name.
+///
+/// # Errors
+///
+/// [`ConfigError::Mac`].
+pub fn card_mac(name: &str, index: usize, card: &NetConfig) -> Result<[u8; 6], ConfigError> {
+    match &card.mac {
+        Some(mac) => parse_mac(mac),
+        None => Ok(default_mac(name, index)),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::{BlockConfig, ForwardedPort, NetConfig, VmConfig};
+use crate::{BlockConfig, ForwardedPort, NetConfig, NetworkConfig, VmConfig};
 
 /// The most virtual processors that a guest can have.
 pub const MAX_CPUS: u32 = 64;
@@ -55,6 +55,21 @@ pub enum ConfigError {
          the first of them even (not a multicast address)"
     )]
     Mac(String),
+    /// A name that no interface of the host can have.
+    #[error(
+        "the network interface {0:?} cannot be: a name has 1 to 15 characters without '/', ':' and \
+         spaces"
+    )]
+    Interface(String),
+    /// One tap for two cards.
+    #[error("the tap {0} is given twice: each card needs one of its own")]
+    SameTap(String),
+    /// Ports that lead into a guest on a network that has no way to do so.
+    #[error(
+        "ports are led into a guest by the user-mode network only, and the card on {0} is not on \
+         it: the guest is reached there by its own address"
+    )]
+    ForwardElsewhere(String),
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
@@ -157,9 +172,30 @@ fn validate_disks(disks: &[BlockConfig]) -> Result<(), ConfigError> {
     }
 }
 
+/// Checks the name of an interface of the host, as its kernel does (`dev_valid_name`).
+fn validate_interface(name: &str) -> Result<(), ConfigError> {
+    let bad = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    if name.is_empty() || name.len() > 15 || name.contains(bad) || name == "." || name == ".." {
+        return Err(ConfigError::Interface(name.to_owned()));
+    }
+    Ok(())
+}
+
 fn validate_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
     let mut listening = HashSet::new();
+    let mut taps = HashSet::new();
     for net in nets {
+        if let NetworkConfig::Bridge(name) | NetworkConfig::Tap(name) = &net.network {
+            validate_interface(name)?;
+            if !net.forwards.is_empty() {
+                return Err(ConfigError::ForwardElsewhere(name.clone()));
+            }
+        }
+        if let NetworkConfig::Tap(name) = &net.network
+            && !taps.insert(name)
+        {
+            return Err(ConfigError::SameTap(name.clone()));
+        }
         if let Some(mac) = &net.mac {
             parse_mac(mac)?;
         }
@@ -285,6 +321,33 @@ mod tests {
     }
 
     #[test]
+    fn cards_on_networks_of_the_host() {
+        let with = |network: &[NetworkConfig]| {
+            let card = |network: &NetworkConfig| NetConfig {
+                network: network.clone(),
+                ..Default::default()
+            };
+            VmConfig { nets: network.iter().map(card).collect(), ..config() }
+        };
+        let bridge = || NetworkConfig::Bridge("br0".into());
+        let tap = || NetworkConfig::Tap("tap0".into());
+        assert_eq!(with(&[bridge(), bridge(), tap(), NetworkConfig::User]).validate(), Ok(()));
+        assert_eq!(with(&[tap(), tap()]).validate(), Err(ConfigError::SameTap("tap0".into())));
+        for bad in ["", "..", "a/b", "a b", "tap%d", "sixteen-letters!"] {
+            let refused = Err(ConfigError::Interface(bad.into()));
+            assert_eq!(with(&[NetworkConfig::Bridge(bad.into())]).validate(), refused);
+        }
+        let mut led = with(&[bridge()]);
+        led.nets[0].forwards.push(ForwardedPort {
+            protocol: Protocol::Tcp,
+            host_addr: [127, 0, 0, 1].into(),
+            host_port: 1,
+            guest_port: 1,
+        });
+        assert_eq!(led.validate(), Err(ConfigError::ForwardElsewhere("br0".into())));
+    }
+
+    #[test]
     fn a_host_port_leads_to_one_place() {
         let forward = |protocol, host_port| ForwardedPort {
             protocol,
@@ -292,8 +355,10 @@ mod tests {
             host_port,
             guest_port: 22,
         };
-        let with =
-            |forwards| VmConfig { nets: vec![NetConfig { mac: None, forwards }], ..config() };
+        let with = |forwards| VmConfig {
+            nets: vec![NetConfig { forwards, ..Default::default() }],
+            ..config()
+        };
         assert_eq!(
             with(vec![forward(Protocol::Tcp, 2222), forward(Protocol::Udp, 2222)]).validate(),
             Ok(())

@@ -20,6 +20,7 @@ mod meter;
 mod running;
 mod session;
 mod signals;
+mod taps;
 
 use std::fs;
 use std::io::{IsTerminal, Read, Write};

@@ -20,6 +20,7 @@ use crate::debugging::Debugging;
 use crate::gate::{Gate, Runner};
 use crate::meter::Meter;
 use crate::signals;
+use crate::taps::Taps;
 
 /// How long processors may take to come to a stop. One may be in the midst of a device's work.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,6 +60,7 @@ impl Running {
         accelerator: &dyn Accelerator,
         consoles: &Consoles,
         vsock: &Arc<Vsock>,
+        taps: &Taps,
         debugging: Option<&Debugging>,
     ) -> Result<Self, Failure> {
         let cpuid = accelerators::cpuid(config.cpu_model, accelerator)?;
@@ -99,6 +101,7 @@ impl Running {
             serial2: consoles.serial2.clone(),
             virtio_console: consoles.virtio.clone(),
             debug_console: consoles.debug.clone(),
+            taps: taps.clone(),
             vsock: vsock.clone(),
         })?);
 

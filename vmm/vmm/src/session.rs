@@ -20,6 +20,7 @@ use crate::debugging::Debugging;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals};
+use crate::taps;
 use brake::{Advice, Brake};
 use wait::Wait;
 
@@ -54,12 +55,13 @@ fn run_on(
 ) -> Result<StopReason, Failure> {
     let accelerator = choice.accelerator.as_ref();
     let vsock = api.open_vsock()?;
+    let taps = taps::open(config)?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
         let mut running =
-            Running::start(config, accelerator, consoles, &vsock, debugging.as_ref())?;
+            Running::start(config, accelerator, consoles, &vsock, &taps, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {

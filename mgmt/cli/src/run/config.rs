@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use images::{Image, ImageName};
 use serde_json::{Map, Value};
-use vmm_api::{ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, VmConfig};
+use vmm_api::{
+    ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, VmConfig,
+};
 
 use crate::args::{GuestArgs, NetArg, SerialArg};
-use crate::failure;
+use crate::{failure, network};
 
 const DEFAULT_CPUS: u32 = 1;
 const DEFAULT_MEMORY_MIB: u64 = 1024;
@@ -163,21 +165,39 @@ fn fill_boot(args: &GuestArgs, file: &mut File, image: Option<&Image>) -> Result
     Ok(())
 }
 
+/// The cards: those of the command line take the place of the file's, and where neither says
+/// anything, there is one on the user-mode network.
 fn set_network(args: &GuestArgs, config: &mut VmConfig, unsaid: bool) -> Result<(), Failure> {
-    match args.net {
-        Some(NetArg::None) => config.nets.clear(),
-        Some(NetArg::User) if config.nets.is_empty() => config.nets.push(NetConfig::default()),
-        None if unsaid => config.nets.push(NetConfig::default()),
-        _ => {}
+    let cards = args.net.iter().filter_map(|arg| match arg {
+        NetArg::None => None,
+        NetArg::Card(card) => Some(Ok(card.clone())),
+        NetArg::Named(name, card) => {
+            Some(network::store().and_then(|store| store.get(name)).map(|it| NetConfig {
+                network: NetworkConfig::Bridge(it.bridge()),
+                ..card.clone()
+            }))
+        }
+    });
+    let cards: Vec<NetConfig> = cards.collect::<Result<_, _>>()?;
+    let none = args.net.len() - cards.len();
+    if none > 0 && args.net.len() > 1 {
+        return Err(Failure::configuration(
+            "--net none leaves out all network cards: give it alone, or leave it out",
+        ));
+    }
+    if !args.net.is_empty() {
+        config.nets = cards;
+    } else if unsaid {
+        config.nets.push(NetConfig::default());
     }
     let forwards = args.publish.iter().map(|arg| arg.0);
-    match config.nets.first_mut() {
+    match config.nets.iter_mut().find(|net| net.network.is_user()) {
         Some(net) => net.forwards.extend(forwards),
         None if args.publish.is_empty() => {}
         None => {
             return Err(Failure::configuration(
-                "-p leads into the guest by its network card, and this guest has none: leave out \
-                 --net none",
+                "-p leads into the guest by a card on the user-mode network, and this guest has none: \
+                 add one with --net user, or leave out --net none",
             ));
         }
     }
@@ -318,6 +338,16 @@ mod tests {
         let none = || file("g.toml", "nets = []\n[boot]\nkernel = 'k'").unwrap();
         assert_eq!(assemble("", none()).unwrap().nets.len(), 0);
         assert_eq!(assemble("--net user", none()).unwrap().nets.len(), 1);
+        assert!(nets("--net user --net none").unwrap_err().message.contains("alone"));
+        let both = nets("--net bridge=br0 --net user -p 80:80").unwrap().nets;
+        assert_eq!((both[0].forwards.len(), both[1].forwards.len()), (0, 1));
+        assert!(nets("--net bridge=br0 -p 80:80").unwrap_err().message.contains("--net user"));
+        let toml = "nets = [{ network = { bridge = 'br0' } }]\n[boot]\nkernel = 'k'";
+        let bridge = || file("g.toml", toml).unwrap();
+        let network = |config: VmConfig| config.nets[0].network.clone();
+        let br0 = NetworkConfig::Bridge("br0".into());
+        assert_eq!(network(assemble("", bridge()).unwrap()), br0);
+        assert_eq!(network(assemble("--net user", bridge()).unwrap()), NetworkConfig::User);
     }
 
     #[test]

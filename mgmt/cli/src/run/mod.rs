@@ -15,7 +15,7 @@ use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
 use crate::args::{GuestArgs, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
-use crate::{agent, failure, output};
+use crate::{agent, failure, network, output};
 pub use escape::{Escape, Wish};
 pub use terminal::{RawTerminal, notice, write_stdout};
 use vmm::Launch;
@@ -102,6 +102,7 @@ pub fn start(name: &str, attach: bool) -> Result<u8, Failure> {
 
 /// Runs a guest to its end, in this terminal if its serial port is to lead here.
 fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
+    network::bring_up(&plan.config)?;
     let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
         eprintln!("lodge: other commands will not reach this guest: {error}");
         None
@@ -122,6 +123,7 @@ fn start_detached(mut plan: Plan, guest: Guest) -> Result<(), Failure> {
     if plan.here {
         plan.config.serial = ConsoleConfig::Api;
     }
+    network::bring_up(&plan.config)?;
     let api = guest.listen().map_err(|error| {
         Failure::host(format!("cannot listen in {}: {error}", guest.directory().display()))
     })?;

@@ -3,22 +3,26 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use net::Backend;
 use net::user::{Forward, Transport, UserNetwork, UserNetworkConfig};
-use vmm_api::{NetConfig, Protocol, default_mac, parse_mac};
+use vmm_api::{NetConfig, NetworkConfig, Protocol, card_mac};
 
 use super::Board;
 use crate::BuildError;
 
-/// Starts a user-mode network for each card and puts the card on the bus.
+/// Puts the cards on the bus, and starts a user-mode network for each that is to be on one.
 pub fn attach(board: &Board) -> Result<(), BuildError> {
     let config = board.parts.config;
     for (index, card) in config.nets.iter().enumerate() {
-        let mac = match &card.mac {
-            Some(mac) => parse_mac(mac)?,
-            None => default_mac(&config.name, index),
+        let backend: Arc<dyn Backend> = match &card.network {
+            NetworkConfig::User => Arc::new(UserNetwork::new(network(&config.name, index, card))?),
+            NetworkConfig::Bridge(name) | NetworkConfig::Tap(name) => {
+                let open = board.parts.taps.get(index).cloned().flatten();
+                open.ok_or_else(|| BuildError::Wiring(format!("no tap is open for {name}")))?
+            }
         };
-        let network = UserNetwork::new(network(&config.name, index, card))?;
-        let device = virtio::net(Arc::new(network), mac, board.parts.memory.clone())?;
+        let mac = card_mac(&config.name, index, card)?;
+        let device = virtio::net(backend, mac, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
     }
     Ok(())

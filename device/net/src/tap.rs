@@ -1,0 +1,32 @@
+//! A network of the host: the card's other end is a tap.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use links::Tap;
+use rustix::io::{Errno, read, write};
+
+use crate::Backend;
+
+impl Backend for Tap {
+    fn transmit(&self, frame: &[u8]) {
+        // A frame that finds no room is lost, as is one for an interface that is off or gone.
+        while let Err(Errno::INTR) = write(self, frame) {}
+    }
+
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match read(self, &mut *frame) {
+                Ok(len) => return Ok(Some(len)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                // EBADFD: somebody has removed the interface.
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}

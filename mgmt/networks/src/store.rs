@@ -1,0 +1,264 @@
+//! The networks of one user: a file each in `$LODGE_HOME/networks`.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use vmm_api::Failure;
+
+use crate::network::{check_name, name_of_bridge};
+use crate::{Network, Reach, Subnet, host};
+
+/// Held while networks are changed.
+const LOCK: &str = "lock";
+
+/// The networks of one user.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+impl Store {
+    /// Those in the directory `networks` of Lodge's home, which need not exist.
+    #[must_use]
+    pub fn at(home: &Path) -> Store {
+        Store { directory: home.join("networks") }
+    }
+
+    /// All networks, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is damaged.
+    pub fn all(&self) -> Result<Vec<Network>, Failure> {
+        let directory = match fs::read_dir(&self.directory) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(cannot("read", &self.directory, &error)),
+        };
+        let names = directory.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> =
+            names.filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect();
+        names.sort();
+        names.retain(|name| check_name(name).is_ok());
+        names.iter().filter_map(|name| self.find(name).transpose()).collect()
+    }
+
+    /// The network of that name.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or its file cannot be read.
+    pub fn get(&self, name: &str) -> Result<Network, Failure> {
+        check_name(name)?;
+        self.find(name)?.ok_or_else(|| {
+            Failure::configuration(format!(
+                "there is no network {name}: `lodge network ls` lists networks, `lodge network create {name}` makes \
+                 it; a bridge of this machine is written --net bridge={name}"
+            ))
+        })
+    }
+
+    /// The network with that bridge, if it is one of these.
+    ///
+    /// # Errors
+    ///
+    /// Its file cannot be read.
+    pub fn with_bridge(&self, bridge: &str) -> Result<Option<Network>, Failure> {
+        name_of_bridge(bridge).map_or(Ok(None), |name| self.find(name))
+    }
+
+    /// Whether the host has the network's bridge.
+    #[must_use]
+    pub fn is_up(&self, network: &Network) -> bool {
+        host::is_up(&network.name)
+    }
+
+    /// Makes a network, on the subnet or one that nothing else is on.
+    ///
+    /// # Errors
+    ///
+    /// There is one of that name, or something else is on the subnet; no privilege. Nothing is left then.
+    pub fn create(
+        &self,
+        name: &str,
+        subnet: Option<Subnet>,
+        reach: Reach,
+    ) -> Result<Network, Failure> {
+        check_name(name)?;
+        let _lock = self.lock()?;
+        if self.find(name)?.is_some() {
+            return Err(Failure::configuration(format!(
+                "there is a network {name}: choose another name, or remove it with `lodge network rm {name}`"
+            )));
+        }
+        let network = Network { name: name.to_owned(), subnet: self.choose(subnet)?, reach };
+        if host::has_interface(&network.bridge())? {
+            return Err(Failure::configuration(format!(
+                "this machine has an interface {} already, which is none of Lodge's: choose another name",
+                network.bridge()
+            )));
+        }
+        // Written down before anything is made, so that whatever is made can be found again.
+        self.write(&network)?;
+        host::up(&network, &self.directory).inspect_err(|_| {
+            let _ = self.take_down(&network);
+            let _ = fs::remove_file(self.file(name));
+        })?;
+        Ok(network)
+    }
+
+    /// Makes what is missing of a network that is there, after a reboot for example.
+    ///
+    /// # Errors
+    ///
+    /// No privilege, or the network is gone.
+    pub fn bring_up(&self, name: &str) -> Result<Network, Failure> {
+        let _lock = self.lock()?;
+        let network = self.get(name)?;
+        host::up(&network, &self.directory)?;
+        Ok(network)
+    }
+
+    /// Removes a network and all that the host has of it.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name; no privilege. The network is still there then, and may be removed again.
+    pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        let _lock = self.lock()?;
+        let network = self.get(name)?;
+        self.take_down(&network)?;
+        let file = self.file(name);
+        fs::remove_file(&file).map_err(|error| cannot("remove", &file, &error))
+    }
+
+    fn take_down(&self, network: &Network) -> Result<(), Failure> {
+        let all = self.all()?;
+        let last_nat =
+            !all.iter().any(|other| other.reach == Reach::Nat && other.name != network.name);
+        host::down(network, last_nat, &self.directory)
+    }
+
+    /// A subnet that neither another network nor anything else of the host is on.
+    fn choose(&self, wanted: Option<Subnet>) -> Result<Subnet, Failure> {
+        let networks = self.all()?;
+        let routes = host::routes();
+        let taken = |subnet: &Subnet| {
+            let network = networks.iter().find(|network| network.subnet.overlaps(subnet));
+            let route = routes.iter().find(|route| route.overlaps(subnet));
+            network
+                .map(|it| format!("the network {}, {}", it.name, it.subnet))
+                .or_else(|| route.map(|route| format!("a route of this machine to {route}")))
+        };
+        match wanted {
+            Some(subnet) => match taken(&subnet) {
+                None => Ok(subnet),
+                Some(by) => Err(Failure::configuration(format!(
+                    "the subnet {subnet} overlaps with {by}: choose another one, or leave out --subnet"
+                ))),
+            },
+            None => Subnet::proposals().find(|subnet| taken(subnet).is_none()).ok_or_else(|| {
+                Failure::configuration(
+                    "all of 10.88.0.0/16 is in use: choose a subnet with --subnet",
+                )
+            }),
+        }
+    }
+
+    /// Taken by all that change something, one after the other.
+    fn lock(&self) -> Result<File, Failure> {
+        fs::create_dir_all(&self.directory)
+            .map_err(|error| cannot("create", &self.directory, &error))?;
+        let path = self.directory.join(LOCK);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let locked = file.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|error| cannot("lock", &path, &error))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.json"))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Network>, Failure> {
+        let path = self.file(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(cannot("read", &path, &error)),
+        };
+        let network: Network =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?;
+        if network.name != name {
+            return Err(damaged(&path, &"it is another network's"));
+        }
+        Ok(Some(network))
+    }
+
+    /// Writes a network's file, whole or not at all, also if the host's power fails.
+    fn write(&self, network: &Network) -> Result<(), Failure> {
+        let path = self.file(&network.name);
+        let temporary = self.directory.join(format!(".{}.new", network.name));
+        let text = serde_json::to_vec_pretty(network).map_err(Failure::internal)?;
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error| cannot("write", &path, &error))
+    }
+}
+
+fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::host(format!("cannot {what} {}: {error}", path.display()))
+}
+
+fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::artifact(format!(
+        "{} is damaged: {why}; remove the file, and the bridge with `ip link delete`",
+        path.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(name: &str, subnet: &str) -> Network {
+        Network { name: name.into(), subnet: subnet.parse().unwrap(), reach: Reach::Host }
+    }
+
+    #[test]
+    fn networks_are_found_again() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::at(home.path());
+        assert_eq!(store.all().unwrap(), []);
+        let _lock = store.lock().unwrap();
+        let (a, b) = (network("a", "10.250.0.0/24"), network("b", "10.251.0.0/24"));
+        store.write(&b).unwrap();
+        store.write(&a).unwrap();
+        assert_eq!(store.all().unwrap(), [a.clone(), b]);
+        assert_eq!(store.get("a").unwrap(), a);
+        assert_eq!(store.with_bridge("br-a").unwrap(), Some(a));
+        assert_eq!(store.with_bridge("br0").unwrap(), None);
+        assert!(store.get("c").unwrap_err().message.contains("lodge network create c"));
+        assert!(store.get("../a").is_err());
+        fs::write(home.path().join("networks/a.json"), "{").unwrap();
+        assert!(store.get("a").unwrap_err().message.contains("is damaged"));
+    }
+
+    #[test]
+    fn subnets_do_not_overlap() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::at(home.path());
+        drop(store.lock().unwrap());
+        let first = store.choose(None).unwrap();
+        store.write(&Network { subnet: first, ..network("a", "10.250.0.0/24") }).unwrap();
+        let second = store.choose(None).unwrap();
+        assert!(!first.overlaps(&second));
+        assert_eq!(store.choose(Some(second)).unwrap(), second);
+        let failure = store.choose(Some(first)).unwrap_err();
+        assert!(failure.message.contains("the network a"), "{failure}");
+    }
+}
