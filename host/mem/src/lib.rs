@@ -63,6 +63,35 @@ pub enum Error {
 
 /// Allocates RAM for `ranges`, all zero. The host hands out pages as the guest touches them.
 pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
+    let (total, mib) = total(ranges)?;
+    let allocate_error = |source| Error::Allocate { mib, source };
+
+    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
+    let fd = unsafe { libc::memfd_create(c"lodge-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(allocate_error(io::Error::last_os_error()));
+    }
+    // SAFETY: `fd` was just created and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(total).map_err(allocate_error)?;
+    map(ranges, file, libc::MAP_SHARED)
+}
+
+/// RAM for `ranges` that begins as `file` says, which has them one after the other. The file itself
+/// is not changed; it must stay as it is. Pages are read when the guest touches them, and those that
+/// it only reads it shares with everybody else who has mapped the file.
+pub fn copy_on_write(ranges: &[RamRange], file: File) -> Result<GuestMemory, Error> {
+    total(ranges)?;
+    map(ranges, file, libc::MAP_PRIVATE)
+}
+
+/// Whether what is stored to a region shows in its file, and in other mappings of it.
+pub fn is_shared(region: &GuestRegionMmap<CodeMarks>) -> bool {
+    region.flags() & libc::MAP_SHARED != 0
+}
+
+/// The length of `ranges` together in bytes, and in MiB for people.
+fn total(ranges: &[RamRange]) -> Result<(u64, u64), Error> {
     let total = ranges
         .iter()
         .try_fold(0u64, |sum, r| sum.checked_add(r.len))
@@ -74,17 +103,12 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
     if total > host {
         return Err(Error::TooMuch { mib, host_mib: host >> 20 });
     }
-    let allocate_error = |source| Error::Allocate { mib, source };
+    Ok((total, mib))
+}
 
-    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
-    let fd = unsafe { libc::memfd_create(c"lodge-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(allocate_error(io::Error::last_os_error()));
-    }
-    // SAFETY: `fd` was just created and belongs to nobody else.
-    let file = Arc::new(unsafe { File::from_raw_fd(fd) });
-    file.set_len(total).map_err(allocate_error)?;
-
+fn map(ranges: &[RamRange], file: File, sharing: i32) -> Result<GuestMemory, Error> {
+    let (_, mib) = total(ranges)?;
+    let file = Arc::new(file);
     let mut regions = Vec::with_capacity(ranges.len());
     let mut offset = 0;
     for range in ranges {
@@ -92,10 +116,10 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
             Some(FileOffset::from_arc(file.clone(), offset)),
             range.len as usize,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
+            sharing | libc::MAP_NORESERVE,
         )
         .map_err(|e| match e {
-            vm_memory::mmap::MmapRegionError::Mmap(source) => allocate_error(source),
+            vm_memory::mmap::MmapRegionError::Mmap(source) => Error::Allocate { mib, source },
             other => Error::Layout(other.to_string()),
         })?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
@@ -135,6 +159,26 @@ mod tests {
         assert_eq!(m.read_obj::<u64>(GuestAddress(0x1_0000_0000)).unwrap(), 7);
         assert!(m.read_obj::<u64>(GuestAddress(0x2ffc)).is_err());
         assert_eq!(m.num_regions(), 2);
+    }
+
+    #[test]
+    fn what_is_copied_on_write_leaves_its_file_alone() {
+        let shared = allocate(&[RamRange { start: 0, len: 0x2000 }]).unwrap();
+        shared.write_obj(7u64, GuestAddress(0x1000)).unwrap();
+        let file = || {
+            let region = shared.iter().next().unwrap();
+            region.file_offset().unwrap().file().try_clone().unwrap()
+        };
+        let ranges =
+            [RamRange { start: 0, len: 0x1000 }, RamRange { start: 0x10_0000, len: 0x1000 }];
+        let (a, b) =
+            (copy_on_write(&ranges, file()).unwrap(), copy_on_write(&ranges, file()).unwrap());
+        let at = GuestAddress(0x10_0000);
+        assert_eq!(a.read_obj::<u64>(at).unwrap(), 7);
+        a.write_obj(8u64, at).unwrap();
+        assert_eq!(b.read_obj::<u64>(at).unwrap(), 7);
+        assert_eq!(shared.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 7);
+        assert!(a.iter().all(|region| !is_shared(region)) && shared.iter().all(is_shared));
     }
 
     #[test]

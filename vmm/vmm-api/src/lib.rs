@@ -13,7 +13,10 @@ mod mac;
 mod statistics;
 mod validate;
 
-pub use api::{API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, StopRequest};
+pub use api::{
+    API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
+    StopRequest,
+};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,

@@ -46,6 +46,12 @@ impl Directory {
         self.open(EVENTS, MAX_EVENTS).map_err(cannot_keep(EVENTS))
     }
 
+    /// Another descriptor of it, if there is one.
+    pub fn handle(&self) -> Result<Option<OwnedFd>, Failure> {
+        let again = |fd: &OwnedFd| fd.try_clone().map_err(cannot_keep("snapshots"));
+        self.0.as_ref().map(again).transpose()
+    }
+
     fn open(&self, name: &str, limit: u64) -> io::Result<Option<BoundedFile>> {
         let Some(directory) = &self.0 else { return Ok(None) };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -22,7 +22,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use tokio::sync::watch;
-use vmm_api::{Accelerator, Failure, Instance, MemoryStatistics, RunState, Statistics, VmConfig};
+use vmm_api::{
+    Accelerator, Failure, Instance, MemoryStatistics, RunState, Snapshot, Statistics, VmConfig,
+};
 
 use crate::control::Orders;
 use crate::directory::Directory;
@@ -30,6 +32,7 @@ use crate::fds;
 use crate::hub::{Ends, Hub};
 use crate::journal::{Journal, unix_ms};
 use crate::meter::{self, Meter};
+use crate::snapshot;
 
 /// A machine as clients see it.
 #[derive(Clone)]
@@ -58,6 +61,8 @@ struct Shared {
     journal: Arc<Journal>,
     /// `None`: the first serial port leads elsewhere.
     console: Option<Arc<Hub>>,
+    /// The guest's, if it has one.
+    directory: Option<OwnedFd>,
 }
 
 /// The API of a guest.
@@ -112,6 +117,16 @@ impl Api {
         self.listener.is_some() || self.server.is_some()
     }
 
+    /// The guest's directory, if it has one.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// What the guest is made of, and what runs it, if clients have seen it yet.
+    pub fn shown(&self) -> Option<Shown> {
+        self.shared.as_ref().map(|shared| shared.shown())
+    }
+
     /// What clients want done.
     pub fn orders(&self) -> &Orders {
         &self.orders
@@ -139,6 +154,7 @@ impl Api {
             orders: self.orders.clone(),
             journal: self.journal.clone(),
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
+            directory: self.directory.handle()?,
         });
         self.shared = Some(shared.clone());
         let Some(listener) = self.listener.take() else { return Ok(()) };
@@ -174,6 +190,11 @@ impl Api {
 }
 
 impl Shared {
+    /// The guest's snapshots.
+    fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
+        self.directory.as_ref().map_or(Ok(Vec::new()), snapshot::list)
+    }
+
     fn shown(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
