@@ -2,6 +2,7 @@
 
 mod gdb;
 pub mod lifecycle;
+pub mod snapshot;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use lifecycle::{
     StartArgs, StopArgs,
 };
 pub use lifecycle::{ShellArg, StatsArgs};
+use snapshot::{CloneArgs, SnapshotCommand};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +33,7 @@ Examples:
   lodge ps                                 what runs; with --all, what is there
   lodge console web                        its console; Ctrl-] q leaves it
   lodge stop web                           have it switch itself off
+  lodge snapshot create web before         keep it as it is now; `snapshot restore web before`
   lodge stats web                          why the guest web is slow
   lodge check                              what this machine can do, and why not";
 
@@ -138,6 +141,15 @@ Any number of terminals may be connected at once. Keys:
     Inspect(Names),
     /// Print what happens to guests: starts, ends, resets, pauses
     Events(EventsArgs),
+    /// Keep guests as they are at a moment, memory and disks together, and go back there
+    #[command(after_help = snapshot::EXAMPLES)]
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Start copies of a guest that go on where it is
+    #[command(after_help = snapshot::CLONE_EXAMPLES)]
+    Clone(CloneArgs),
     /// Show what running guests use; with a name, why that guest is slow
     #[command(after_long_help = stats::help())]
     Stats(StatsArgs),

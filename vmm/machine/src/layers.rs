@@ -2,15 +2,14 @@
 //! overlay.
 //!
 //! ```text
-//! disk.qcow2 ──▶ layers/A.qcow2 ──▶ layers/B.qcow2 ──▶ the image
+//! disk.qcow2 ──▶ layer-B-0.qcow2 ──▶ layer-A-0.qcow2 ──▶ the image
 //! ```
 //!
-//! Layers lie in `layers/` beside the overlay, and know what they stand on by its name there. So a
-//! guest's directory can be moved, and a clone has links to the same files.
+//! Layers lie beside the overlay, and know what they stand on by its name there. So a guest's directory
+//! can be moved, and a clone has links to the same files.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,9 +17,6 @@ use block::{Backing, Disk, Format, OpenOptions};
 
 use crate::BuildError;
 use crate::wiring::storage::{self, AttachedDisk};
-
-/// The directory of layers, beside the overlay.
-const LAYERS: &str = "layers";
 
 /// An overlay that is not in its place yet.
 pub struct Overlay {
@@ -32,7 +28,7 @@ pub struct Overlay {
 
 /// Makes an overlay of a layer, which shall take the place of the overlay `place`.
 pub fn begin(place: &Path, layer: &str) -> Result<Overlay, block::Error> {
-    let layer = directory(place).join(layer);
+    let layer = place.with_file_name(layer);
     let file = place.with_extension("next");
     // One that was left by someone who was killed.
     let _ = fs::remove_file(&file);
@@ -65,20 +61,14 @@ pub fn freeze(attached: &AttachedDisk, layer: &str) -> Result<(), BuildError> {
         Err(error) => error,
     };
     // A link to what the guest writes to is no layer.
-    let _ = fs::remove_file(directory(path).join(layer));
+    let _ = fs::remove_file(path.with_file_name(layer));
     disk.exchange(|| block::open_overlay(path, &storage::image(config)))?;
     Err(failed)
 }
 
 fn layered(path: &Path, layer: &str) -> Result<Arc<dyn Disk>, BuildError> {
     let at = |source| BuildError::Place { path: path.to_owned(), source };
-    let directory = directory(path);
-    match fs::DirBuilder::new().mode(0o700).create(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(error)),
-        _ => {}
-    }
-    fs::hard_link(path, directory.join(layer)).map_err(at)?;
-    File::open(&directory).and_then(|directory| directory.sync_all()).map_err(at)?;
+    fs::hard_link(path, path.with_file_name(layer)).map_err(at)?;
     let Overlay { disk, file } = begin(path, layer)?;
     put_in_place(&file, path).map_err(|error| {
         let _ = fs::remove_file(&file);
@@ -87,14 +77,15 @@ fn layered(path: &Path, layer: &str) -> Result<Arc<dyn Disk>, BuildError> {
     Ok(disk)
 }
 
-fn directory(overlay: &Path) -> PathBuf {
-    overlay.with_file_name(LAYERS)
+/// The name of the layer of a disk in what is called `id`.
+pub fn name(id: &str, disk: usize) -> String {
+    format!("layer-{id}-{disk}.qcow2")
 }
 
-/// Whether this can be a layer's name: that of a file, and nowhere else.
+/// Whether this can be a layer's name: no other file has it.
 pub fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 64
-        && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    let name = name.strip_prefix("layer-").and_then(|name| name.strip_suffix(".qcow2"));
+    name.is_some_and(|name| {
+        name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    })
 }

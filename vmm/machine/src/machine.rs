@@ -218,7 +218,7 @@ impl Machine {
             if disk.disk.is_readonly() {
                 return Ok(None);
             }
-            let layer = format!("{id}-{index}.qcow2");
+            let layer = layers::name(id, index);
             layers::freeze(disk, &layer)?;
             Ok(Some(layer))
         };

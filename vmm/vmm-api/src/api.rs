@@ -89,6 +89,9 @@ pub struct Snapshot {
     pub memory_bytes: u64,
     /// For how long the guest stood still, in microseconds.
     pub pause_us: u64,
+    /// For each disk, the file in the guest's directory that has what was on it; `None` for those that
+    /// the guest only reads.
+    pub layers: Vec<Option<String>>,
     /// What the guest was made of.
     pub config: VmConfig,
 }

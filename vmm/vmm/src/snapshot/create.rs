@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use state::{Sections, memory};
-use vmm_api::{Failure, Snapshot, VmConfig};
+use vmm_api::{Failure, Snapshot};
 
 use super::contents::{ClockState, Cpuid, Disks, put, section};
 use super::{ABOUT, MEMORY, SNAPSHOTS, STATE};
@@ -36,12 +36,12 @@ pub fn create(
     let was_paused = running.is_paused();
     let begun = Instant::now();
     running.pause()?;
-    let taken = take(running, config, &memory, &id()?);
+    let taken = take(running, &memory, &id()?);
     if !was_paused {
         running.resume();
     }
     let stood_still = begun.elapsed();
-    let (state, memory_bytes) = taken?;
+    let (state, layers) = taken?;
     tracing::info!(?stood_still, "the guest goes on after a snapshot");
 
     let about = Snapshot {
@@ -49,8 +49,9 @@ pub fn create(
         created_ms: unix_ms(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         accelerator: shown.accelerator,
-        memory_bytes,
+        memory_bytes: config.memory_mib << 20,
         pause_us: stood_still.as_micros().try_into().unwrap_or(u64::MAX),
+        layers,
         config: config.clone(),
     };
     let about = serde_json::to_vec_pretty(&about).map_err(Failure::internal)?;
@@ -59,14 +60,13 @@ pub fn create(
     place.finish(&memory)
 }
 
-/// Takes the state of a machine that stands still, and has its disks go on in new layers. Besides,
-/// says how many bytes of memory there are.
+/// Takes the state of a machine that stands still, and has its disks go on in new layers. The value has
+/// the names of the layers beside.
 fn take(
     running: &mut Running,
-    config: &VmConfig,
     memory: &File,
     id: &str,
-) -> Result<(Sections, u64), Failure> {
+) -> Result<(Sections, Vec<Option<String>>), Failure> {
     let mut state = Sections::default();
     let clock = ClockState {
         guest_ns: running.clock().now(),
@@ -85,8 +85,8 @@ fn take(
     put(&mut state, section::MEMORY, &contents)?;
     // Last: all else can be undone by forgetting it.
     let layers = running.machine().freeze_disks(id)?;
-    put(&mut state, section::DISKS, &Disks { layers })?;
-    Ok((state, config.memory_mib << 20))
+    put(&mut state, section::DISKS, &Disks { layers: layers.clone() })?;
+    Ok((state, layers))
 }
 
 /// A name that no other layer has, of this guest or another.
