@@ -4,6 +4,7 @@
 //! instruction here and there, the interpreter of [`x86`] completes (`assist`).
 
 mod assist;
+mod chips;
 mod cpuid;
 mod debug;
 mod doorbell;

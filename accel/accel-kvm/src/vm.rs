@@ -1,18 +1,20 @@
 //! A virtual machine of KVM's.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{CpuidTable, Fault, StoredPages, Vcpu, Vm, VmResources};
+use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use mem::GuestMemory;
 use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use runtime::Doorbells;
+use runtime::{Clock, Doorbells};
 
+use crate::chips;
 use crate::cpuid::{self, Supported};
 use crate::doorbell::KvmDoorbells;
 use crate::host::failed;
@@ -42,6 +44,10 @@ pub struct Shared {
     pub vm: Arc<VmFd>,
     /// KVM has its addresses.
     pub memory: GuestMemory,
+    /// Guest time.
+    pub clock: Arc<Clock>,
+    /// What processor 0's TSC shows less the host's, as of when its state was last saved or restored.
+    pub tsc_offset: AtomicU64,
 }
 
 impl KvmVm {
@@ -72,7 +78,12 @@ impl KvmVm {
         vm.create_pit2(pit).map_err(|e| failed("KVM makes no timer (PIT)", e))?;
         let limit = usize::try_from(kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
         let routes = Routes::wire(vm.clone(), limit)?;
-        let shared = Arc::new(Shared { vm: vm.clone(), memory: config.memory.clone() });
+        let shared = Arc::new(Shared {
+            vm: vm.clone(),
+            memory: config.memory.clone(),
+            clock: config.clock.clone(),
+            tsc_offset: AtomicU64::new(0),
+        });
         map_memory(&shared, 0)?;
         let doorbells =
             vm.check_extension(Cap::Ioeventfd).then(|| Arc::new(KvmDoorbells(vm.clone())));
@@ -186,6 +197,30 @@ fn tune(vcpu: &kvm_ioctls::VcpuFd, model: &CpuidTable, scaling: bool) -> Result<
     rate()
 }
 
+impl KvmVm {
+    /// A moment in the paravirtual clock's time: now.
+    fn pv_epoch(&self) -> Result<PvEpoch, Fault> {
+        let clock = self.shared.vm.get_clock();
+        let ns = clock.map_err(|e| failed("KVM does not say what its clock shows", e))?.clock;
+        Ok(PvEpoch { tsc: self.guest_tsc(), ns })
+    }
+
+    /// Has the paravirtual clock go on from there.
+    fn set_pv_epoch(&self, epoch: PvEpoch) -> Result<(), Fault> {
+        // It may lie before or after.
+        let ticks = i128::from(self.guest_tsc().wrapping_sub(epoch.tsc) as i64);
+        let ns = ticks * 1_000_000_000 / i128::from(runtime::tsc::frequency_hz());
+        let clock = epoch.ns.wrapping_add(ns as u64);
+        let clock = kvm_clock_data { clock, ..Default::default() };
+        self.shared.vm.set_clock(&clock).map_err(|e| failed("KVM does not set its clock", e))
+    }
+
+    /// Processor 0's.
+    fn guest_tsc(&self) -> u64 {
+        runtime::tsc::read().wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
+    }
+}
+
 impl Vm for KvmVm {
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
         self.irqs.clone()
@@ -193,6 +228,16 @@ impl Vm for KvmVm {
 
     fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         self.doorbells.clone().map(|doorbells| doorbells as Arc<dyn Doorbells>)
+    }
+
+    fn save(&self) -> Result<VmState, Fault> {
+        let now = self.shared.clock.now();
+        Ok(VmState { chips: chips::save(&self.shared.vm, now)?, pv_epoch: self.pv_epoch()? })
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        chips::restore(&self.shared.vm, &state.chips)?;
+        self.set_pv_epoch(state.pv_epoch)
     }
 
     fn log_stores(&self, on: bool) -> Result<(), Fault> {

@@ -370,7 +370,11 @@ impl Chips {
     /// Takes over the shared controllers' state. Nobody hears of interrupts of before.
     pub fn restore(&self, state: &ChipsState) -> Result<(), BadState> {
         lock(&self.pit).restore(&state.pit)?;
-        lock(&self.router).restore(&state.pic_master, &state.pic_slave, &state.ioapic);
+        self.with_router(|router| {
+            router.restore(&state.pic_master, &state.pic_slave, &state.ioapic);
+            // Another accelerator may not have told the local APIC of the pair's output.
+            Work { intr: Some(router.intr()), ..Work::default() }
+        });
         self.with_pit(|_, _| ());
         Ok(())
     }

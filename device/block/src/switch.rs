@@ -74,3 +74,65 @@ impl Disk for Switch {
         self.with(|image| image.write_zeroes(offset, len, unmap))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backing, Format, OpenOptions, create_qcow2, open, open_overlay};
+    use std::fs;
+
+    /// What a snapshot does: the image gets another name, and an overlay takes its place.
+    #[test]
+    fn a_disk_goes_on_in_an_overlay_and_its_directory_can_be_moved() {
+        let home = tempfile::tempdir().unwrap();
+        let guest = home.path().join("guest");
+        fs::create_dir(&guest).unwrap();
+        let base = home.path().join("base.raw");
+        fs::write(&base, vec![b'b'; 1 << 20]).unwrap();
+        let base = OpenOptions::new(&base).format(Format::Raw);
+        let (disk, layer, next) =
+            (guest.join("disk.qcow2"), guest.join("layer.qcow2"), guest.join("next"));
+        let switch = Switch::new(open_overlay(&disk, &base).unwrap());
+        switch.write_at(0, &[b'1'; 512]).unwrap();
+        switch.flush().unwrap();
+        switch
+            .exchange(|| {
+                fs::hard_link(&disk, &layer).unwrap();
+                let backing =
+                    Backing { path: layer.clone(), relative: true, format: Format::Qcow2 };
+                create_qcow2(&next, switch.size, Some(&backing)).unwrap();
+                let image = open(&OpenOptions::new(&next).format(Format::Qcow2))?;
+                fs::rename(&next, &disk).unwrap();
+                Ok::<_, crate::Error>(image)
+            })
+            .unwrap();
+        switch.write_at(512, &[b'2'; 512]).unwrap();
+        let mut sectors = [0; 1536];
+        switch.read_at(0, &mut sectors).unwrap();
+        assert_eq!([sectors[0], sectors[512], sectors[1024]], *b"12b");
+
+        // An exchange that fails leaves a disk that says so, until one succeeds.
+        assert_eq!(switch.exchange(|| Err::<Arc<dyn Disk>, _>("no")), Err("no"));
+        assert!(switch.read_at(0, &mut sectors).is_err() && switch.flush().is_err());
+        switch.exchange(|| open_overlay(&disk, &base)).unwrap();
+        switch.read_at(0, &mut sectors).unwrap();
+        assert_eq!([sectors[0], sectors[512], sectors[1024]], *b"12b");
+        drop(switch);
+
+        let moved = home.path().join("moved");
+        fs::rename(&guest, &moved).unwrap();
+        let disk = open_overlay(&moved.join("disk.qcow2"), &base).unwrap();
+        disk.read_at(0, &mut sectors).unwrap();
+        assert_eq!([sectors[0], sectors[512], sectors[1024]], *b"12b");
+        drop(disk);
+        let layer = open(&OpenOptions::new(moved.join("layer.qcow2")).readonly(true)).unwrap();
+        layer.read_at(0, &mut sectors).unwrap();
+        assert_eq!([sectors[0], sectors[512], sectors[1024]], *b"1bb");
+        let other = home.path().join("other.raw");
+        fs::write(&other, vec![0; 1 << 20]).unwrap();
+        assert!(open_overlay(&moved.join("disk.qcow2"), &OpenOptions::new(&other)).is_err());
+        // A file elsewhere has no relative name.
+        let backing = Backing { path: other, relative: true, format: Format::Raw };
+        assert!(create_qcow2(&moved.join("x.qcow2"), 1 << 20, Some(&backing)).is_err());
+    }
+}

@@ -7,4 +7,5 @@ mod driver;
 mod hostile;
 mod net;
 mod rng;
+mod saved;
 mod transport;
