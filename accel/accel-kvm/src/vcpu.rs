@@ -320,7 +320,7 @@ impl Vcpu for KvmVcpu {
     fn save(&mut self) -> Result<VcpuState, Fault> {
         self.refresh(Sections::all())?;
         self.note_tsc_offset();
-        let msr = |index| Ok(state::read_msr(&self.fd, index)?.unwrap_or_default());
+        let msr = |index| Ok::<_, Fault>(state::read_msr(&self.fd, index)?.unwrap_or_default());
         Ok(VcpuState {
             cpu: (*self.state).clone(),
             lapic: state::lapic::load(&self.fd, self.shared.clock.now())?,

@@ -169,15 +169,19 @@ impl Machine {
     }
 
     /// Has the devices take over their state, in a machine that was built to be restored and that is
-    /// paused. The guest is told that it goes on from a copy.
+    /// paused.
     ///
     /// # Errors
     ///
     /// If the state is another machine's, or damaged.
     pub fn restore(&self, state: &Sections) -> Result<(), Failure> {
-        self.saved.restore(state)?;
+        self.saved.restore(state)
+    }
+
+    /// Tells the guest that it goes on from a copy of itself. The interrupt controllers have been
+    /// restored.
+    pub fn announce_copy(&self) {
         generation::announce(&self.pm);
-        Ok(())
     }
 
     /// What the machine was restored to is its own from now on: what its disks were before is gone.

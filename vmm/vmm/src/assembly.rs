@@ -52,8 +52,8 @@ impl Assembly {
         Ok(assembly)
     }
 
-    /// A machine as it was when a snapshot was made. What its disks were meanwhile is gone once this
-    /// has succeeded, and only then.
+    /// A machine as it was when a snapshot was made. Its memory has not been read, and may yet be found
+    /// damaged; until [`Machine::keep_restored`], what its disks were meanwhile is there.
     pub fn restore(
         config: &VmConfig,
         accelerator: &dyn Accelerator,
@@ -80,9 +80,8 @@ impl Assembly {
             vcpu.restore(&state).map_err(fault)?;
         }
         assembly.vm.restore(&snapshot.shared_chips()?).map_err(fault)?;
+        assembly.machine.announce_copy();
         assembly.since = since;
-        snapshot.finish_verification()?;
-        assembly.machine.keep_restored()?;
         assembly.machine.resume();
         Ok(assembly)
     }

@@ -65,8 +65,9 @@ fn run_on(
     let mut brake = Brake::default();
     loop {
         // A reset leads back to the guest's kernel, not to the snapshot.
-        let assembly = match snapshot.take() {
-            Some(snapshot) => Assembly::restore(config, accelerator, consoles, &snapshot)?,
+        let snapshot = snapshot.take();
+        let assembly = match &snapshot {
+            Some(snapshot) => Assembly::restore(config, accelerator, consoles, snapshot)?,
             None => Assembly::boot(config, accelerator, consoles)?,
         };
         let mut running = Running::start(assembly, debugging.as_ref())?;
@@ -80,6 +81,11 @@ fn run_on(
             begun,
             meters: running.meters(),
         })?;
+        // The guest runs already. Whoever started it hears of that once it is sure to go on.
+        if let Some(snapshot) = snapshot {
+            snapshot.finish_verification()?;
+            running.machine().keep_restored()?;
+        }
         launcher.tell(&if resets > 0 {
             Event::Reset
         } else {

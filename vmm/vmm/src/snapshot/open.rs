@@ -21,7 +21,7 @@ pub struct Opened {
     sections: Sections,
     memory: File,
     contents: Contents,
-    /// Reads the memory to compare its checksums, while the machine is put together.
+    /// Reads the memory to compare its checksums, while the guest goes on.
     verification: Mutex<Option<JoinHandle<Result<(), memory::Error>>>>,
 }
 
