@@ -98,6 +98,15 @@ fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
 }
 
 #[test]
+fn so_it_does_on_kvm() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIPPED: snapshots on KVM: /dev/kvm: {error}");
+        return;
+    }
+    goes_on_twice("kvm");
+}
+
+#[test]
 fn other_machines_are_refused() {
     let (vmm, mut console) = counting(SOFT);
     count(&mut console);
