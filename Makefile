@@ -10,6 +10,8 @@ help: ## Say what can be made
 
 build: deps ## Build lodge and lodge-vmm
 	$(CARGO) build --release --locked -p cli -p vmm
+	# Static, so that it runs in any guest.
+	$(CARGO) rustc --release --locked -p agent --bin lodge-agent -- -C target-feature=+crt-static -C strip=symbols
 
 demo: build ## Boot a Debian 12 here; builds its image the first time
 	$(LODGE) image build debian:12
@@ -39,7 +41,7 @@ bench: build ## Measure Lodge side by side with QEMU; writes docs/performance.md
 	LODGE_BIN=$(CURDIR)/$(LODGE) $(CARGO) xtask bench
 
 install: build ## Install the programs, manual pages and completions below PREFIX (/usr/local)
-	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/lodge target/release/lodge-vmm
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/lodge target/release/lodge-vmm target/release/lodge-agent
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	$(LODGE) man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(LODGE) completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge

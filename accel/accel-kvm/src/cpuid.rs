@@ -121,7 +121,8 @@ impl Supported {
         Self { table, tsc_deadline }
     }
 
-    fn get(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+    /// What it says of a leaf; nothing, if it is not there.
+    pub fn get(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         self.table.get(leaf, subleaf).unwrap_or_default()
     }
 

@@ -14,6 +14,8 @@ use crate::host::failed;
 const DR7_NONE: u64 = 1 << 10;
 /// DR6: a single step.
 const DR6_STEP: u64 = 1 << 14;
+/// DR6: a task switch to a TSS with its T flag set.
+const DR6_TASK: u64 = 1 << 15;
 
 /// KVM's form of what is wanted. Interrupts are held back during steps if `block` says that KVM can.
 fn guest_debug(control: &DebugControl, block: bool) -> kvm_guest_debug {
@@ -73,6 +75,13 @@ pub fn reason(exit: &kvm_debug_exit_arch, control: &DebugControl) -> Option<Debu
     }
 }
 
+/// What of DR6 the guest is to see of a debug exception that is none of the debugger's: its own
+/// single step. Its breakpoints are not armed meanwhile.
+pub fn guests_own(exit: &kvm_debug_exit_arch) -> Option<u64> {
+    let cause = exit.dr6 & (DR6_STEP | DR6_TASK);
+    (exit.exception == u32::from(vector::DB) && cause != 0).then_some(cause)
+}
+
 #[cfg(test)]
 mod tests {
     use accel::DebugPoint;
@@ -122,5 +131,9 @@ mod tests {
         assert_eq!(reason(&exit(1, 0x4002), &control), Some(DebugStop::Point(1)));
         assert_eq!(reason(&exit(1, 0x4000), &control), Some(DebugStop::Step));
         assert_eq!(reason(&exit(1, 0x0004), &DebugControl::default()), None);
+        assert_eq!(guests_own(&exit(1, 0xffff_4ff0)), Some(0x4000));
+        assert_eq!(guests_own(&exit(1, 0xffff_0ff1)), None);
+        control.step = false;
+        assert_eq!(reason(&exit(1, 0xffff_4ff0), &control), None);
     }
 }

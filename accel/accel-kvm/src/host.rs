@@ -29,6 +29,29 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// KVM, and what it can do.
+pub struct Host {
+    /// The device.
+    pub kvm: Kvm,
+    /// Capabilities (`KVM_CAP_*`) that it is said not to have, for tests.
+    pub without: Vec<u32>,
+}
+
+impl Host {
+    /// What KVM says of one of `KVM_CAP_*`: zero if it does not have it, else one or more.
+    pub fn capability(&self, cap: u32) -> u32 {
+        if self.without.contains(&cap) {
+            return 0;
+        }
+        u32::try_from(self.kvm.check_extension_raw(cap.into())).unwrap_or(0)
+    }
+
+    /// Whether KVM has it.
+    pub fn has(&self, cap: u32) -> bool {
+        self.capability(cap) > 0
+    }
+}
+
 /// Why this host's KVM cannot be used.
 #[derive(Debug)]
 pub enum Obstacle {

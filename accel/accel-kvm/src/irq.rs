@@ -22,7 +22,7 @@ const FIRST_MESSAGE_ROUTE: u32 = IOAPIC_PINS;
 pub struct Routes {
     vm: Arc<VmFd>,
     /// How many KVM takes.
-    limit: usize,
+    limit: u32,
     table: Mutex<Table>,
 }
 
@@ -34,11 +34,34 @@ struct Table {
     taken: Vec<u32>,
 }
 
+impl Table {
+    /// Has `number` stand for `msi`, if `apply` takes the table with it.
+    fn change(
+        &mut self,
+        number: u32,
+        msi: Msi,
+        apply: impl FnOnce(&Self) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let before = self.messages.insert(number, msi);
+        if before == Some(msi) {
+            return Ok(());
+        }
+        let done = apply(self);
+        if done.is_err() {
+            match before {
+                Some(before) => self.messages.insert(number, before),
+                None => self.messages.remove(&number),
+            };
+        }
+        done
+    }
+}
+
 impl Routes {
     /// The wiring of a PC, as the software engine's `irqchip::Router` has it: ISA interrupts go to
     /// the 8259 pair and to the I/O APIC, there interrupt 0 to pin 2. What KVM can't do is to have
     /// the pair's output at pin 0.
-    pub fn wire(vm: Arc<VmFd>, limit: usize) -> Result<Arc<Self>, Fault> {
+    pub fn wire(vm: Arc<VmFd>, limit: u32) -> Result<Arc<Self>, Fault> {
         let routes = Arc::new(Self { vm, limit, table: Mutex::default() });
         routes
             .apply(&Table::default())
@@ -66,20 +89,17 @@ impl Routes {
         self.vm.set_gsi_routing(&routing)
     }
 
-    /// Has route `number` lead to `msi`.
+    /// Has route `number` lead to `msi`. If KVM refuses, all is as before: what it refuses once
+    /// must not be taken for set, nor stand in the way of other routes.
     fn set(&self, number: u32, msi: Msi) -> Result<(), Error> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.messages.insert(number, msi) == Some(msi) {
-            return Ok(());
-        }
-        self.apply(&table)
+        table.change(number, msi, |table| self.apply(table))
     }
 
     /// A number that nobody has.
     fn take(&self) -> Option<u32> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = u32::try_from(self.limit).unwrap_or(u32::MAX);
-        let number = (FIRST_MESSAGE_ROUTE..end).find(|n| !table.taken.contains(n))?;
+        let number = (FIRST_MESSAGE_ROUTE..self.limit).find(|n| !table.taken.contains(n))?;
         table.taken.push(number);
         Some(number)
     }
@@ -225,5 +245,20 @@ mod tests {
         }
         assert!(wires.iter().all(|&(gsi, ..)| gsi != 2 && gsi < 24));
         assert_eq!(wires.len(), 15 + 23);
+    }
+
+    #[test]
+    fn a_route_that_is_refused_is_none() {
+        let (good, bad) = (Msi { address: 0xfee0_0000, data: 1 }, Msi { address: 1, data: 2 });
+        let kvm = |table: &Table| match table.messages.values().any(|msi| *msi == bad) {
+            true => Err(Error::new(libc::EINVAL)),
+            false => Ok(()),
+        };
+        let mut table = Table::default();
+        assert!(table.change(24, bad, kvm).is_err());
+        assert!(table.change(24, bad, kvm).is_err(), "again, not taken for set");
+        assert!(table.change(25, good, kvm).is_ok(), "others work");
+        assert!(table.change(25, bad, kvm).is_err());
+        assert_eq!(table.messages.get(&25), Some(&good), "what was set stays");
     }
 }

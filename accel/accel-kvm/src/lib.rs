@@ -3,18 +3,24 @@
 //! Interrupt controllers, the PIT and the paravirtual clock are KVM's own. What KVM gives up on, an
 //! instruction here and there, the interpreter of [`x86`] completes (`assist`).
 
+mod apic_page;
 mod assist;
 mod chips;
 mod cpuid;
 mod debug;
 mod doorbell;
 mod host;
+mod hyperv;
 mod irq;
 mod kick;
 mod probe;
+mod ring;
+mod run_page;
 mod state;
 mod statistics;
+mod stores;
 mod sys;
+mod time;
 mod vcpu;
 mod vm;
 
@@ -22,13 +28,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel::{Accelerator, CpuidTable, Fault, Vm, VmResources};
+use host::Host;
 pub use host::Obstacle;
-use kvm_ioctls::Kvm;
 pub use probe::{Speed, hardware};
 
 /// The kernel's KVM.
 pub struct KvmAccelerator {
-    kvm: Kvm,
+    host: Host,
 }
 
 impl KvmAccelerator {
@@ -47,7 +53,15 @@ impl KvmAccelerator {
     ///
     /// As with [`open`](Self::open).
     pub fn open_at(path: &Path) -> Result<Self, Obstacle> {
-        Ok(Self { kvm: host::open(path)? })
+        Ok(Self { host: Host { kvm: host::open(path)?, without: Vec::new() } })
+    }
+
+    /// The same KVM as if it lacked one of its capabilities (`KVM_CAP_*`): for tests of what is done
+    /// where it does.
+    #[must_use]
+    pub fn without(mut self, capability: u32) -> Self {
+        self.host.without.push(capability);
+        self
     }
 
     /// What of a processor model guests get on this host. What they do without is logged.
@@ -56,9 +70,14 @@ impl KvmAccelerator {
     ///
     /// If KVM does not say.
     pub fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
-        let (table, refused) = vm::supported(&self.kvm)?.restrict(model, None);
+        let (table, refused) = vm::supported(&self.host)?.restrict(model, None);
         cpuid::say(&refused);
         Ok(table)
+    }
+
+    /// Whether it serves Hyper-V's enlightenments.
+    pub fn serves_hyperv(&self) -> bool {
+        self.host.has(kvm_bindings::KVM_CAP_HYPERV_CPUID)
     }
 
     /// Measures how fast a guest's kernel would run, by a guest of a few instructions.
@@ -67,7 +86,7 @@ impl KvmAccelerator {
     ///
     /// If KVM makes no virtual machine, or cannot run this one.
     pub fn measure(&self) -> Result<Speed, Fault> {
-        probe::measure(&self.kvm)
+        probe::measure(&self.host.kvm)
     }
 }
 
@@ -77,6 +96,6 @@ impl Accelerator for KvmAccelerator {
     }
 
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {
-        Ok(Arc::new(vm::KvmVm::create(&self.kvm, &config)?))
+        Ok(Arc::new(vm::KvmVm::create(&self.host, &config)?))
     }
 }

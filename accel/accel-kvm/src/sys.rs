@@ -1,21 +1,12 @@
-//! System calls that kvm-ioctls does not have, and the page that a processor shares with KVM.
+//! System calls that kvm-ioctls does not have.
 
 use std::os::fd::AsRawFd;
-use std::ptr::addr_of;
-use std::sync::atomic::AtomicU8;
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_run, kvm_sregs2};
-use kvm_ioctls::{Error, VcpuFd};
-
-/// `KVM_CAP_SREGS2`: special registers together with the PDPTEs (api.rst, 4.132).
-pub const CAP_SREGS2: libc::c_ulong = 200;
-/// `KVM_CAP_EXIT_ON_EMULATION_FAILURE` (api.rst, 7.29).
-pub const CAP_EXIT_ON_EMULATION_FAILURE: u32 = 204;
-/// `KVM_CAP_VCPU_ATTRIBUTES`: the TSC's offset can be read and set.
-pub const CAP_VCPU_ATTRIBUTES: libc::c_ulong = 127;
-
-/// `KVM_CAP_SET_GUEST_DEBUG2`: which of `KVM_GUESTDBG_*` there are.
-pub const CAP_SET_GUEST_DEBUG2: libc::c_ulong = 195;
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_cpuid_entry2, kvm_cpuid2, kvm_device_attr, kvm_sregs2,
+};
+use kvm_ioctls::{Error, VcpuFd, VmFd};
 
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`.
 const GET_SREGS2: libc::c_ulong = 0x8000_0000 | (size_of::<kvm_sregs2>() as u64) << 16 | 0xaecc;
@@ -72,58 +63,58 @@ pub fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> Result<(), Error> {
     if result == 0 { Ok(()) } else { Err(Error::last()) }
 }
 
-/// The page that a processor shares with KVM. It stays as long as the processor's `VcpuFd`.
-#[derive(Clone, Copy)]
-pub struct RunPage(*mut kvm_run);
+/// `_IOWR(KVMIO, 0xc0, struct kvm_clear_dirty_log)`.
+const CLEAR_DIRTY_LOG: libc::c_ulong =
+    0xc000_0000 | (size_of::<kvm_clear_dirty_log>() as u64) << 16 | 0xaec0;
+/// `_IOWR(KVMIO, 0xc1, struct kvm_cpuid2)`.
+const GET_SUPPORTED_HV_CPUID: libc::c_ulong =
+    0xc000_0000 | (size_of::<kvm_cpuid2>() as u64) << 16 | 0xaec1;
+/// `_IO(KVMIO, 0xc7)`.
+const RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 
-// SAFETY: the page belongs to the processor, with which it goes from thread to thread.
-unsafe impl Send for RunPage {}
-
-/// What KVM says about an instruction that it cannot emulate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InternalError {
-    /// `KVM_INTERNAL_ERROR_EMULATION` is 1.
-    pub suberror: u32,
-    /// Further words, of which `count` mean something.
-    pub data: [u64; 16],
-    /// See `data`.
-    pub count: u32,
+/// KVM_CLEAR_DIRTY_LOG: has stores noted anew that `words` has, for `pages` pages from `first` on.
+pub fn clear_dirty_log(
+    vm: &VmFd,
+    slot: u32,
+    first: u64,
+    pages: u32,
+    words: &[u64],
+) -> Result<(), Error> {
+    if words.len() < pages.div_ceil(64) as usize {
+        return Err(Error::new(libc::EINVAL));
+    }
+    let clear = kvm_clear_dirty_log {
+        slot,
+        num_pages: pages,
+        first_page: first,
+        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+            dirty_bitmap: words.as_ptr().cast_mut().cast(),
+        },
+    };
+    // SAFETY: the request reads the structure and, where it points, a bit for each page.
+    let result = unsafe { libc::ioctl(vm.as_raw_fd(), CLEAR_DIRTY_LOG, &raw const clear) };
+    if result == 0 { Ok(()) } else { Err(Error::last()) }
 }
 
-impl RunPage {
-    /// The page of `vcpu`.
-    pub fn of(vcpu: &mut VcpuFd) -> Self {
-        Self(vcpu.get_kvm_run())
-    }
+/// KVM_RESET_DIRTY_RINGS: has stores noted anew that were taken from rings.
+pub fn reset_dirty_rings(vm: &VmFd) -> Result<(), Error> {
+    // SAFETY: the request has no argument.
+    let result = unsafe { libc::ioctl(vm.as_raw_fd(), RESET_DIRTY_RINGS, 0) };
+    if result >= 0 { Ok(()) } else { Err(Error::last()) }
+}
 
-    /// Whether KVM shall return at once.
-    pub fn immediate_exit(self) -> *const AtomicU8 {
-        // SAFETY: only the address of a field is computed.
-        unsafe { addr_of!((*self.0).immediate_exit).cast() }
+/// KVM_GET_SUPPORTED_HV_CPUID: the enlightenments of Hyper-V that a processor serves.
+pub fn supported_hv_cpuid(vcpu: &VcpuFd) -> Result<CpuId, Error> {
+    let room = [kvm_cpuid_entry2::default(); KVM_MAX_CPUID_ENTRIES];
+    let mut cpuid = CpuId::from_entries(&room).map_err(|_| Error::new(libc::E2BIG))?;
+    let list = cpuid.as_mut_fam_struct_ptr();
+    // SAFETY: the request writes no more entries than the structure says it has room for.
+    let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), GET_SUPPORTED_HV_CPUID, list) };
+    if result != 0 {
+        return Err(Error::last());
     }
-
-    /// Bytes of each item of the last port access.
-    ///
-    /// # Safety
-    ///
-    /// The processor's `VcpuFd` is there, and nobody uses the page meanwhile.
-    pub unsafe fn io_size(self) -> usize {
-        // SAFETY: as the caller promises; every bit pattern of the union is an integer.
-        unsafe { addr_of!((*self.0).__bindgen_anon_1.io.size).read_volatile().into() }
-    }
-
-    /// Details of the last KVM_EXIT_INTERNAL_ERROR.
-    ///
-    /// # Safety
-    ///
-    /// As with [`io_size`](Self::io_size).
-    pub unsafe fn internal_error(self) -> InternalError {
-        // SAFETY: as the caller promises; every bit pattern of the union is integers.
-        let internal = unsafe { addr_of!((*self.0).__bindgen_anon_1.internal).read_volatile() };
-        InternalError {
-            suberror: internal.suberror,
-            data: internal.data,
-            count: internal.ndata.min(16),
-        }
-    }
+    // SAFETY: the structure is there, and KVM has written how many entries it has filled.
+    let count = unsafe { (*list).nent } as usize;
+    let entries = cpuid.as_slice().get(..count).unwrap_or_default().to_vec();
+    CpuId::from_entries(&entries).map_err(|_| Error::new(libc::E2BIG))
 }

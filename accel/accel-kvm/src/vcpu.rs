@@ -8,19 +8,23 @@ use accel::{
     CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, PvClockState, Sections,
     Statistics, Vcpu, VcpuState,
 };
-use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_MP_STATE_INIT_RECEIVED, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::state::{Activity, gpr};
 use x86::{Cpu, Exception, vector};
 
+use crate::apic_page;
 use crate::assist::{self, Around, AssistEnv, Assistant, NoBus};
 use crate::cpuid;
 use crate::debug;
 use crate::host::failed;
 use crate::kick::{Entered, Kick};
+use crate::run_page::RunPage;
 use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
-use crate::sys::RunPage;
 use crate::vm::Shared;
 
 // KVM's paravirtual clock (Linux, Documentation/virt/kvm/x86/msr.rst).
@@ -50,6 +54,10 @@ pub struct KvmVcpu {
 enum Next {
     Enter,
     Assist,
+    /// Hand the guest a debug exception of its own, with these bits of DR6.
+    Trap(u64),
+    /// What was noted of stores is taken away.
+    MakeRoom,
     Leave(Exit),
 }
 
@@ -110,11 +118,13 @@ impl KvmVcpu {
             };
             match next {
                 Next::Enter => {}
+                Next::MakeRoom => self.shared.stores.make_room()?,
                 Next::Assist => {
                     if let Some(exit) = self.assist(bus)? {
                         return Ok(exit);
                     }
                 }
+                Next::Trap(dr6) => self.trap(dr6)?,
                 Next::Leave(exit) => {
                     self.shut_down = exit == Exit::TripleFault;
                     return Ok(exit);
@@ -143,6 +153,15 @@ impl KvmVcpu {
         Ok(stop.map(Exit::Debug))
     }
 
+    /// Delivers a #DB that KVM took from the guest, since a debugger has points or steps.
+    fn trap(&mut self, dr6: u64) -> Result<(), Fault> {
+        self.refresh(Sections::all())?;
+        self.interpret(&NoBus, |cpu| {
+            cpu.state.dr6 |= dr6;
+            cpu.exception(Exception::new(vector::DB));
+        })
+    }
+
     /// Has the interpreter do something with the state that was loaded.
     fn interpret<T>(
         &mut self,
@@ -150,7 +169,7 @@ impl KvmVcpu {
         f: impl FnOnce(&mut Cpu<AssistEnv<'_>>) -> T,
     ) -> Result<T, Fault> {
         let before = self.state.clone();
-        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, memory: &self.shared.memory };
+        let around = Around { vcpu: &self.fd, cpuid: &self.cpuid, stores: &self.shared.stores };
         let result = self.assistant.with(&mut self.state, &around, bus, f)?;
         self.store(state::changed(&before, &self.state))?;
         Ok(result)
@@ -222,9 +241,10 @@ fn handle(
         }
         VcpuExit::Debug(exit) => {
             counters.debug += 1;
-            if let Some(stop) = debug::reason(&exit, control) {
-                return Ok(Next::Leave(Exit::Debug(stop)));
-            }
+            return Ok(match debug::reason(&exit, control) {
+                Some(stop) => Next::Leave(Exit::Debug(stop)),
+                None => debug::guests_own(&exit).map_or(Next::Enter, Next::Trap),
+            });
         }
         VcpuExit::Shutdown => {
             counters.shutdowns += 1;
@@ -238,6 +258,20 @@ fn handle(
             }
             let data = &error.data[..error.count as usize];
             return Err(stuck(format!("internal error {}, {data:x?}", error.suberror)));
+        }
+        VcpuExit::Hyperv => {
+            counters.other += 1;
+            // SAFETY: as above.
+            unsafe { page.refuse_hypercall() };
+        }
+        // A guest asks for that by an MSR of Hyper-V.
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_CRASH, _) => {
+            counters.shutdowns += 1;
+            return Ok(Next::Leave(Exit::TripleFault));
+        }
+        VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
+            counters.other += 1;
+            return Ok(Next::MakeRoom);
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => counters.other += 1,
         VcpuExit::FailEntry(reason, cpu) => {
@@ -258,33 +292,11 @@ fn stuck(why: String) -> Fault {
     }
 }
 
-/// Sets a local APIC up as firmware does: enabled, LINT0 takes the 8259 pair's interrupts at the
-/// bootstrap processor, LINT1 is the NMI (SDM Vol. 3, 11.5.1). The same as
-/// `irqchip::Lapic::set_virtual_wire`.
+/// Sets a local APIC up as firmware does.
 fn virtual_wire(fd: &VcpuFd, bootstrap: bool) -> Result<(), Fault> {
-    const SPURIOUS: usize = 0xf0;
-    const ENABLE: u32 = 1 << 8;
-    const LINT0: usize = 0x350;
-    const LINT1: usize = 0x360;
-    const MASKED: u32 = 1 << 16;
-    const EXT_INT: u32 = 7 << 8;
-    const NMI: u32 = 4 << 8;
-    let mut lapic = fd.get_lapic().map_err(|e| failed("cannot read a local APIC", e))?;
-    let mut set = |at: usize, keep: u32, value: u32| {
-        let register = &mut lapic.regs[at..at + 4];
-        let mut bytes = [0; 4];
-        for (byte, from) in bytes.iter_mut().zip(register.iter()) {
-            *byte = *from as u8;
-        }
-        let value = u32::from_le_bytes(bytes) & keep | value;
-        for (to, byte) in register.iter_mut().zip(value.to_le_bytes()) {
-            *to = byte as std::ffi::c_char;
-        }
-    };
-    set(SPURIOUS, !0, ENABLE);
-    set(LINT0, 0, if bootstrap { EXT_INT } else { MASKED });
-    set(LINT1, 0, NMI);
-    fd.set_lapic(&lapic).map_err(|e| failed("cannot set up a local APIC", e))
+    let mut page = fd.get_lapic().map_err(|e| failed("cannot read a local APIC", e))?;
+    apic_page::set_virtual_wire(&mut page, bootstrap);
+    fd.set_lapic(&page).map_err(|e| failed("cannot set up a local APIC", e))
 }
 
 impl Vcpu for KvmVcpu {
@@ -365,3 +377,6 @@ impl Vcpu for KvmVcpu {
         self.counters.statistics()
     }
 }
+
+#[cfg(test)]
+mod tests;

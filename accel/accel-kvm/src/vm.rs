@@ -6,21 +6,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER,
+    KVM_CAP_VCPU_ATTRIBUTES, KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_pit_config,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
-use mem::GuestMemory;
-use mem::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use kvm_ioctls::VmFd;
 use runtime::{Clock, Doorbells};
 
 use crate::chips;
 use crate::cpuid::{self, Supported};
 use crate::doorbell::KvmDoorbells;
-use crate::host::failed;
+use crate::host::{Host, failed};
+use crate::hyperv;
 use crate::irq::{KvmIrqs, Routes};
 use crate::state::{Abilities, KnownMsrs};
+use crate::stores::StoreLog;
 use crate::sys;
+use crate::time::{self, GuestTime};
 use crate::vcpu::KvmVcpu;
 
 /// Four pages that KVM on Intel's processors needs for guests in real mode, and that no machine of
@@ -31,10 +34,9 @@ const TSS: usize = 0xfeff_d000;
 /// A virtual machine.
 pub struct KvmVm {
     shared: Arc<Shared>,
-    /// Stores are noted.
-    logs: Mutex<bool>,
     irqs: Arc<KvmIrqs>,
     doorbells: Option<Arc<KvmDoorbells>>,
+    time: GuestTime,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
 }
@@ -42,8 +44,8 @@ pub struct KvmVm {
 /// What the machine's processors keep.
 pub struct Shared {
     pub vm: Arc<VmFd>,
-    /// KVM has its addresses.
-    pub memory: GuestMemory,
+    /// The RAM, and what is noted of stores to it.
+    pub stores: StoreLog,
     /// Guest time.
     pub clock: Arc<Clock>,
     /// What processor 0's TSC shows less the host's, as of when its state was last saved or restored.
@@ -52,9 +54,9 @@ pub struct Shared {
 
 impl KvmVm {
     /// Makes a machine of what `config` brings.
-    pub fn create(kvm: &Kvm, config: &VmResources) -> Result<Self, Fault> {
-        check_cpus(kvm, config.cpus)?;
-        let vm = kvm.create_vm().map_err(|e| {
+    pub fn create(host: &Host, config: &VmResources) -> Result<Self, Fault> {
+        check_cpus(host, config.cpus)?;
+        let vm = host.kvm.create_vm().map_err(|e| {
             let mut fault = failed("KVM makes no virtual machine", e);
             if let (Fault::Host { remedy, .. }, libc::EBUSY) = (&mut fault, e.errno()) {
                 *remedy = "another hypervisor (VirtualBox, VMware) may hold the processor: stop \
@@ -67,42 +69,54 @@ impl KvmVm {
         vm.set_identity_map_address(IDENTITY_MAP)
             .and_then(|()| vm.set_tss_address(TSS))
             .map_err(|e| failed("KVM refuses the place of its own pages", e))?;
-        if vm.check_extension_raw(sys::CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+        if host.has(KVM_CAP_EXIT_ON_EMULATION_FAILURE) {
             let mut cap =
-                kvm_enable_cap { cap: sys::CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+                kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
             cap.args[0] = 1;
             vm.enable_cap(&cap).map_err(|e| failed("KVM refuses a capability that it has", e))?;
         }
         vm.create_irq_chip().map_err(|e| failed("KVM makes no interrupt controllers", e))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(|e| failed("KVM makes no timer (PIT)", e))?;
-        let limit = usize::try_from(kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
-        let routes = Routes::wire(vm.clone(), limit)?;
+        let routes = Routes::wire(vm.clone(), host.capability(KVM_CAP_IRQ_ROUTING))?;
+        let stores = StoreLog::new(host, vm.clone(), config.memory.clone())?;
         let shared = Arc::new(Shared {
             vm: vm.clone(),
-            memory: config.memory.clone(),
+            stores,
             clock: config.clock.clone(),
             tsc_offset: AtomicU64::new(0),
         });
-        map_memory(&shared, 0)?;
-        let doorbells =
-            vm.check_extension(Cap::Ioeventfd).then(|| Arc::new(KvmDoorbells(vm.clone())));
-        let vcpus = processors(kvm, &shared, config)?;
+        let doorbells = host.has(KVM_CAP_IOEVENTFD).then(|| Arc::new(KvmDoorbells(vm.clone())));
+        let (vcpus, time) = processors(host, &shared, config)?;
         Ok(Self {
             shared,
-            logs: Mutex::new(false),
             irqs: Arc::new(KvmIrqs::new(routes)),
             doorbells,
+            time,
             vcpus: Mutex::new(vcpus),
         })
+    }
+}
+
+impl KvmVm {
+    /// Takes a processor, if it is still there.
+    pub fn take(&self, index: u32) -> Option<KvmVcpu> {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.get_mut(index as usize).and_then(Option::take)
+    }
+
+    /// The RAM.
+    #[cfg(test)]
+    pub fn memory(&self) -> &mem::GuestMemory {
+        self.shared.stores.memory()
     }
 }
 
 /// As many processors as xAPIC mode can name; see the software engine.
 const MAX_CPUS: usize = 64;
 
-fn check_cpus(kvm: &Kvm, cpus: u32) -> Result<(), Fault> {
-    let most = kvm.get_max_vcpus().min(MAX_CPUS);
+fn check_cpus(host: &Host, cpus: u32) -> Result<(), Fault> {
+    let most = host.kvm.get_max_vcpus().min(MAX_CPUS);
     if cpus == 0 || cpus as usize > most {
         return Err(Fault::Unsupported(format!(
             "{cpus} processors: this host's KVM runs 1 to {most} in one guest; choose another \
@@ -112,89 +126,83 @@ fn check_cpus(kvm: &Kvm, cpus: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Gives KVM the guest's memory, or changes the flags with which it has it.
-fn map_memory(shared: &Shared, flags: u32) -> Result<(), Fault> {
-    for (slot, region) in (0..).zip(shared.memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is mapped as long as `shared`, which lives as long as the processors;
-        // without one of them KVM uses no memory. Everything in this program treats it as memory
-        // that others change at any time.
-        unsafe { shared.vm.set_user_memory_region(slot) }
-            .map_err(|e| failed("KVM refuses the guest's memory", e))?;
-    }
-    Ok(())
-}
-
 /// The processor that KVM offers to guests.
-pub fn supported(kvm: &Kvm) -> Result<Supported, Fault> {
-    let supported = kvm
+pub fn supported(host: &Host) -> Result<Supported, Fault> {
+    let supported = host
+        .kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(|e| failed("KVM does not say which processor it offers", e))?;
-    Ok(Supported::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer)))
+    Ok(Supported::new(&supported, host.has(KVM_CAP_TSC_DEADLINE_TIMER)))
 }
 
 fn processors(
-    kvm: &Kvm,
+    host: &Host,
     shared: &Arc<Shared>,
     config: &VmResources,
-) -> Result<Vec<Option<KvmVcpu>>, Fault> {
-    let supported = supported(kvm)?;
-    let scaling = kvm.check_extension(Cap::TscControl);
+) -> Result<(Vec<Option<KvmVcpu>>, GuestTime), Fault> {
+    let supported = supported(host)?;
+    let scaling = host.has(KVM_CAP_TSC_CONTROL);
     let mut vcpus = Vec::new();
-    let mut common: Option<(CpuidTable, Abilities)> = None;
+    let mut handles = Vec::new();
+    let mut common: Option<(CpuidTable, Abilities, Option<u32>)> = None;
     for index in 0..config.cpus {
         let fd = shared.vm.create_vcpu(index.into()).map_err(|e| {
             failed(format!("KVM makes no more than {index} processors for this guest"), e)
         })?;
-        let tsc_khz = tune(&fd, &config.cpuid, scaling)?;
-        let (table, abilities) = match &common {
+        let enlightenments = config.hyperv.then(|| hyperv::enlighten(host, &fd)).transpose()?;
+        shared.stores.add_processor(&fd)?;
+        let (tsc_khz, is_scaled) = tune(&fd, &config.cpuid, scaling)?;
+        let (table, abilities, _) = match &common {
             Some(known) => known,
             None => {
-                let (table, refused) = supported.restrict(&config.cpuid, Some(tsc_khz));
+                let (mut table, refused) = supported.restrict(&config.cpuid, Some(tsc_khz));
                 cpuid::say(&refused);
+                if let Some(enlightenments) = &enlightenments {
+                    hyperv::add(&mut table, enlightenments);
+                }
                 let (components, xsave) = cpuid::components(&table);
                 let abilities = Abilities {
-                    sregs2: kvm.check_extension_raw(sys::CAP_SREGS2) > 0,
-                    tsc_offset: kvm.check_extension_raw(sys::CAP_VCPU_ATTRIBUTES) > 0
-                        && sys::tsc_offset(&fd).is_ok(),
-                    blocks_interrupts: kvm.check_extension_raw(sys::CAP_SET_GUEST_DEBUG2) as u32
-                        & kvm_bindings::KVM_GUESTDBG_BLOCKIRQ
-                        != 0
-                        && kvm.check_extension_raw(sys::CAP_SET_GUEST_DEBUG2) > 0,
+                    sregs2: host.has(KVM_CAP_SREGS2),
+                    tsc_offset: host.has(KVM_CAP_VCPU_ATTRIBUTES) && sys::tsc_offset(&fd).is_ok(),
+                    blocks_interrupts: host.capability(KVM_CAP_SET_GUEST_DEBUG2)
+                        & KVM_GUESTDBG_BLOCKIRQ
+                        != 0,
                     components,
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,
                 };
-                common.insert((table, abilities))
+                common.insert((table, abilities, is_scaled.then_some(tsc_khz)))
             }
         };
         let table = table.for_processor(index, config.cpus);
+        handles.push(time::second_handle(&shared.vm, &fd)?);
         vcpus.push(Some(KvmVcpu::new(fd, shared.clone(), index, table, abilities.clone())?));
     }
-    Ok(vcpus)
+    let (_, abilities, scaled_khz) =
+        common.ok_or_else(|| Fault::Unsupported("a machine needs a processor".to_owned()))?;
+    Ok((vcpus, GuestTime::new(shared.vm.clone(), handles, abilities, scaled_khz)))
 }
 
 /// Gives the guest's TSC the rate that CPUID tells, where KVM scales it; else CPUID will tell the
-/// rate that it has, which is returned in kHz.
-fn tune(vcpu: &kvm_ioctls::VcpuFd, model: &CpuidTable, scaling: bool) -> Result<u32, Fault> {
+/// rate that it has. It is returned in kHz, with whether it is not the host's.
+fn tune(
+    vcpu: &kvm_ioctls::VcpuFd,
+    model: &CpuidTable,
+    scaling: bool,
+) -> Result<(u32, bool), Fault> {
     let wanted = model.get(cpuid::KVM_TIMING, 0).unwrap_or_default().eax;
     let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
     let has = rate()?;
     // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.
     let is_near = u64::from(has.abs_diff(wanted)) * 1_000_000 <= u64::from(has) * 250;
     if wanted == 0 || is_near || !scaling {
-        return Ok(has);
+        return Ok((has, false));
     }
     if let Err(error) = vcpu.set_tsc_khz(wanted) {
         tracing::warn!("KVM does not scale the TSC from {has} to {wanted} kHz: {error}");
     }
-    rate()
+    let rate = rate()?;
+    Ok((rate, rate != has))
 }
 
 impl KvmVm {
@@ -202,22 +210,20 @@ impl KvmVm {
     fn pv_epoch(&self) -> Result<PvEpoch, Fault> {
         let clock = self.shared.vm.get_clock();
         let ns = clock.map_err(|e| failed("KVM does not say what its clock shows", e))?.clock;
-        Ok(PvEpoch { tsc: self.guest_tsc(), ns })
+        Ok(PvEpoch { tsc: self.guest_tsc(runtime::tsc::read()), ns })
     }
 
-    /// Has the paravirtual clock go on from there.
-    fn set_pv_epoch(&self, epoch: PvEpoch) -> Result<(), Fault> {
+    /// What the paravirtual clock shows, counted from `epoch`, when the host's TSC shows `host_tsc`.
+    fn pv_clock(&self, epoch: PvEpoch, host_tsc: u64) -> u64 {
         // It may lie before or after.
-        let ticks = i128::from(self.guest_tsc().wrapping_sub(epoch.tsc) as i64);
-        let ns = ticks * 1_000_000_000 / i128::from(runtime::tsc::frequency_hz());
-        let clock = epoch.ns.wrapping_add(ns as u64);
-        let clock = kvm_clock_data { clock, ..Default::default() };
-        self.shared.vm.set_clock(&clock).map_err(|e| failed("KVM does not set its clock", e))
+        let ticks = i128::from(self.guest_tsc(host_tsc).wrapping_sub(epoch.tsc) as i64);
+        let ns = ticks * 1_000_000_000 / i128::from(runtime::tsc::frequency_hz().max(1));
+        epoch.ns.wrapping_add(ns as u64)
     }
 
-    /// Processor 0's.
-    fn guest_tsc(&self) -> u64 {
-        runtime::tsc::read().wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
+    /// Processor 0's, when the host's shows `host_tsc`.
+    fn guest_tsc(&self, host_tsc: u64) -> u64 {
+        host_tsc.wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
     }
 }
 
@@ -237,35 +243,27 @@ impl Vm for KvmVm {
 
     fn restore(&self, state: &VmState) -> Result<(), Fault> {
         chips::restore(&self.shared.vm, &state.chips)?;
-        self.set_pv_epoch(state.pv_epoch)
+        self.time.restored(|host_tsc| self.pv_clock(state.pv_epoch, host_tsc))
     }
 
     fn log_stores(&self, on: bool) -> Result<(), Fault> {
-        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        map_memory(&self.shared, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })?;
-        *logs = on;
-        Ok(())
+        self.shared.stores.switch(on)
     }
 
     fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
-        let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*logs {
-            return Err(Fault::Unsupported("it is not noted which pages are stored to".to_owned()));
-        }
-        let regions = (0..).zip(self.shared.memory.iter());
-        regions
-            .map(|(slot, region)| {
-                let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
-                let pages = self.shared.vm.get_dirty_log(slot, len);
-                let pages = pages.map_err(|e| failed("KVM does not say what was stored to", e))?;
-                Ok(StoredPages { start: region.start_addr().raw_value(), pages })
-            })
-            .collect()
+        self.shared.stores.take()
+    }
+
+    fn stop_time(&self) {
+        self.time.stop();
+    }
+
+    fn resume_time(&self) {
+        self.time.resume();
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
-        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        match vcpus.get_mut(index as usize).and_then(Option::take) {
+        match self.take(index) {
             Some(vcpu) => Ok(Box::new(vcpu)),
             None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
         }

@@ -54,11 +54,16 @@ fn the_guest_goes_on_after_what_kvm_cannot_do() {
         a.out(u32::from(OUT), eax)?;
         a.iretq()
     });
-    let (_vm, mut vcpu) = machine(&kvm, &model(), &memory);
+    let (vm, mut vcpu) = machine(&kvm, &model(), &memory);
     start(vcpu.as_mut());
+    vm.log_stores(true).unwrap();
     let board = Board::default();
     assert_eq!(board.run(vcpu.as_mut()), Exit::Kicked);
     assert_eq!(*board.outs.lock().unwrap(), [8, 9, 10, 11, 12, 12]);
+    // Whoever stored the handlers' frames.
+    let stored = vm.take_stores().unwrap();
+    assert!(stored[0].contains(common::STACK - 8), "{stored:x?}");
+    assert!(!stored[0].contains(common::STACK + 8), "{stored:x?}");
     let assisted = count(vcpu.as_ref(), "exits_assisted");
     println!("{assisted} of 5 instructions were completed");
     if kvm.measure().unwrap().is_hardware() {

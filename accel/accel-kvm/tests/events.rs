@@ -1,15 +1,12 @@
-//! What bypasses the VMM: doorbells that KVM turns into events, and messages by irqfd. And what KVM
-//! notes: pages that are stored to.
+//! What bypasses the VMM: doorbells that KVM turns into events, and messages by irqfd.
 
 mod common;
 
-use accel::{Accelerator, Exit, Fault, Sections, StoredPages};
+use accel::{Accelerator, Exit, Fault, Sections};
 use accel_kvm::KvmAccelerator;
 use common::{Board, END, OUT, has_kvm, machine, memory, model, resources, start};
 use iced_x86::code_asm::*;
 use irqchip::Msi;
-use mem::GuestAddress;
-use mem::vm_memory::Bytes;
 use runtime::Event;
 
 const BELL: u64 = 0xd000_0000;
@@ -129,43 +126,6 @@ fn messages_arrive_by_routes() {
 }
 
 #[test]
-fn pages_that_are_stored_to_are_noted() {
-    if !has_kvm() {
-        return;
-    }
-    let kvm = KvmAccelerator::open().unwrap();
-    let memory = memory(|a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.inc(dword_ptr(0x9000))?;
-        a.inc(dword_ptr(0xe010))?;
-        a.mov(eax, dword_ptr(0xc000))?;
-        a.out(u32::from(END), eax)?;
-        a.jmp(again)
-    });
-    let (vm, mut vcpu) = machine(&kvm, &model(), &memory);
-    start(vcpu.as_mut());
-    assert!(matches!(vm.take_stores(), Err(Fault::Unsupported(_))));
-    let board = Board::default();
-    assert_eq!(board.run(vcpu.as_mut()), Exit::Kicked);
-    vm.log_stores(true).unwrap();
-    assert!(!has(&vm.take_stores().unwrap(), 0x9000), "what was before does not count");
-    assert_eq!(board.run(vcpu.as_mut()), Exit::Kicked);
-    let stored = vm.take_stores().unwrap();
-    assert!(has(&stored, 0x9000) && has(&stored, 0xe000), "{stored:x?}");
-    assert!(!has(&stored, 0xc000) && !has(&stored, 0xd000), "{stored:x?}");
-    assert!(!has(&vm.take_stores().unwrap(), 0x9000), "it was taken");
-    vm.log_stores(false).unwrap();
-    assert!(vm.take_stores().is_err());
-    assert_eq!(board.run(vcpu.as_mut()), Exit::Kicked);
-    assert_eq!(memory.read_obj::<u32>(GuestAddress(0x9000)).unwrap(), 3);
-}
-
-fn has(stored: &[StoredPages], address: u64) -> bool {
-    stored.iter().any(|region| region.contains(address))
-}
-
-#[test]
 fn more_processors_than_there_can_be_are_refused() {
     if !has_kvm() {
         return;
@@ -177,6 +137,53 @@ fn more_processors_than_there_can_be_are_refused() {
             Err(Fault::Unsupported(why)) => assert!(why.contains("--cpus"), "{why}"),
             other => panic!("{cpus}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn memory_that_kvm_refuses_is_an_error() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap();
+    // The last page that there is has no page behind it, which KVM insists on.
+    let range = mem::RamRange { start: u64::MAX - 0xfff, len: 0x1000 };
+    let memory = match mem::allocate(&[range]) {
+        Ok(memory) => memory,
+        Err(mem::Error::Layout(_)) => {
+            mem::allocate(&[mem::RamRange { start: 1 << 63, ..range }]).unwrap()
+        }
+        Err(other) => panic!("{other}"),
+    };
+    match kvm.create_vm(resources(&model(), &memory, 1)).map(|_| ()) {
+        Err(fault @ Fault::Host { .. }) => {
+            assert!(fault.to_string().contains("refuses the guest's memory"), "{fault}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_routes_messages_go_one_by_one() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap().without(kvm_bindings::KVM_CAP_IRQ_ROUTING);
+    let (vm, _vcpu) = machine(&kvm, &model(), &memory(|a| a.hlt()));
+    assert!(vm.irq_sink().open_route().is_none());
+}
+
+#[test]
+fn enlightenments_are_refused_where_kvm_has_none() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap().without(kvm_bindings::KVM_CAP_HYPERV_CPUID);
+    let mut resources = resources(&model(), &memory(|a| a.hlt()), 1);
+    resources.hyperv = true;
+    match kvm.create_vm(resources).map(|_| ()) {
+        Err(Fault::Unsupported(why)) => assert!(why.contains("leave out --hyperv"), "{why}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct CodeMemory {
 unsafe impl Send for CodeMemory {}
 
 /// Stubs start at multiples of this, so that fetching one touches no line more than it must.
-const ALIGNMENT: usize = 32;
+const ALIGNMENT: usize = 16;
 
 impl CodeMemory {
     /// Maps `size` bytes, a multiple of the page size.
@@ -86,6 +86,14 @@ impl CodeMemory {
             let to = self.writable.as_ptr().add(offset);
             std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
         }
+    }
+
+    /// The distance of a branch, which stands at `offset`.
+    pub fn read_distance(&self, offset: usize) -> i32 {
+        assert!(offset <= self.size && self.size - offset >= 4, "outside of code memory");
+        // SAFETY: the bytes lie within the mapping, to which only `self` writes; they may have any
+        // alignment.
+        unsafe { self.writable.as_ptr().add(offset).cast::<i32>().read_unaligned() }
     }
 
     /// Forgets all code from `offset` on. Nobody may go there any more.

@@ -94,6 +94,13 @@ impl Accelerator for SoftAccelerator {
                 config.cpus
             )));
         }
+        if config.hyperv {
+            return Err(Fault::Unsupported(
+                "Lodge's own engine does not serve Hyper-V's enlightenments: leave out --hyperv \
+                 (Windows does without), or choose --accel kvm where KVM runs guests"
+                    .to_owned(),
+            ));
+        }
         let host_tsc = runtime::tsc::read();
         let epoch =
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
@@ -165,7 +172,7 @@ impl Accelerator for SoftAccelerator {
                 Ok(Some(SoftVcpu { cpu, transcoder, processor_signature, skipped: 0 }))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus) }))
+        Ok(Arc::new(SoftVm { shared, vcpus: Mutex::new(vcpus), stopped: Mutex::default() }))
     }
 }
 
@@ -200,6 +207,8 @@ struct SoftVm {
     shared: Arc<Shared>,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<SoftVcpu>>>,
+    /// The host's TSC when time was stopped, while it is.
+    stopped: Mutex<Option<u64>>,
 }
 
 impl Vm for SoftVm {
@@ -225,7 +234,14 @@ impl Vm for SoftVm {
         Ok(())
     }
 
-    fn skip_time(&self, ticks: u64) {
-        self.shared.skip_time(ticks);
+    fn stop_time(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime::tsc::read());
+    }
+
+    fn resume_time(&self) {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(since) = stopped {
+            self.shared.skip_time(runtime::tsc::read().wrapping_sub(since));
+        }
     }
 }

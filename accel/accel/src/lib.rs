@@ -42,6 +42,8 @@ pub struct VmResources {
     /// What CPUID tells them. Per-processor leaves (APIC ID, topology) are filled in by the
     /// accelerator.
     pub cpuid: CpuidTable,
+    /// Serve Hyper-V's enlightenments besides, and declare them through CPUID.
+    pub hyperv: bool,
 }
 
 /// One virtual machine's processors and interrupt controllers.
@@ -67,7 +69,8 @@ pub trait Vm: Send + Sync {
     }
 
     /// The pages that were stored to since this was asked last, or since it is noted: for each region
-    /// of RAM, in their order. They may be more than were stored to, never less.
+    /// of RAM, in their order. They may be more than were stored to, never less; what a processor
+    /// stores that is in [`Vcpu::run`] meanwhile may come with the next answer instead.
     ///
     /// # Errors
     ///
@@ -92,7 +95,8 @@ pub trait Vm: Send + Sync {
     }
 
     /// Takes over a state, after the processors took over theirs and before any of them runs.
-    /// Devices have set their interrupt lines already.
+    /// Devices have set their interrupt lines already. If time was [stopped](Self::stop_time), it will
+    /// go on from where it stands in the state.
     ///
     /// # Errors
     ///
@@ -102,12 +106,16 @@ pub trait Vm: Send + Sync {
         Err(Fault::Unsupported("this accelerator takes over no interrupt controllers".to_owned()))
     }
 
-    /// Takes the time of a pause away from what processors see of the TSC: it was `ticks` of the
-    /// host's TSC long. To be called while no processor is in [`Vcpu::run`] and guest time stands
-    /// still. An accelerator that cannot do so lets the TSC jump.
-    fn skip_time(&self, ticks: u64) {
-        let _ = ticks;
-    }
+    /// Has the time stand still that processors read themselves, by their TSCs and paravirtual
+    /// clocks, and their timers with it. The machine's clock ([`VmResources::clock`]) must stand still,
+    /// before and until time goes on. To be called while no processor is in [`Vcpu::run`]; none
+    /// runs until [`resume_time`](Self::resume_time). An accelerator that cannot do so says it in
+    /// its log, and lets time jump.
+    fn stop_time(&self);
+
+    /// Has that time go on from where it stood, before any processor runs again. Without
+    /// [`stop_time`](Self::stop_time) before, nothing happens.
+    fn resume_time(&self);
 }
 
 /// The pages of a region of RAM that were stored to.
@@ -120,6 +128,28 @@ pub struct StoredPages {
 }
 
 impl StoredPages {
+    /// No page of a region that begins at `start` and has `len` bytes.
+    pub fn none(start: u64, len: u64) -> Self {
+        let words = (len >> 12).div_ceil(64);
+        Self { start, pages: vec![0; usize::try_from(words).unwrap_or(usize::MAX)] }
+    }
+
+    /// Adds the page with this index, if there is one.
+    pub fn add(&mut self, page: u64) {
+        let word = usize::try_from(page / 64).ok().and_then(|word| self.pages.get_mut(word));
+        if let Some(word) = word {
+            *word |= 1 << (page % 64);
+        }
+    }
+
+    /// The addresses of the pages.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        (0..).zip(&self.pages).flat_map(move |(at, &word)| {
+            let bits = (0..64).filter(move |bit| word >> bit & 1 != 0);
+            bits.map(move |bit| self.start + ((at * 64 + bit) << 12))
+        })
+    }
+
     /// Whether the page at `address` was stored to.
     pub fn contains(&self, address: u64) -> bool {
         let Some(page) = address.checked_sub(self.start).map(|offset| offset >> 12) else {

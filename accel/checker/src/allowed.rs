@@ -1,6 +1,6 @@
 //! Which instructions translated code may consist of. What is not listed is refused.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 use crate::state::{RBX, RDX};
 
@@ -40,6 +40,18 @@ pub(crate) fn is_allowed(insn: &Instruction, time: bool) -> bool {
         || time && insn.mnemonic() == Mnemonic::Rdtsc
         || needs_control(insn.mnemonic())
         || has_vector && insn.cpuid_features().iter().all(|&feature| is_vector_extension(feature))
+}
+
+/// Whether the instruction repeats STOS or MOVS, with nothing else said of it.
+pub(crate) fn is_repeated(insn: &Instruction) -> bool {
+    let is_wide = matches!(insn.code(), Code::Stosq_m64_RAX | Code::Movsq_m64_m64);
+    let is_known = is_wide
+        || matches!(
+            insn.code(),
+            Code::Stosb_m8_AL | Code::Stosd_m32_EAX | Code::Movsb_m8_m8 | Code::Movsd_m32_m32
+        );
+    // REP, perhaps REX, the opcode: no prefix for segments or sizes.
+    is_known && insn.has_rep_prefix() && insn.len() == if is_wide { 3 } else { 2 }
 }
 
 /// Conversions to integers, which may have no vector operand but use MXCSR.

@@ -50,7 +50,7 @@ pub struct Block<'a> {
     /// is recognized by its place.
     pub mirrored: Option<&'a [u32]>,
     /// Code that is always there.
-    pub stubs: Stubs,
+    pub stubs: Stubs<'a>,
 }
 
 /// Who leaves by the exit is let in again at `at`, with the guest's vector registers loaded if
@@ -65,7 +65,7 @@ pub struct Retry {
 
 /// Addresses of code that blocks go to besides each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stubs {
+pub struct Stubs<'a> {
     /// Jumped to in order to leave, with the number of an exit in EBP. It keeps RAX and the
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
@@ -84,6 +84,9 @@ pub struct Stubs {
     /// behind the 5 bytes that follow the call instead, with the linear address in RBX, and what is
     /// there may jump to `crossing`.
     pub misses: [u64; 2],
+    /// Called to repeat a string instruction, with the number of an exit in EBP. They leave by the exit, or
+    /// return with the guest's registers moved on; RBX, RBP and status flags are lost.
+    pub strings: &'a [u64],
 }
 
 /// In the number of an exit that is pushed for one of [`Stubs::misses`]: it may return elsewhere.
@@ -372,6 +375,16 @@ impl Checker {
                 state.registers[RBX] = self.numbers.value(Kind::Secret);
                 state.flags = Flags::Nothing;
                 state.live = true;
+                Ok(true)
+            }
+            (Code::Call_rel32_64, 5)
+                if block.stubs.strings.contains(&insn.near_branch_target()) =>
+            {
+                if state.leaks() {
+                    return Err(Problem::Leak);
+                }
+                self.leave(state, false, block)?;
+                *state = State::entry(&mut self.numbers, true, state.live);
                 Ok(true)
             }
             (Code::Jmp_rm64, _) if insn.op0_kind() == OpKind::Memory => {

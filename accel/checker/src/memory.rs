@@ -156,7 +156,12 @@ impl Checker {
         if !is_whole(memory.base()) || !is_whole(memory.index()) {
             return Err(Problem::Unchecked);
         }
-        // One that faults elsewhere would end the process.
+        self.is_site(insn)
+    }
+
+    /// Whether an instruction that accesses mirrored memory is listed. One that faults elsewhere would end the
+    /// process.
+    pub(crate) fn is_site(&self, insn: &Instruction) -> Result<(), Problem> {
         self.sites.binary_search(&insn.ip()).map_or(Err(Problem::Unchecked), |_| Ok(()))
     }
 

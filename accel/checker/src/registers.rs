@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use crate::allowed::{is_allowed, needs_control, reads_implicitly};
+use crate::allowed::{is_allowed, is_repeated, needs_control, reads_implicitly};
 use crate::blocks::{Block, Checker};
 use crate::layout::Table;
 use crate::memory::{Operand, entry, shift, sum};
@@ -35,6 +35,20 @@ fn set(register: Register) -> u16 {
 }
 
 impl Checker {
+    /// A string instruction that is repeated on mirrored memory.
+    fn repeat(&mut self, state: &mut State, insn: &Instruction) -> Result<(), Problem> {
+        // Stored are bytes of RAX, and where it faults, the guest sees the others as they are then.
+        let registers = [Register::RAX, Register::RCX, Register::RSI, Register::RDI];
+        if registers.iter().any(|register| state.registers[register.number()].kind.is_secret()) {
+            return Err(Problem::Leak);
+        }
+        self.is_site(insn)?;
+        for register in &registers[1..] {
+            state.registers[register.number()] = self.numbers.value(Kind::Any);
+        }
+        Ok(())
+    }
+
     /// Checks an instruction that does not branch, and goes over it.
     pub(crate) fn execute(
         &mut self,
@@ -42,6 +56,9 @@ impl Checker {
         insn: &Instruction,
         block: &Block<'_>,
     ) -> Result<(), Problem> {
+        if self.is_mirrored && is_repeated(insn) {
+            return self.repeat(state, insn);
+        }
         if !is_allowed(insn, block.time) {
             return Err(Problem::NotAllowed);
         }

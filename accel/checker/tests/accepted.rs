@@ -127,6 +127,13 @@ accepted! {
         b.a.jmp(BRANCH)?;
         b.has_end = false;
     }
+    a_repeated_string_instruction: |b| {
+        checked(b)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.call(STRINGS[1])?;
+        checked(b)?;
+        b.a.mov(ptr(rbx), rcx)?;
+    }
     an_address_that_is_a_lower_half: |b| {
         b.a.mov(ecx, edx)?;
         b.a.mov(rbx, rcx)?;

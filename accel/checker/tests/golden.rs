@@ -19,7 +19,7 @@ struct Golden {
     resumes: Vec<u32>,
     retries: Vec<Retry>,
     links: Vec<u32>,
-    stubs: Stubs,
+    stubs: Stubs<'static>,
     flags: u64,
     time: bool,
     code: Vec<u8>,
@@ -100,6 +100,7 @@ fn parse(line: &str) -> Golden {
             branch: number(branch).into(),
             load_vectors: number(load).into(),
             misses: [number(read_miss).into(), number(write_miss).into()],
+            strings: &[],
         },
         flags: number(flags).into(),
         time: number(time) != 0,
@@ -220,7 +221,7 @@ proptest! {
             flags: u64::from(first),
             time: true,
             mirrored: None,
-            stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3] },
+            stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3], strings: &[] },
         };
         let _ = Checker::new(layout()).check(&block);
     }
@@ -279,7 +280,7 @@ proptest! {
             flags: 0,
             time: false,
             mirrored: None,
-            stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60] },
+            stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60], strings: &[] },
         };
         let _ = Checker::new(layout()).check(&block);
     }

@@ -15,7 +15,9 @@ fn check(body: impl FnOnce(&mut Builder) -> Built) -> Result<(), Problem> {
     let code = build(body);
     let sites: Vec<u32> = Decoder::with_ip(64, &code.bytes, 0, DecoderOptions::NONE)
         .into_iter()
-        .filter(|insn| !matches!(insn.memory_base(), Register::None | Register::RSP))
+        .filter(|insn| {
+            !matches!(insn.memory_base(), Register::None | Register::RSP) || insn.has_rep_prefix()
+        })
         .filter(|insn| insn.code().mnemonic() != iced_x86::Mnemonic::Lea)
         .map(|insn| insn.ip() as u32)
         .collect();
@@ -30,6 +32,7 @@ fn check_with(code: &Code, sites: &[u32]) -> Result<(), Problem> {
             crossing: NOWHERE,
             load_vectors: NOWHERE,
             misses: [NOWHERE; 2],
+            strings: &[],
             ..code.block().stubs
         },
         ..code.block()
@@ -50,6 +53,23 @@ fn the_programs_own_addresses_are_accepted() {
         b.a.mov(context(SPILL), rcx)
     });
     assert_eq!(verdict, Ok(()));
+}
+
+#[test]
+fn repeated_string_instructions_are_accepted() {
+    let verdict = check(|b| {
+        b.a.mov(rax, r8)?;
+        b.a.rep().stosq()?;
+        b.a.rep().movsb()
+    });
+    assert_eq!(verdict, Ok(()));
+    for refused in [[0xf2, 0xaa, 0x90], [0xf3, 0x66, 0xab], [0xf3, 0xac, 0x90], [0xaa, 0x90, 0x90]]
+    {
+        let verdict = check(|b| b.a.db(&refused));
+        assert_eq!(verdict, Err(Problem::NotAllowed), "{refused:x?}");
+    }
+    let code = build(|b| b.a.rep().movsq());
+    assert_eq!(check_with(&code, &[]), Err(Problem::Unchecked));
 }
 
 #[test]

@@ -15,19 +15,22 @@ pub(crate) type Build = Box<dyn Fn(&mut Guest) -> Result<(), IcedError> + Send +
 pub(crate) type Check =
     Box<dyn Fn(&dyn Accelerator, &CpuidTable) -> std::result::Result<(), String> + Send + Sync>;
 
+/// Finds out what the accelerator does not offer that a check is about.
+pub(crate) type Lacks = fn(&dyn Accelerator, &CpuidTable) -> Result<Option<&'static str>, String>;
+
 /// What a case does.
 pub(crate) enum Body {
     /// A guest runs from the mode given.
     Guest(Start, Build),
-    /// The VMM's side of the traits.
-    Host(Check),
+    /// The VMM's side of the traits. Skipped if the accelerator lacks what it is about.
+    Host(Lacks, Check),
 }
 
 /// One small program and what is expected of it.
 pub struct Case {
     /// Subject and statement: `paging: a store to a read-only page faults`.
     pub name: String,
-    /// Given up after this time, if it is shorter than what the case itself allows.
+    /// Given up after this time instead of two minutes.
     pub patience: Option<Duration>,
     pub(crate) body: Body,
 }
@@ -52,5 +55,14 @@ pub(crate) fn check(
     name: &str,
     check: impl Fn(&dyn Accelerator, &CpuidTable) -> Result<(), String> + Send + Sync + 'static,
 ) -> Case {
-    Case { name: format!("contract: {name}"), patience: None, body: Body::Host(Box::new(check)) }
+    check_where(|_, _| Ok(None), &format!("contract: {name}"), check)
+}
+
+/// A case about something that not every accelerator offers.
+pub(crate) fn check_where(
+    lacks: Lacks,
+    name: &str,
+    check: impl Fn(&dyn Accelerator, &CpuidTable) -> Result<(), String> + Send + Sync + 'static,
+) -> Case {
+    Case { name: name.to_owned(), patience: None, body: Body::Host(lacks, Box::new(check)) }
 }

@@ -3,7 +3,9 @@
 mod apic;
 mod bench;
 mod board;
+mod code_pages;
 mod contract;
+mod data_pages;
 mod debug;
 mod debugger;
 mod delivery;
@@ -12,17 +14,22 @@ mod exception;
 mod far;
 mod flat;
 mod hostile;
+mod hyperv;
 mod impossible;
 mod interrupt;
 mod legacy;
 mod mode;
 mod msr;
 mod paging;
+mod paravirtual;
+mod pause;
+mod program;
 mod ret;
 mod segmentation;
 mod smap;
 mod smc;
 mod smp;
+mod stores;
 mod string;
 mod system_segments;
 mod task;
@@ -34,9 +41,12 @@ use crate::case::Case;
 pub fn all() -> Vec<Case> {
     [
         contract::cases(),
+        pause::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),
+        code_pages::cases(),
+        data_pages::cases(),
         exception::cases(),
         debug::cases(),
         debugger::cases(),
@@ -57,6 +67,9 @@ pub fn all() -> Vec<Case> {
         apic::cases(),
         board::cases(),
         smp::cases(),
+        stores::cases(),
+        paravirtual::cases(),
+        hyperv::cases(),
         hostile::cases(),
     ]
     .into_iter()

@@ -333,6 +333,27 @@ impl Guest {
         self.set_entry(place, physical | bits | pte::PS);
     }
 
+    /// Copies the four tables that lead to `linear` to `at` and the pages behind it, in 4-level paging:
+    /// the copy's root is at `at`. Returns where its table of the last level is.
+    pub fn copy_tables(&mut self, linear: u64, at: u64) -> u64 {
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+        let mut from = self.root;
+        for level in (1..=4u32).rev() {
+            let to = at + u64::from(4 - level) * 0x1000;
+            for i in 0..512 {
+                let entry = self.read(from + i * 8, 8);
+                self.write64(to + i * 8, entry);
+            }
+            if level > 1 {
+                let index = self.start.paging().index(level, linear);
+                let entry = self.read(from + index * 8, 8);
+                self.write64(to + index * 8, entry & !ADDRESS | (to + 0x1000));
+                from = entry & ADDRESS;
+            }
+        }
+        at + 0x3000
+    }
+
     // --- Code ---------------------------------------------------------------------------------
 
     /// Marks the next instruction.
@@ -395,11 +416,16 @@ impl Guest {
 
     /// Skips the case, for want of a feature.
     pub fn needs(&mut self, feature: &Feature) {
-        let result = self.cpuid.get(feature.leaf, 0).unwrap_or_default();
-        let word = [result.eax, result.ebx, result.ecx, result.edx][feature.register];
-        if word >> feature.bit & 1 == 0 {
+        if !self.has(feature) {
             self.missing = Some(feature.name);
         }
+    }
+
+    /// Whether the processors have a feature.
+    pub fn has(&self, feature: &Feature) -> bool {
+        let result = self.cpuid.get(feature.leaf, 0).unwrap_or_default();
+        let word = [result.eax, result.ebx, result.ecx, result.edx][feature.register];
+        word >> feature.bit & 1 != 0
     }
 
     /// Changes the processor's state before it starts.
@@ -471,4 +497,8 @@ pub const SMAP: Feature = feature("SMAP", 7, 1, 20);
 pub const UMIP: Feature = feature("UMIP", 7, 2, 2);
 pub const PAGE_1G: Feature = feature("1 GiB pages", 0x8000_0001, 3, 26);
 pub const RDTSCP: Feature = feature("RDTSCP", 0x8000_0001, 3, 27);
+pub const STEAL_TIME: Feature = feature("steal time", 0x4000_0001, 0, 5);
+pub const PV_EOI: Feature = feature("EOI in memory", 0x4000_0001, 0, 6);
+pub const PV_SEND_IPI: Feature = feature("IPIs by hypercall", 0x4000_0001, 0, 11);
+pub const ASYNC_PF_INT: Feature = feature("asynchronous page faults", 0x4000_0001, 0, 14);
 pub const KVM_CLOCK: Feature = feature("KVM clock", 0x4000_0001, 0, 3);

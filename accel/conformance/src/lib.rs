@@ -62,7 +62,30 @@ pub fn run(
 
 /// Runs one case.
 pub fn run_one(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Verdict {
-    runner::run_case(accelerator, cpuid, case)
+    runner::run_case(accelerator, cpuid, case).verdict
+}
+
+/// Runs one case on `subject`; if that fails, on `reference` as well, so that the failure has what
+/// came out on both, with the states in which their processors ended.
+pub fn compare(
+    subject: &dyn Accelerator,
+    reference: &dyn Accelerator,
+    cpuid: &CpuidTable,
+    case: &Case,
+) -> Verdict {
+    let detail = match run_one(subject, cpuid, case) {
+        Verdict::Failed(detail) => detail,
+        verdict => return verdict,
+    };
+    let ran = runner::run_case(reference, cpuid, case);
+    let other = match (ran.verdict, ran.what) {
+        (Verdict::Passed, what) => {
+            what.map_or("as expected".to_owned(), |what| format!("as expected, {what}"))
+        }
+        (Verdict::Skipped(feature), _) => format!("not run, for want of {feature}"),
+        (Verdict::Failed(detail), _) => detail,
+    };
+    Verdict::Failed(format!("{}: {detail}\n    {}: {other}", subject.name(), reference.name()))
 }
 
 /// Cases that expect what does not happen: every one of them must fail, on every accelerator.

@@ -76,28 +76,62 @@ struct Outcome {
     states: Vec<Option<CpuState>>,
 }
 
+/// What came of a run: the verdict, and for a guest that ran what it did and its last state.
+pub(crate) struct Ran {
+    pub verdict: Verdict,
+    pub what: Option<String>,
+}
+
+impl From<Verdict> for Ran {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, what: None }
+    }
+}
+
 /// Runs a case.
-pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Verdict {
+pub(crate) fn run_case(accelerator: &dyn Accelerator, cpuid: &CpuidTable, case: &Case) -> Ran {
     let (start, build) = match &case.body {
         Body::Guest(start, build) => (*start, build),
-        Body::Host(check) => {
-            return check(accelerator, cpuid).map_or_else(Verdict::Failed, |()| Verdict::Passed);
+        Body::Host(lacks, check) => {
+            let verdict = match lacks(accelerator, cpuid) {
+                Ok(Some(feature)) => Ok(Verdict::Skipped(feature)),
+                Ok(None) => check(accelerator, cpuid).map(|()| Verdict::Passed),
+                Err(problem) => Err(problem),
+            };
+            return verdict.unwrap_or_else(Verdict::Failed).into();
         }
     };
     let mut guest = match Guest::build(start, cpuid, build) {
         Ok(guest) => guest,
-        Err(problem) => return Verdict::Failed(problem),
+        Err(problem) => return Verdict::Failed(problem).into(),
     };
     if let Some(patience) = case.patience {
-        guest.timeout = guest.timeout.min(patience);
+        guest.timeout = patience;
     }
     if let Some(feature) = guest.missing {
-        return Verdict::Skipped(feature);
+        return Verdict::Skipped(feature).into();
     }
     match execute(accelerator, cpuid, &mut guest) {
-        Ok(outcome) => judge(&guest, &outcome),
-        Err(problem) => Verdict::Failed(problem),
+        Ok(outcome) => Ran { verdict: judge(&guest, &outcome), what: Some(describe(&outcome)) },
+        Err(problem) => Verdict::Failed(problem).into(),
     }
+}
+
+/// What a guest did, and where its first processor ended.
+fn describe(outcome: &Outcome) -> String {
+    let mut what = format!("[{}]", events(outcome));
+    if outcome.end != End::Exit {
+        what.push_str(&format!(" {:?}", outcome.end));
+    }
+    if let Some(Some(state)) = outcome.states.first() {
+        what.push_str(&format!("; {}", registers(state)));
+    }
+    what
+}
+
+fn events(outcome: &Outcome) -> String {
+    let events: Vec<_> = outcome.events.iter().take(50).map(|e| format!("{e:?}")).collect();
+    events.join("; ")
 }
 
 fn execute(
@@ -162,11 +196,18 @@ pub(crate) fn create(
     memory: mem::GuestMemory,
     cpus: u32,
 ) -> Result<Arc<dyn Vm>, String> {
+    accelerator.create_vm(resources(cpuid, memory, cpus)?).map_err(|e| e.to_string())
+}
+
+/// What a machine is made of.
+pub(crate) fn resources(
+    cpuid: &CpuidTable,
+    memory: mem::GuestMemory,
+    cpus: u32,
+) -> Result<VmResources, String> {
     let clock = Arc::new(Clock::new());
     let timers = Arc::new(Timers::new(clock.clone()).map_err(|e| e.to_string())?);
-    accelerator
-        .create_vm(VmResources { memory, clock, timers, cpus, cpuid: cpuid.clone() })
-        .map_err(|e| e.to_string())
+    Ok(VmResources { memory, clock, timers, cpus, cpuid: cpuid.clone(), hyperv: false })
 }
 
 fn wait(signals: &Receiver<Signal>, timeout: Duration) -> End {
@@ -235,8 +276,7 @@ fn judge(guest: &Guest, outcome: &Outcome) -> Verdict {
         || guest.wants.iter().zip(&outcome.events).any(|(w, e)| !w.matches(e, &address));
     if differs {
         let wants: Vec<_> = guest.wants.iter().map(|w| w.describe(&address)).collect();
-        let got: Vec<_> = outcome.events.iter().take(50).map(|e| format!("{e:?}")).collect();
-        problems.push(format!("expected [{}], got [{}]", wants.join("; "), got.join("; ")));
+        problems.push(format!("expected [{}], got [{}]", wants.join("; "), events(outcome)));
     }
     let state = outcome.states.first().and_then(Option::as_ref);
     for &(register, value) in &guest.registers {

@@ -124,6 +124,7 @@ impl Machine {
                 timers,
                 cpus: 1,
                 cpuid: cpuid.clone(),
+                hyperv: false,
             })
             .map_err(other)?;
         let vcpu = vm.take_vcpu(0).map_err(other)?;

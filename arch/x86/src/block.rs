@@ -17,7 +17,7 @@ pub(crate) const MAX_OPS: usize = 32;
 pub(crate) const MAX_BYTES: usize = 48;
 const SLOTS: usize = 1 << 15;
 /// How many operations are kept. When there is no more room, all are forgotten.
-const CAPACITY: usize = 1 << 18;
+const CAPACITY: usize = 1 << 16;
 
 /// What a block is found by: the guest physical address of its first byte, and the code size it
 /// was decoded for.
@@ -81,7 +81,9 @@ impl<E: Env> Default for BlockCache<E> {
 
 impl<E: Env> BlockCache<E> {
     pub fn new() -> Self {
-        Self { blocks: (0..SLOTS).map(|_| Block::EMPTY).collect(), ops: Vec::new() }
+        // Never moved, so that there are never two of it.
+        let ops = Vec::with_capacity(CAPACITY);
+        Self { blocks: (0..SLOTS).map(|_| Block::EMPTY).collect(), ops }
     }
 
     #[inline(always)]

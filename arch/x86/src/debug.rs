@@ -10,6 +10,9 @@ use crate::exception::{Exception, vector};
 use crate::paging::Access;
 use crate::state::Cr4;
 
+/// The bits of DR7 that arm breakpoints (SDM Vol. 3, 17.2.4).
+pub(crate) const ENABLED: u64 = 0xff;
+
 /// DR6.BS: the exception is a single-step trap.
 const BS: u64 = 1 << 14;
 

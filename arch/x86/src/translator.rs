@@ -78,6 +78,14 @@ impl<E: Env> Cpu<E> {
         self.tlb.forgotten.is_empty()
     }
 
+    /// Whether the TLB forgot single pages since the last [`take_forgotten`](Self::take_forgotten), and
+    /// nothing else: none of them the one at the linear address `page`.
+    pub fn has_forgotten_but(&self, page: u64) -> bool {
+        let forgotten = &self.tlb.forgotten;
+        let is_little = !forgotten.all && !forgotten.space && !forgotten.is_empty();
+        is_little && !forgotten.pages().contains(&page)
+    }
+
     /// Takes over the state of another processor that executes the same instructions, but keeps the
     /// TLB, which [`follow`](Self::follow) keeps right.
     pub fn assume(&mut self, state: &CpuState) {

@@ -70,6 +70,8 @@ pub enum DeviceType {
     Console = 3,
     /// Entropy source.
     Entropy = 4,
+    /// Socket device.
+    Vsock = 19,
 }
 
 /// Registers and queues of a device.

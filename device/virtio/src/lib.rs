@@ -1,4 +1,4 @@
-//! virtio 1.2 devices over PCI: block, net, console, rng.
+//! virtio 1.2 devices over PCI: block, net, console, rng, vsock.
 //!
 //! ```text
 //!   vCPU: notify register -> doorbell (an eventfd)
@@ -28,6 +28,7 @@ mod rng;
 mod shared;
 mod snapshot;
 mod spec;
+mod vsock;
 mod worker;
 
 pub use block::{BlockOptions, block};
@@ -38,6 +39,7 @@ pub use net::net;
 pub use pci_transport::VirtioPci;
 pub use queue::{QueueError, VirtQueue};
 pub use rng::rng;
+pub use vsock::vsock;
 pub use worker::{QueueTask, Wake};
 
 use std::io;

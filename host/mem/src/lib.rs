@@ -5,6 +5,7 @@
 //! [`vm_memory::GuestMemoryRegion`]s. Memory is a memfd, so that other processes of Lodge can
 //! map it as well.
 
+mod huge;
 mod marks;
 
 use std::fs::File;
@@ -15,11 +16,17 @@ use std::sync::Arc;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
+pub use huge::allocate_huge;
 pub use marks::{CodeMarks, MarksFrom};
 pub use vm_memory::{self, GuestAddress};
 
 /// A guest's RAM, in one or more regions. Cheap to clone: the mappings are shared.
 pub type GuestMemory = GuestMemoryMmap<CodeMarks>;
+
+type Region = GuestRegionMmap<CodeMarks>;
+
+/// Bytes of a huge page: what an entry of the second level of page tables maps.
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// A run of RAM in the guest's physical address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,33 +63,58 @@ pub enum Error {
         /// How much there is.
         host_mib: u64,
     },
+    /// The host's reserve of huge pages is too small.
+    #[error(
+        "the guest needs {needed} huge pages of 2 MiB, and this host has {free} to spare; reserve \
+         more (as root: sysctl vm.nr_hugepages={wanted}, best soon after the host's start), choose a \
+         smaller --memory, or leave out --hugepages"
+    )]
+    HugePages {
+        /// How many are needed.
+        needed: u64,
+        /// How many the host has left.
+        free: u64,
+        /// How many the host would have to reserve in all.
+        wanted: u64,
+    },
+    /// The host has no huge pages of 2 MiB.
+    #[error("this host has no huge pages of 2 MiB: {source}; leave out --hugepages")]
+    NoHugePages {
+        /// What the host said.
+        source: io::Error,
+    },
     /// Ranges overlap, are empty, or are not page-aligned: a fault in the memory map.
     #[error("the memory map is invalid: {0}")]
     Layout(String),
 }
 
-/// Allocates RAM for `ranges`, all zero. The host hands out pages as the guest touches them.
+/// Allocates RAM for `ranges`, all zero. The host hands out pages as the guest touches them, huge
+/// ones where it is set up to do so.
 pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
-    let (total, mib) = total(ranges)?;
+    let mib = check(ranges)?;
     let allocate_error = |source| Error::Allocate { mib, source };
-
-    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
-    let fd = unsafe { libc::memfd_create(c"lodge-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(allocate_error(io::Error::last_os_error()));
-    }
-    // SAFETY: `fd` was just created and belongs to nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(total).map_err(allocate_error)?;
-    map(ranges, file, libc::MAP_SHARED)
+    let mut file = Backing::new(libc::MFD_CLOEXEC).map_err(allocate_error)?;
+    let map = |range: &RamRange| file.map(range, libc::MAP_NORESERVE);
+    let regions: Result<Vec<_>, _> = ranges.iter().map(map).collect();
+    GuestMemory::from_regions(regions.map_err(|e| e.of(mib))?)
+        .map_err(|e| Error::Layout(e.to_string()))
 }
 
 /// RAM for `ranges` that begins as `file` says, which has them one after the other. The file itself
 /// is not changed; it must stay as it is. Pages are read when the guest touches them, and those that
 /// it only reads it shares with everybody else who has mapped the file.
 pub fn copy_on_write(ranges: &[RamRange], file: File) -> Result<GuestMemory, Error> {
-    total(ranges)?;
-    map(ranges, file, libc::MAP_PRIVATE)
+    let mib = check(ranges)?;
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let map = |range: &RamRange| {
+        let from = FileOffset::from_arc(file.clone(), offset);
+        offset += range.len; // `check` has added them up.
+        map_region(range, from, libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+    };
+    let regions: Result<Vec<_>, _> = ranges.iter().map(map).collect();
+    GuestMemory::from_regions(regions.map_err(|e| e.of(mib))?)
+        .map_err(|e| Error::Layout(e.to_string()))
 }
 
 /// Whether what is stored to a region shows in its file, and in other mappings of it.
@@ -90,8 +122,8 @@ pub fn is_shared(region: &GuestRegionMmap<CodeMarks>) -> bool {
     region.flags() & libc::MAP_SHARED != 0
 }
 
-/// The length of `ranges` together in bytes, and in MiB for people.
-fn total(ranges: &[RamRange]) -> Result<(u64, u64), Error> {
+/// Refuses what no host could have; how much it is in MiB.
+fn check(ranges: &[RamRange]) -> Result<u64, Error> {
     let total = ranges
         .iter()
         .try_fold(0u64, |sum, r| sum.checked_add(r.len))
@@ -103,31 +135,75 @@ fn total(ranges: &[RamRange]) -> Result<(u64, u64), Error> {
     if total > host {
         return Err(Error::TooMuch { mib, host_mib: host >> 20 });
     }
-    Ok((total, mib))
+    Ok(mib)
 }
 
-fn map(ranges: &[RamRange], file: File, sharing: i32) -> Result<GuestMemory, Error> {
-    let (_, mib) = total(ranges)?;
-    let file = Arc::new(file);
-    let mut regions = Vec::with_capacity(ranges.len());
-    let mut offset = 0;
-    for range in ranges {
-        let mapping = MmapRegion::build(
-            Some(FileOffset::from_arc(file.clone(), offset)),
-            range.len as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
-            sharing | libc::MAP_NORESERVE,
-        )
-        .map_err(|e| match e {
-            vm_memory::mmap::MmapRegionError::Mmap(source) => Error::Allocate { mib, source },
-            other => Error::Layout(other.to_string()),
-        })?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
-            .ok_or_else(|| Error::Layout(format!("{range:x?} ends past 2^64")))?;
-        regions.push(region);
-        offset += range.len;
+/// A file in memory, of which RAM is made.
+struct Backing {
+    file: Arc<File>,
+    len: u64,
+}
+
+/// Why a part of it cannot be mapped.
+enum Unmapped {
+    Host(io::Error),
+    Layout(String),
+}
+
+impl Unmapped {
+    /// As an error of a guest with so much memory.
+    fn of(self, mib: u64) -> Error {
+        match self {
+            Self::Host(source) => Error::Allocate { mib, source },
+            Self::Layout(what) => Error::Layout(what),
+        }
     }
-    GuestMemory::from_regions(regions).map_err(|e| Error::Layout(e.to_string()))
+}
+
+impl Backing {
+    fn new(flags: libc::c_uint) -> io::Result<Self> {
+        // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
+        let fd = unsafe { libc::memfd_create(c"lodge-guest-ram".as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just created and belongs to nobody else.
+        Ok(Self { file: Arc::new(unsafe { File::from_raw_fd(fd) }), len: 0 })
+    }
+
+    /// Maps the next part of the file as a run of RAM, shared.
+    ///
+    /// A place in a huge page of the guest has the same place in one of the file, and so, where the
+    /// host offers them for files in memory (Documentation/admin-guide/mm/transhuge.rst,
+    /// `shmem_enabled`), at its own address: only then can the one be mapped as the other.
+    fn map(&mut self, range: &RamRange, flags: libc::c_int) -> Result<Region, Unmapped> {
+        let offset = self.len + range.start.wrapping_sub(self.len) % HUGE_PAGE;
+        let end = offset.checked_add(range.len);
+        let end = end.ok_or_else(|| Unmapped::Layout("sizes add up to too much".to_owned()))?;
+        self.file.set_len(end).map_err(Unmapped::Host)?;
+        self.len = end;
+        let from = FileOffset::from_arc(self.file.clone(), offset);
+        map_region(range, from, libc::MAP_SHARED | flags)
+    }
+}
+
+/// Maps a part of a file as a run of RAM.
+fn map_region(range: &RamRange, from: FileOffset, flags: libc::c_int) -> Result<Region, Unmapped> {
+    let mapping = MmapRegion::build(
+        Some(from),
+        range.len as usize,
+        libc::PROT_READ | libc::PROT_WRITE,
+        flags,
+    )
+    .map_err(|e| match e {
+        vm_memory::mmap::MmapRegionError::Mmap(source) => Unmapped::Host(source),
+        other => Unmapped::Layout(other.to_string()),
+    })?;
+    // SAFETY: the mapping was just made, with this length. That the host may use huge pages for
+    // it changes nothing that can be seen; where it does not, it says so, and nobody minds.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+    GuestRegionMmap::new(mapping, GuestAddress(range.start))
+        .ok_or_else(|| Unmapped::Layout(format!("{range:x?} ends past 2^64")))
 }
 
 /// The host's RAM and swap space in bytes, used or not; no bound if the host does not say.
@@ -144,7 +220,7 @@ fn host_memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn regions_are_zero_and_independent() {
@@ -179,6 +255,23 @@ mod tests {
         assert_eq!(b.read_obj::<u64>(at).unwrap(), 7);
         assert_eq!(shared.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 7);
         assert!(a.iter().all(|region| !is_shared(region)) && shared.iter().all(is_shared));
+    }
+
+    #[test]
+    fn huge_pages_could_be_mapped_as_such() {
+        let ranges = [
+            RamRange { start: 0, len: 0xa_0000 },
+            RamRange { start: 0xc_0000, len: 0x74_0000 },
+            RamRange { start: 0x1_0000_0000, len: 0x40_1000 },
+        ];
+        let memory = allocate(&ranges).unwrap();
+        let mut last = 0;
+        for (region, range) in memory.iter().zip(ranges) {
+            let offset = region.file_offset().unwrap().start();
+            assert_eq!(offset % HUGE_PAGE, range.start % HUGE_PAGE);
+            assert!(offset >= last);
+            last = offset + range.len;
+        }
     }
 
     #[test]

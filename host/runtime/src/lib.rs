@@ -3,6 +3,7 @@
 mod clock;
 mod doorbell;
 mod event;
+mod kernel_tsc;
 mod timer;
 pub mod tsc;
 

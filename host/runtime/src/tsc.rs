@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::clock::host_nanos;
+use crate::kernel_tsc;
 
 /// Reads the host's time-stamp counter.
 #[inline]
@@ -14,11 +15,14 @@ pub fn read() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// The frequency of the host's time-stamp counter in Hz, never zero. The first call takes
-/// some 5 ms, later ones nothing.
+/// The frequency of the host's time-stamp counter in Hz, never zero. Where nobody knows it, the
+/// first call takes some 5 ms to find it out; later ones take nothing.
 pub fn frequency_hz() -> u64 {
     static FREQUENCY: OnceLock<u64> = OnceLock::new();
     *FREQUENCY.get_or_init(|| {
+        if let Some(known) = kernel_tsc::frequency_hz() {
+            return known;
+        }
         if let Some(stated) = stated_hz() {
             // Some hypervisors pass on the leaf of a processor that the guest does not run on.
             let measured = measure_hz(Duration::from_millis(2));
@@ -61,7 +65,7 @@ fn stated_hz() -> Option<u64> {
 }
 
 /// The TSC's frequency against CLOCK_MONOTONIC_RAW over at least `span`.
-fn measure_hz(span: Duration) -> u64 {
+pub(crate) fn measure_hz(span: Duration) -> u64 {
     let (tsc0, ns0) = sample();
     std::thread::sleep(span);
     let (tsc1, ns1) = sample();

@@ -1,6 +1,8 @@
 //! The command line, and the help that teaches it.
 
+pub mod agent;
 mod gdb;
+mod image;
 pub mod lifecycle;
 pub mod snapshot;
 
@@ -9,13 +11,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use images::{ImageName, PackageName};
+use images::ImageName;
 use vmm_api::{
     Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, ForwardedPort, Protocol,
 };
 
 use crate::{size, stats};
+use agent::{CopyArgs, ExecArgs, SshArgs};
 pub use gdb::GdbArg;
+pub use image::ImageCommand;
 use lifecycle::{
     ConsoleArgs, CreateArgs, EventsArgs, ListArgs, LogsArgs, Names, RemoveArgs, RenameArgs,
     StartArgs, StopArgs,
@@ -32,6 +36,7 @@ Examples:
   lodge run -d debian:12 --name web        start one in the background
   lodge ps                                 what runs; with --all, what is there
   lodge console web                        its console; Ctrl-] q leaves it
+  lodge exec -it web -- bash               a shell in it; `lodge cp` copies files
   lodge stop web                           have it switch itself off
   lodge snapshot create web before         keep it as it is now; `snapshot restore web before`
   lodge stats web                          why the guest web is slow
@@ -137,6 +142,41 @@ Any number of terminals may be connected at once. Keys:
   Ctrl-] q        leave the console; the guest runs on
   Ctrl-] Ctrl-]   send one Ctrl-] to the guest")]
     Console(ConsoleArgs),
+    /// Run a command in a guest
+    #[command(after_help = "\
+Examples:
+  lodge exec web -- uname -a
+  lodge exec -it web -- bash                    a shell, with a terminal
+  lodge exec -u lodge -w /tmp -e LANG=C web -- sh -c 'echo $LANG; pwd; id'
+  lodge exec -i web -- tar -x -C /srv < site.tar
+
+It goes through the agent in the guest: no network, no login. A guest that is just starting is waited
+for. Ctrl-C and other signals go to the command.
+
+Exit status: the command's; 128+N if signal N ended it; 127 if there is no such command and 126 if it cannot
+be run; 255 if Lodge cannot run anything there.")]
+    Exec(ExecArgs),
+    /// Copy files and directories into and out of a guest
+    #[command(after_help = "\
+Examples:
+  lodge cp site.conf web:/etc/nginx/conf.d/
+  lodge cp web:/var/log ./logs
+  lodge cp site/. web:/srv/www                  what is in the directory site
+  tar -c a b | lodge cp - web:/srv              an archive, unpacked there
+  lodge cp web:/etc - | tar -t
+
+Directories are copied with all that is in them; permissions and times stay, owners do not: in the guest, files
+are root's. A path in a guest begins at its root.")]
+    Cp(CopyArgs),
+    /// Log in to a guest with ssh, without any network
+    #[command(after_help = "\
+Examples:
+  lodge ssh web
+  lodge ssh root@web systemctl --failed
+
+This runs ssh(1), which reaches the guest's sshd through Lodge's agent. The images that Lodge builds have no sshd;
+this adds one:  lodge image build debian:12 --force --include openssh-server")]
+    Ssh(SshArgs),
     /// Print all that is known of guests as JSON
     Inspect(Names),
     /// Print what happens to guests: starts, ends, resets, pauses
@@ -189,6 +229,9 @@ pub struct RunArgs {
     /// With --detach: do not keep it
     #[arg(long, requires = "detach", help_heading = "Guest")]
     pub rm: bool,
+    /// With --detach: return when the guest's agent is there, so that `lodge exec` works at once
+    #[arg(long, requires = "detach", help_heading = "Guest")]
+    pub wait: bool,
     /// Keep the guest's disk when it ends, to be continued under its name
     #[arg(long, requires = "name", help_heading = "Guest")]
     pub keep: bool,
@@ -222,12 +265,19 @@ pub struct GuestArgs {
     /// Memory, as in 512M or 4G; a bare number is MiB [default: 1G]
     #[arg(long, short, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Machine")]
     pub memory: Option<u64>,
+    /// Take the memory from this machine's reserve of huge pages (sysctl vm.nr_hugepages), which
+    /// makes guests with much memory faster under KVM
+    #[arg(long, help_heading = "Machine")]
+    pub hugepages: bool,
     /// What runs the processors [default: auto]
     #[arg(long, value_enum, help_heading = "Machine")]
     pub accel: Option<AccelArg>,
     /// Which processor the guest sees [default: host]
     #[arg(long, value_enum, help_heading = "Machine")]
     pub cpu: Option<CpuArg>,
+    /// Offer Hyper-V's enlightenments, with which Windows runs better. Only KVM serves them
+    #[arg(long, help_heading = "Machine")]
+    pub hyperv: bool,
 
     /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]; repeatable.
     /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is.
@@ -449,76 +499,6 @@ impl FromStr for SerialArg {
     }
 }
 
-#[derive(Subcommand, Debug)]
-pub enum ImageCommand {
-    /// Build an image from Debian's archive, as apt on this machine is set up
-    ///
-    /// An image that is there already is left alone. Needs mmdebstrap and e2fsprogs; works as root
-    /// and, where user namespaces are allowed, as anyone.
-    Build {
-        /// What to build
-        #[arg(value_name = "IMAGE", default_value = "debian:12")]
-        name: ImageName,
-        /// The length of the disk, which takes only what is in it
-        #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, default_value = "4G")]
-        size: u64,
-        /// Give the disk a partition table, with the root file system on its only partition
-        #[arg(long)]
-        partitioned: bool,
-        /// Install these Debian packages as well, as in gcc,python3; repeatable
-        #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
-        include: Vec<PackageName>,
-        /// Build even if there is such an image, and take its place
-        #[arg(long)]
-        force: bool,
-    },
-    /// Copy a disk, and the kernel to start it with, into the store
-    #[command(after_help = "\
-Example:
-  lodge image import web --disk web.qcow2 --kernel vmlinuz --initrd initrd.img \\
-      --cmdline 'root=/dev/vda1 console=ttyS0'")]
-    Import {
-        /// The image's name, as in web or web:2
-        name: ImageName,
-        /// The disk, raw or qcow2
-        #[arg(long, value_name = "FILE")]
-        disk: PathBuf,
-        /// The kernel to start it with
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// The initial RAM disk to start it with
-        #[arg(long, value_name = "FILE", requires = "kernel")]
-        initrd: Option<PathBuf>,
-        /// The kernel's command line [default: root=/dev/vda rw console=ttyS0]
-        #[arg(long, value_name = "TEXT")]
-        cmdline: Option<String>,
-        /// Take the place of an image of the same name
-        #[arg(long)]
-        force: bool,
-    },
-    /// List images
-    Ls,
-    /// Remove images
-    Rm {
-        /// Their names
-        #[arg(required = true)]
-        names: Vec<ImageName>,
-        /// Remove even what kept guests are based on; they cannot be continued then
-        #[arg(long)]
-        force: bool,
-    },
-    /// Compare every byte of an image with its manifest
-    Verify {
-        /// The image's name
-        name: ImageName,
-    },
-    /// Print an image's manifest as JSON, with the place of its files
-    Inspect {
-        /// The image's name
-        name: ImageName,
-    },
-}
-
 #[derive(Args, Debug)]
 pub struct CheckArgs {
     /// Print JSON
@@ -597,8 +577,16 @@ mod tests {
         assert!(parse("lodge stats web --interval 5").is_ok());
         assert!(parse("lodge stats --once --json").is_ok());
         assert!(parse("lodge run -d debian:12 --rm").is_ok());
+        assert!(parse("lodge run -d debian:12 --wait").is_ok());
+        assert!(parse("lodge run debian:12 --wait").is_err());
         assert!(parse("lodge run debian:12 --rm").is_err());
         assert!(parse("lodge create debian:12 --detach").is_err());
+        assert!(parse("lodge exec -it -e A=b web -- ls -l").is_ok());
+        assert!(parse("lodge exec web ls -l --color").is_ok());
+        assert!(parse("lodge exec web").is_err());
+        assert!(parse("lodge cp a web:/b").is_ok());
+        assert!(parse("lodge cp - web:/b").is_ok());
+        assert!(parse("lodge ssh root@web ls -l").is_ok());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

@@ -39,6 +39,12 @@ pub fn print_script(shell: ShellArg) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// The guests' names, as the beginning of a place in one.
+pub fn places() -> Vec<CompletionCandidate> {
+    let names = guests::names().unwrap_or_default();
+    names.iter().map(|name| CompletionCandidate::new(format!("{name}:"))).collect()
+}
+
 /// The guests' names.
 pub fn names() -> Vec<CompletionCandidate> {
     let names = guests::names().unwrap_or_default();

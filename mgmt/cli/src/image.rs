@@ -1,6 +1,7 @@
 //! `lodge image`.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,18 +20,23 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
     match command {
         ImageCommand::Ls => list(&store),
         ImageCommand::Inspect { name } => inspect(&store, name),
-        ImageCommand::Build { name, size, partitioned, include, force } => {
+        ImageCommand::Build { name, size, partitioned, include, no_agent, force } => {
             let options = BuildOptions {
                 disk_bytes: size.saturating_mul(1 << 20),
                 partitioned: *partitioned,
+                agent: None,
                 packages: include.clone(),
                 force: *force,
             };
-            if !force && store.get(name).is_ok() {
-                eprintln!("{name} is built already; --force builds it anew");
+            if let Some(image) = store.get(name).ok().filter(|_| !force) {
+                let lacks = !no_agent && !image.manifest().agent;
+                let lacks = if lacks { " and has not Lodge's agent (`lodge exec`)" } else { "" };
+                eprintln!("{name} is built already{lacks}; --force builds it anew");
                 return Ok(0);
             }
             refuse_replacement(name, *force)?;
+            let agent = (!no_agent).then(agent_program).transpose()?;
+            let options = BuildOptions { agent, ..options };
             long_work(|show, cancel| {
                 store.build(name, &options, show, cancel).map(|image| print_built(&image))
             })
@@ -68,6 +74,24 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
             Ok(0)
         }
     }
+}
+
+/// `$LODGE_AGENT`, else the `lodge-agent` beside this program, which is put into images.
+fn agent_program() -> Result<PathBuf, Failure> {
+    if let Some(program) = std::env::var_os("LODGE_AGENT").filter(|value| !value.is_empty()) {
+        return Ok(program.into());
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::host(format!("cannot find lodge's own program file: {error}")))?
+        .with_file_name("lodge-agent");
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(Failure::host(format!(
+        "{} is missing, which is installed in images for `lodge exec`: build it with `make build`, \
+         name it in LODGE_AGENT, or build the image with --no-agent",
+        program.display()
+    )))
 }
 
 /// Does work that shows its progress and can be given up by Ctrl-C; at its end prints what it says.

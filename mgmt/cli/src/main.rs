@@ -1,5 +1,6 @@
 //! The `lodge` command.
 
+mod agent;
 mod args;
 mod check;
 mod completion;
@@ -56,6 +57,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Rename(args) => lifecycle::remove::rename(&args),
         Command::Logs(args) => lifecycle::logs::run(&args),
         Command::Console(args) => lifecycle::console::run(&args),
+        Command::Exec(args) => agent::exec::run(&args),
+        Command::Cp(args) => agent::copy::run(&args),
+        Command::Ssh(args) => agent::ssh::run(&args),
         Command::Inspect(args) => lifecycle::inspect::run(&args),
         Command::Events(args) => lifecycle::events::run(&args),
         Command::Snapshot { command } => snapshot::run(&command),

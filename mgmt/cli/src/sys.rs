@@ -21,14 +21,30 @@ pub struct Signals {
 impl Signals {
     /// Blocks the ending signals for this thread and makes them readable.
     pub fn block() -> io::Result<Signals> {
-        let set = ending_set();
+        Signals::of(&ending_set())
+    }
+
+    /// The same, and with them the signal that the terminal has another size.
+    pub fn block_and_watch_size() -> io::Result<Signals> {
+        let mut set = ending_set();
+        // SAFETY: `set` is an initialised signal set, to which this only writes.
+        unsafe { libc::sigaddset(&mut set, libc::SIGWINCH) };
+        Signals::of(&set)
+    }
+
+    /// Whether a signal says that the terminal has another size.
+    pub fn is_size(signal: i32) -> bool {
+        signal == libc::SIGWINCH
+    }
+
+    fn of(set: &libc::sigset_t) -> io::Result<Signals> {
         // SAFETY: `set` is an initialised signal set; the old mask is not wanted (null).
-        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) };
+        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set, ptr::null_mut()) };
         if blocked != 0 {
             return Err(io::Error::from_raw_os_error(blocked));
         }
         // SAFETY: `set` is an initialised signal set; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let fd = unsafe { libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -75,6 +75,7 @@ impl Store {
                 .clone()
                 .unwrap_or_else(|| "root=/dev/vda rw console=ttyS0".to_owned()),
             logins: Vec::new(),
+            agent: false,
         };
         staging.commit(self, &manifest)
     }

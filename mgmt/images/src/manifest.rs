@@ -31,6 +31,9 @@ pub struct Manifest {
     pub cmdline: String,
     /// Who can log in.
     pub logins: Vec<Login>,
+    /// Whether Lodge's agent is in it and starts with the system.
+    #[serde(default)]
+    pub agent: bool,
 }
 
 /// One file of an image, in the image's directory.
@@ -122,6 +125,7 @@ pub(crate) mod tests {
             initrd: None,
             cmdline: "console=ttyS0".into(),
             logins: vec![Login { user: "root".into(), password: "lodge".into() }],
+            agent: false,
         }
     }
 

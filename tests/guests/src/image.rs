@@ -81,6 +81,12 @@ impl Image {
         self.manifest["cmdline"].as_str().expect("a command line")
     }
 
+    /// Whether Lodge's agent is in it.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.manifest["agent"] == true
+    }
+
     /// The directory of all images.
     pub(crate) fn store(&self) -> &Path {
         let directory = self.kernel().parent().and_then(Path::parent);

@@ -7,6 +7,7 @@ use block::Disk;
 use bus::AddressSpace;
 use chardev::Chardev;
 use chipset::{PowerManagement, PowerRequest, PowerRequests, PowerSender};
+use hybrid_vsock::Vsock;
 use irqchip::IrqSink;
 use mem::GuestMemory;
 use pci::PciRoot;
@@ -47,6 +48,8 @@ pub struct Parts<'a> {
     pub virtio_console: Option<Arc<Chardev>>,
     /// Where the debug console leads, if there is one.
     pub debug_console: Option<Arc<Chardev>>,
+    /// Where the socket device leads.
+    pub vsock: Arc<Vsock>,
 }
 
 /// A machine: memory, devices, and a loaded kernel. Its processors belong to the accelerator and
@@ -94,7 +97,7 @@ impl Machine {
         let mut made = MadeFiles::default();
         let disks = wiring::storage::attach(&board, &mut made)?;
         wiring::network::attach(&board)?;
-        wiring::pci::attach_console_and_rng(&board)?;
+        wiring::pci::attach_console_rng_and_vsock(&board)?;
         let saved = board.take_saved();
         let made = match parts.restored {
             Some(_) => Some(made),

@@ -50,6 +50,8 @@ impl Bench {
             memory_mib: 64,
             accelerator: Default::default(),
             cpu_model: Default::default(),
+            hugepages: false,
+            hyperv: false,
             boot: BootConfig { kernel, initrd: None, cmdline: String::new(), modules: vec![] },
             disks: vec![],
             nets: vec![],
@@ -90,6 +92,7 @@ impl Bench {
             serial2: Arc::new(Chardev::null()),
             virtio_console: None,
             debug_console: None,
+            vsock: Arc::new(hybrid_vsock::Vsock::new(None).unwrap()),
         })
     }
 

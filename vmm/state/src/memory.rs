@@ -52,13 +52,17 @@ pub enum Error {
     },
 }
 
-/// The regions of `memory`.
+/// The runs of RAM in `memory`. Regions that differ only in how the host backs them are one.
 pub fn regions(memory: &GuestMemory) -> Vec<Region> {
-    let region = |r: &GuestRegionMmap<CodeMarks>| Region {
-        start: r.start_addr().raw_value(),
-        len: GuestMemoryRegion::len(r),
-    };
-    memory.iter().map(region).collect()
+    let mut runs: Vec<Region> = Vec::new();
+    for region in memory.iter() {
+        let (start, len) = (region.start_addr().raw_value(), GuestMemoryRegion::len(region));
+        match runs.last_mut() {
+            Some(last) if last.start + last.len == start => last.len += len,
+            _ => runs.push(Region { start, len }),
+        }
+    }
+    runs
 }
 
 /// Writes `memory`, which nobody changes meanwhile, to an empty file.

@@ -14,6 +14,9 @@ pub const API_PREFIX: &str = "/v1";
 /// are, in both directions.
 pub const CONSOLE_PROTOCOL: &str = "lodge-console";
 
+/// The protocol that `GET /v1/vsock` switches to: a stream to a port in the guest, as it is.
+pub const VSOCK_PROTOCOL: &str = "lodge-vsock";
+
 /// A running guest: `GET /v1/instance`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -118,6 +121,7 @@ mod tests {
         for event in [
             Event::Reset,
             Event::Paused,
+            Event::AgentReady,
             Event::Warning { message: "slow".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
             Event::Error(Failure::host("port 22 is in use")),

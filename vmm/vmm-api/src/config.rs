@@ -15,12 +15,18 @@ pub struct VmConfig {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Take the memory from the host's reserve of huge pages (2 MiB each).
+    #[serde(default)]
+    pub hugepages: bool,
     /// What runs the processors.
     #[serde(default)]
     pub accelerator: Accelerator,
     /// Which processor the guest sees.
     #[serde(default)]
     pub cpu_model: CpuModel,
+    /// Declare Hyper-V's enlightenments, which Windows makes use of. KVM serves them.
+    #[serde(default)]
+    pub hyperv: bool,
     /// What the guest starts with.
     pub boot: BootConfig,
     /// Disks, in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, ...).

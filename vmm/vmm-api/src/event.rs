@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Accelerator, line};
 
+/// The port of the host to which the agent in a guest tries to connect when it is there, for
+/// [`Event::AgentReady`]. The connection is refused.
+pub const AGENT_READY_PORT: u32 = 1023;
+
 /// Something that happened to a guest, in the order in which it happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -44,6 +48,9 @@ pub enum Event {
     Paused,
     /// The guest goes on after a pause.
     Resumed,
+    /// Lodge's agent in the guest is there: from now on, commands can be run and files be copied. On
+    /// the API only.
+    AgentReady,
     /// Something a person should know that does not end the guest.
     Warning {
         /// The whole text, for people.

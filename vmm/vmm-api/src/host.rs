@@ -16,6 +16,9 @@ pub struct HostReport {
     pub accelerator: Accelerator,
     /// Why, in half a sentence for people.
     pub reason: String,
+    /// Whether KVM serves Hyper-V's enlightenments.
+    #[serde(default)]
+    pub hyperv: bool,
 }
 
 /// How far one comes with /dev/kvm.

@@ -15,13 +15,13 @@ mod validate;
 
 pub use api::{
     API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
-    StopRequest,
+    StopRequest, VSOCK_PROTOCOL,
 };
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, Protocol, VmConfig,
 };
-pub use event::{Event, Failure, FailureKind, StopReason};
+pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use mac::default_mac;
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};

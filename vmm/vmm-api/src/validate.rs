@@ -191,6 +191,8 @@ mod tests {
             memory_mib: 512,
             accelerator: Default::default(),
             cpu_model: Default::default(),
+            hugepages: false,
+            hyperv: false,
             boot: BootConfig {
                 kernel: "/boot/vmlinuz".into(),
                 initrd: None,

@@ -27,7 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use vmm_api::{
     CONSOLE_PROTOCOL, Failure, Instance, Snapshot, SnapshotRequest, Statistics, StopRequest,
-    VmConfig,
+    VSOCK_PROTOCOL, VmConfig,
 };
 
 pub use error::Error;
@@ -193,18 +193,32 @@ impl Client {
     /// # Errors
     ///
     /// See [`Error`].
-    pub fn console(mut self, tail: u64) -> Result<(UnixStream, Vec<u8>), Error> {
-        let mut request = request(Method::GET, &format!("/v1/console?tail={tail}"), Bytes::new())?;
+    pub fn console(self, tail: u64) -> Result<(UnixStream, Vec<u8>), Error> {
+        self.upgrade(&format!("/v1/console?tail={tail}"), CONSOLE_PROTOCOL)
+    }
+
+    /// Makes this connection a stream to a port in the guest, which begins with what is returned
+    /// beside.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; it is refused if nobody listens there.
+    pub fn vsock(self, port: u32) -> Result<(UnixStream, Vec<u8>), Error> {
+        self.upgrade(&format!("/v1/vsock?port={port}"), VSOCK_PROTOCOL)
+    }
+
+    fn upgrade(mut self, path: &str, protocol: &str) -> Result<(UnixStream, Vec<u8>), Error> {
+        let mut request = request(Method::GET, path, Bytes::new())?;
         let headers = request.headers_mut();
         headers.insert(CONNECTION, "upgrade".parse().map_err(Failure::internal)?);
-        headers.insert(UPGRADE, CONSOLE_PROTOCOL.parse().map_err(Failure::internal)?);
+        headers.insert(UPGRADE, protocol.parse().map_err(Failure::internal)?);
         let answer = self.ask(request)?;
         let answer = self.expect(answer, StatusCode::SWITCHING_PROTOCOLS)?;
         self.runtime.block_on(async {
             let upgraded = hyper::upgrade::on(answer).await?;
             let parts = upgraded
                 .downcast::<TokioIo<tokio::net::UnixStream>>()
-                .map_err(|_| Failure::internal("the console is no socket"))?;
+                .map_err(|_| Failure::internal("the connection is no socket"))?;
             let stream = parts.io.into_inner().into_std()?;
             stream.set_nonblocking(false)?;
             Ok((stream, parts.read_buf.to_vec()))

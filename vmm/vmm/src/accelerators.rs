@@ -64,7 +64,7 @@ fn soft() -> Result<Box<dyn Accelerator>, Failure> {
 
 /// What this host's KVM is good for, for `--probe`.
 pub fn report() -> HostReport {
-    let Finding { kvm, state, speed, reason } = look();
+    let Finding { kvm, state, speed, reason, hyperv } = look();
     let accelerator = match kvm {
         Some(_) => vmm_api::Accelerator::Kvm,
         None => vmm_api::Accelerator::Soft,
@@ -75,7 +75,7 @@ pub fn report() -> HostReport {
         kernel_instruction_ns: speed.kernel_ns,
         is_hardware: speed.is_hardware(),
     });
-    HostReport { kvm: state, speed, accelerator, reason }
+    HostReport { kvm: state, speed, accelerator, reason, hyperv }
 }
 
 /// What was found out about this host.
@@ -86,11 +86,12 @@ struct Finding {
     speed: Option<Speed>,
     /// Why they shall or not.
     reason: String,
+    hyperv: bool,
 }
 
 /// Opens KVM, and measures whether it runs a guest's kernel as only hardware can.
 fn look() -> Finding {
-    let without = |state, reason| Finding { kvm: None, state, speed: None, reason };
+    let without = |state, reason| Finding { kvm: None, state, speed: None, reason, hyperv: false };
     let kvm = match KvmAccelerator::open() {
         Ok(kvm) => kvm,
         Err(obstacle) => return without(state_of(&obstacle), obstacle.to_string()),
@@ -98,8 +99,9 @@ fn look() -> Finding {
     match kvm.measure() {
         Ok(speed) => {
             let reason = judgement(hardware(), &speed);
+            let hyperv = kvm.serves_hyperv();
             let kvm = speed.is_hardware().then_some(kvm);
-            Finding { kvm, state: KvmState::Works, speed: Some(speed), reason }
+            Finding { kvm, state: KvmState::Works, speed: Some(speed), reason, hyperv }
         }
         Err(fault) => {
             let why = match fault {
@@ -147,14 +149,29 @@ pub fn kind(accelerator: &dyn Accelerator) -> vmm_api::Accelerator {
     }
 }
 
-/// What CPUID tells the guest.
-pub fn cpuid(model: CpuModel) -> Result<CpuidTable, Failure> {
+/// Whether an accelerator can do with memory that is made of huge pages.
+pub fn check_hugepages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
+    match kind(accelerator) {
+        vmm_api::Accelerator::Soft => Err(Failure::configuration(
+            "Lodge's own engine maps single pages of the guest's memory, for which huge pages are of \
+             no use: leave out --hugepages, or choose --accel kvm where KVM runs guests",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What CPUID tells the guest. Where KVM runs it, KVM knows the rate of the TSC.
+pub fn cpuid(model: CpuModel, accelerator: &dyn Accelerator) -> Result<CpuidTable, Failure> {
     let (model, name) = match model {
         CpuModel::Host => (Model::Host, "host"),
         CpuModel::X86_64V2 => (Model::V2, "x86-64-v2"),
         CpuModel::X86_64V3 => (Model::V3, "x86-64-v3"),
     };
-    cpuid::build(model, host_cpuid, runtime::tsc::frequency_hz()).map_err(|missing| {
+    let tsc_hz = match kind(accelerator) {
+        vmm_api::Accelerator::Kvm => 0,
+        _ => runtime::tsc::frequency_hz(),
+    };
+    cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
         Failure::host(format!(
             "this host's processor has not all features of the processor model {name} (bits \
              {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\"",
@@ -180,6 +197,13 @@ mod tests {
         let text = judgement(Some("svm"), &speed(5.9e9, 50.0));
         assert!(text.contains("has svm") && text.contains("98 %"), "{text}");
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    fn huge_pages_are_for_kvm() {
+        let failure = check_hugepages(soft().unwrap().as_ref()).unwrap_err();
+        assert_eq!(failure.kind, vmm_api::FailureKind::Configuration);
+        assert!(failure.message.contains("--hugepages"), "{failure}");
     }
 
     #[test]

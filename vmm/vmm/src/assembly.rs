@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use accel::{Accelerator, CpuidTable, Sections, Vcpu, Vm, VmResources};
+use hybrid_vsock::Vsock;
 use machine::{Machine, MemoryMap, Parts};
 use mem::GuestMemory;
 use runtime::{Clock, Timers};
@@ -13,6 +14,15 @@ use crate::accelerators;
 use crate::consoles::Consoles;
 use crate::running::fault;
 use crate::snapshot::{Disks, Opened};
+
+/// Where the machine's devices lead.
+#[derive(Clone, Copy)]
+pub struct Links<'a> {
+    /// Serial ports and other consoles.
+    pub consoles: &'a Consoles,
+    /// The host's end of the socket device.
+    pub vsock: &'a Arc<Vsock>,
+}
 
 /// Everything of a machine, standing still.
 pub struct Assembly {
@@ -28,8 +38,6 @@ pub struct Assembly {
     pub clock: Arc<Clock>,
     /// What CPUID tells the guest.
     pub cpuid: CpuidTable,
-    /// The host's TSC when guest time stopped.
-    pub since: u64,
 }
 
 impl Assembly {
@@ -37,12 +45,18 @@ impl Assembly {
     pub fn boot(
         config: &VmConfig,
         accelerator: &dyn Accelerator,
-        consoles: &Consoles,
+        links: Links,
     ) -> Result<Self, Failure> {
-        let cpuid = accelerators::cpuid(config.cpu_model)?;
+        let cpuid = accelerators::cpuid(config.cpu_model, accelerator)?;
         let map = memory_map(config, &cpuid)?;
-        let memory = mem::allocate(map.ram()).map_err(Failure::host)?;
-        let parts = Bare { config, accelerator, consoles, cpuid, map, memory, ns: 0 };
+        let memory = if config.hugepages {
+            accelerators::check_hugepages(accelerator)?;
+            mem::allocate_huge(map.ram())
+        } else {
+            mem::allocate(map.ram())
+        };
+        let memory = memory.map_err(Failure::host)?;
+        let parts = Bare { config, accelerator, links, cpuid, map, memory, ns: 0 };
         let mut assembly = parts.assemble(None)?;
         for (index, vcpu) in (0..).zip(&mut assembly.vcpus) {
             let sections = Sections::GENERAL | Sections::SYSTEM | Sections::MSRS;
@@ -57,22 +71,23 @@ impl Assembly {
     pub fn restore(
         config: &VmConfig,
         accelerator: &dyn Accelerator,
-        consoles: &Consoles,
+        links: Links,
         snapshot: &Opened,
     ) -> Result<Self, Failure> {
-        let offered = accelerators::cpuid(config.cpu_model)?;
+        let offered = accelerators::cpuid(config.cpu_model, accelerator)?;
         let cpuid = snapshot.cpuid(&offered)?;
         let map = memory_map(config, &cpuid)?;
         let memory = snapshot.map_memory(map.ram())?;
         let clock = snapshot.clock()?;
         let Disks { layers } = snapshot.disks(config.disks.len())?;
         let ns = clock.guest_ns;
-        let bare = Bare { config, accelerator, consoles, cpuid, map, memory, ns };
+        let bare = Bare { config, accelerator, links, cpuid, map, memory, ns };
         let mut assembly = bare.assemble(Some(&layers))?;
         assembly.machine.pause();
         assembly.machine.restore(snapshot.sections())?;
         // The TSCs stood still since the snapshot was made, on whatever host that was.
         let since = runtime::tsc::read();
+        assembly.vm.stop_time();
         for (index, vcpu) in assembly.vcpus.iter_mut().enumerate() {
             let mut state = snapshot.processor(index)?;
             let offset = &mut state.cpu.msrs.tsc_offset;
@@ -81,7 +96,6 @@ impl Assembly {
         }
         assembly.vm.restore(&snapshot.shared_chips()?).map_err(fault)?;
         assembly.machine.announce_copy();
-        assembly.since = since;
         assembly.machine.resume();
         Ok(assembly)
     }
@@ -96,7 +110,7 @@ fn memory_map(config: &VmConfig, cpuid: &CpuidTable) -> Result<MemoryMap, Failur
 struct Bare<'a> {
     config: &'a VmConfig,
     accelerator: &'a dyn Accelerator,
-    consoles: &'a Consoles,
+    links: Links<'a>,
     cpuid: CpuidTable,
     map: MemoryMap,
     memory: GuestMemory,
@@ -106,7 +120,7 @@ struct Bare<'a> {
 
 impl Bare<'_> {
     fn assemble(self, restored: Option<&[Option<String>]>) -> Result<Assembly, Failure> {
-        let Bare { config, accelerator, consoles, cpuid, map, memory, ns } = self;
+        let Bare { config, accelerator, links, cpuid, map, memory, ns } = self;
         let clock = Arc::new(Clock::stopped_at(ns));
         let timers = Arc::new(Timers::new(clock.clone()).map_err(no_thread)?);
         let vm = accelerator
@@ -116,6 +130,7 @@ impl Bare<'_> {
                 timers: timers.clone(),
                 cpus: config.cpus,
                 cpuid: cpuid.clone(),
+                hyperv: config.hyperv,
             })
             .map_err(fault)?;
         let machine = Arc::new(Machine::build(Parts {
@@ -127,15 +142,16 @@ impl Bare<'_> {
             irq: vm.irq_sink(),
             doorbells: vm.doorbells(),
             timers,
-            serial: consoles.serial.clone(),
-            serial2: consoles.serial2.clone(),
-            virtio_console: consoles.virtio.clone(),
-            debug_console: consoles.debug.clone(),
+            serial: links.consoles.serial.clone(),
+            serial2: links.consoles.serial2.clone(),
+            virtio_console: links.consoles.virtio.clone(),
+            debug_console: links.consoles.debug.clone(),
+            vsock: links.vsock.clone(),
         })?);
         let vcpus = (0..config.cpus)
             .map(|index| vm.take_vcpu(index).map_err(fault))
             .collect::<Result<_, _>>()?;
-        Ok(Assembly { machine, vm, vcpus, memory, clock, cpuid, since: runtime::tsc::read() })
+        Ok(Assembly { machine, vm, vcpus, memory, clock, cpuid })
     }
 }
 

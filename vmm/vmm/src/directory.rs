@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
+use hybrid_vsock::Vsock;
 use rustix::fs::{Mode, OFlags, openat};
 use vmm_api::Failure;
 
@@ -50,6 +51,12 @@ impl Directory {
     pub fn handle(&self) -> Result<Option<OwnedFd>, Failure> {
         let again = |fd: &OwnedFd| fd.try_clone().map_err(cannot_keep("snapshots"));
         self.0.as_ref().map(again).transpose()
+    }
+
+    /// The host's end of the guest's socket device, whose Unix sockets are in the directory.
+    pub fn vsock(&self) -> Result<Vsock, Failure> {
+        let directory = self.0.as_ref().map(OwnedFd::try_clone).transpose();
+        directory.and_then(Vsock::new).map_err(cannot_keep(hybrid_vsock::SOCKET))
     }
 
     fn open(&self, name: &str, limit: u64) -> io::Result<Option<BoundedFile>> {

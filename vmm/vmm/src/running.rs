@@ -60,11 +60,11 @@ struct Failures {
 impl Running {
     /// Starts the processors of a machine.
     pub fn start(assembly: Assembly, debugging: Option<&Debugging>) -> Result<Self, Failure> {
-        let Assembly { machine, vm, vcpus, memory, clock, cpuid, since } = assembly;
+        let Assembly { machine, vm, vcpus, memory, clock, cpuid } = assembly;
         let event = runtime::Event::new()
             .map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
         let failures = Arc::new(Failures { first: Mutex::default(), event });
-        vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        vm.resume_time();
         clock.resume();
         let mut seats = debugging.map(Debugging::seats).transpose()?;
         let mut processors = Processors::default();
@@ -93,6 +93,7 @@ impl Running {
             ));
         }
         self.clock.pause();
+        self.vm.stop_time();
         self.paused = Some(runtime::tsc::read());
         self.machine.pause();
         Ok(())
@@ -100,10 +101,12 @@ impl Running {
 
     /// Ends a pause. Harmless if there is none.
     pub fn resume(&mut self) {
-        let Some(since) = self.paused.take() else { return };
-        self.machine.resume();
-        self.vm.skip_time(runtime::tsc::read().wrapping_sub(since));
+        if self.paused.take().is_none() {
+            return;
+        }
+        self.vm.resume_time();
         self.clock.resume();
+        self.machine.resume();
         self.processors.gate.open();
     }
 

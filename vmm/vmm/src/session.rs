@@ -14,7 +14,7 @@ use vmm_api::{Event, Failure, RunState, StopReason, VmConfig};
 
 use crate::accelerators::{self, Choice};
 use crate::api::{Api, Shown};
-use crate::assembly::Assembly;
+use crate::assembly::{Assembly, Links};
 use crate::consoles::Consoles;
 use crate::control::Command;
 use crate::debugging::Debugging;
@@ -60,15 +60,17 @@ fn run_on(
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     let accelerator = choice.accelerator.as_ref();
+    let vsock = api.open_vsock()?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
         // A reset leads back to the guest's kernel, not to the snapshot.
         let snapshot = snapshot.take();
+        let links = Links { consoles, vsock: &vsock };
         let assembly = match &snapshot {
-            Some(snapshot) => Assembly::restore(config, accelerator, consoles, snapshot)?,
-            None => Assembly::boot(config, accelerator, consoles)?,
+            Some(snapshot) => Assembly::restore(config, accelerator, links, snapshot)?,
+            None => Assembly::boot(config, accelerator, links)?,
         };
         let mut running = Running::start(assembly, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());

@@ -158,6 +158,7 @@ fn read_answer(reader: &mut BufReader<UnixStream>) -> Answer {
 #[test]
 fn the_server_is_as_described_and_the_description_as_the_server() {
     const UPGRADE: &str = "Upgrade: lodge-console\r\nConnection: Upgrade\r\n";
+    const VSOCK: &str = "Upgrade: lodge-vsock\r\nConnection: Upgrade\r\n";
     let description = Description::read();
 
     let full = json!({
@@ -186,7 +187,12 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
         assert_eq!(&echo, b"hello");
         reader
     };
+    description.ask(&vmm, "GET", "/v1/vsock", 400);
+    description.ask(&vmm, "GET", "/v1/vsock?port=1023", 426);
+    // This guest has no driver.
+    description.ask_with(&vmm, "GET", "/v1/vsock?port=1023", VSOCK, "", 409);
     description.ask(&vmm, "POST", "/v1/pause", 204);
+    description.ask_with(&vmm, "GET", "/v1/vsock?port=1023", VSOCK, "", 409);
     description.ask(&vmm, "GET", "/v1/statistics", 200);
     let instance = description.ask(&vmm, "GET", "/v1/instance", 200);
     let instance: Value = serde_json::from_slice(&instance.body).unwrap();
@@ -238,7 +244,10 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
     assert_eq!(ask(vmm.connect(), "DELETE", "/v1/instance", "", "").status, 405);
 
     let seen = description.seen.borrow();
-    let missing: Vec<_> = description.described().difference(&seen).cloned().collect();
+    // It takes a kernel with a driver for virtio sockets: tests/guests/tests/exec.rs.
+    let elsewhere = [("GET".to_owned(), "/v1/vsock".to_owned(), "101".to_owned())].into();
+    let described = &description.described() - &elsewhere;
+    let missing: Vec<_> = described.difference(&seen).cloned().collect();
     assert!(missing.is_empty(), "described and never seen: {missing:?}");
 }
 

@@ -223,6 +223,56 @@ fn without_permission_kvm_is_refused_and_auto_goes_on() {
     assert!(report.reason.contains("Permission denied"), "{}", report.reason);
 }
 
+/// A machine without the device, which is told as such; "auto" goes on without it.
+#[test]
+fn without_a_device_kvm_is_refused_and_auto_goes_on() {
+    // A /dev of its own, with what every program needs.
+    const BARE: &str = "unshare --mount sh -c 'for name in null urandom; do touch /tmp/$$.$name && \
+                        mount --bind /dev/$name /tmp/$$.$name || exit 99; done; \
+                        mount -t tmpfs none /dev && for name in null urandom; do touch /dev/$name && \
+                        mount --move /tmp/$$.$name /dev/$name && rm /tmp/$$.$name || exit 99; done; \
+                        exec \"$@\"' sh";
+    let works = Command::new("sh")
+        .args(["-c", &format!("exec {BARE} \"$0\" --version")])
+        .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !works {
+        eprintln!("SKIPPED: needs unshare, and to be allowed to mount");
+        return;
+    }
+    let kvm = || serde_json::json!({ "accelerator": "kvm" });
+    fails(Guest::start_by(BARE, SAYS_OK, kvm()), FailureKind::Host, "modprobe");
+    let mut guest = Guest::start_by(BARE, SLEEPS, serde_json::json!({ "accelerator": "auto" }));
+    let Some(Event::Started { accelerator, accelerator_reason, .. }) = guest.event() else {
+        panic!("it did not start")
+    };
+    assert_eq!(accelerator, vmm_api::Accelerator::Soft);
+    assert!(accelerator_reason.contains("/dev/kvm"), "{accelerator_reason}");
+}
+
+/// What the host has not got to give, and what only KVM does, is refused with what to do.
+#[test]
+fn memory_and_features_that_cannot_be_had_are_refused() {
+    let soft = |change: serde_json::Value| {
+        let mut config = serde_json::json!({ "accelerator": "soft" });
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        config
+    };
+    let little = Guest::start_by(
+        "prlimit --as=1000000000",
+        SLEEPS,
+        soft(serde_json::json!({ "memory_mib": 2048 })),
+    );
+    fails(little, FailureKind::Host, "--memory");
+    let much = Guest::start(SLEEPS, soft(serde_json::json!({ "memory_mib": 1 << 19 })));
+    fails(much, FailureKind::Host, "--memory");
+    let huge = Guest::start(SLEEPS, soft(serde_json::json!({ "hugepages": true })));
+    fails(huge, FailureKind::Configuration, "--hugepages");
+    let hyperv = Guest::start(SLEEPS, soft(serde_json::json!({ "hyperv": true })));
+    fails(hyperv, FailureKind::Configuration, "--hyperv");
+}
+
 #[test]
 fn power_off_ends_with_success() {
     let mut guest = Guest::start(SWITCHES_OFF, none());

@@ -23,7 +23,12 @@ struct Process {
 pub fn time_of(root: u32) -> f64 {
     let processes = all();
     let below = descendants(&processes, root);
-    below.map(|(pid, process)| threads_of(pid).unwrap_or(process.own) + process.children).sum()
+    // Of threads that ended, as the most do of one that is about to, the process alone knows.
+    below
+        .map(|(pid, process)| {
+            threads_of(pid).map_or(process.own, |time| time.max(process.own)) + process.children
+        })
+        .sum()
 }
 
 /// The bytes of memory that this process and its living descendants hold (VmRSS in proc(5)).

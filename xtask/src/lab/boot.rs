@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use super::emulator::Emulator;
+use super::machine::Machine;
 use super::system::System;
 
 /// The longest wait for Debian's login prompt: two emulated systems on a busy machine.
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// Boots it; what can be told of that.
 pub fn run(system: &System, dir: &Path) -> anyhow::Result<String> {
     let begun = Instant::now();
-    let mut emulator = Emulator::start(system, dir, "boot", &[])?;
+    let mut emulator = Emulator::start(Machine::Qemu, system, dir, "boot", &[])?;
     emulator.wait_for("runs on KVM", PATIENCE)?;
     emulator.wait_for("login: ", BOOT_PATIENCE)?;
     let prompt = begun.elapsed();

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::deviations::{self, Deviation};
-use super::emulator::Emulator;
+use super::emulator::{Emulator, Missing};
+use super::machine::Machine;
 use super::system::System;
 
 /// The longest that a case may take.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// QEMU may end itself so often.
+const PATIENCE: Duration = Duration::from_secs(1800);
+/// The emulator may end itself, or get stuck, so often.
 const STARTS: u32 = 5;
 
 /// What became of the suite.
@@ -70,43 +71,54 @@ impl Tally {
 }
 
 /// Runs the cases whose names contain `filter`.
-pub fn run(system: &System, dir: &Path, filter: &str) -> anyhow::Result<Tally> {
-    let mut tally = Tally { known: deviations::list(), ..Tally::default() };
+pub fn run(machine: Machine, system: &System, dir: &Path, filter: &str) -> anyhow::Result<Tally> {
+    let mut tally = Tally { known: deviations::list(machine), ..Tally::default() };
     let mut from = 0;
     for _ in 0..STARTS {
         let start = from.to_string();
-        let settings = [("LAB_FROM", start.as_str()), ("LAB_FILTER", filter)];
-        let mut emulator = Emulator::start(system, dir, "conformance", &settings)?;
-        let mut current: Option<(u32, String)> = None;
-        while let Some(line) = emulator.line(PATIENCE)? {
-            let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-            match word {
-                "case" => {
-                    let (number, name) = rest.split_once(": ").unwrap_or((rest, ""));
-                    current = number.parse().ok().map(|number| (number, name.to_owned()));
-                }
-                "passed" | "skipped" | "failed" => {
-                    if let Some((_, name)) = current.take() {
-                        tally.count(&name, word, rest.split_once(": ").map_or("", |(_, why)| why));
-                    }
-                }
-                _ if line == "end of the suite" => return Ok(tally),
-                _ => {}
-            }
-        }
-        match current {
-            Some((number, name)) => {
-                tally.failed.push(format!("{name}: the lab's machine ended"));
-                from = number + 1;
-            }
-            None => {
-                tally.failed.push("the suite did not come to its end".to_owned());
-                return Ok(tally);
-            }
-        }
+        let settings = [
+            ("LAB_FROM", start.as_str()),
+            ("LAB_FILTER", filter),
+            ("LAB_CONFORM", machine.conform_arguments()),
+        ];
+        let mut emulator = Emulator::start(machine, system, dir, "conformance", &settings)?;
+        let Some((number, name, how)) = follow(&mut emulator, &mut tally) else { return Ok(tally) };
+        tally.failed.push(format!("{name}: {how}"));
+        from = number + 1;
     }
     tally.failed.push(format!("the lab's machine ended {STARTS} times: all after that is open"));
     Ok(tally)
+}
+
+/// Counts what becomes of the cases, until the end of the suite. If a case is the end of the
+/// machine instead, that is what is returned, and how.
+fn follow(emulator: &mut Emulator, tally: &mut Tally) -> Option<(u32, String, Missing)> {
+    let mut current: Option<(u32, String)> = None;
+    loop {
+        let line = match emulator.line(PATIENCE) {
+            Ok(line) => line,
+            Err(missing) => {
+                if current.is_none() {
+                    tally.failed.push(format!("between two cases {missing}"));
+                }
+                return current.map(|(number, name)| (number, name, missing));
+            }
+        };
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "case" => {
+                let (number, name) = rest.split_once(": ").unwrap_or((rest, ""));
+                current = number.parse().ok().map(|number| (number, name.to_owned()));
+            }
+            "passed" | "skipped" | "failed" => {
+                if let Some((_, name)) = current.take() {
+                    tally.count(&name, word, rest.split_once(": ").map_or("", |(_, why)| why));
+                }
+            }
+            _ if line == "end of the suite" => return None,
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +127,7 @@ mod tests {
 
     #[test]
     fn only_what_is_known_may_fail() {
-        let mut tally = Tally { known: deviations::list(), ..Tally::default() };
+        let mut tally = Tally { known: deviations::list(Machine::Qemu), ..Tally::default() };
         let (&name, _) = tally.known.iter().next().unwrap();
         tally.count("paging: a page", "passed", "");
         assert!(tally.is_good());

@@ -1,24 +1,25 @@
-//! The lab's machine: QEMU, which emulates a processor with AMD-V, and the line to the system in it.
+//! The line to the system in the lab's machine.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use super::system::{System, which};
+use super::machine::Machine;
+use super::system::System;
 
 /// How long the system may take until its job begins. The machine may be busy.
-const START_PATIENCE: Duration = Duration::from_secs(600);
+const START_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// A running machine. Dropped, it is ended.
 pub struct Emulator {
     child: Child,
-    keyboard: ChildStdin,
+    keyboard: Box<dyn Write + Send>,
     screen: Receiver<Vec<u8>>,
     /// What came and was not asked for yet.
     text: String,
@@ -29,24 +30,19 @@ impl Emulator {
     /// Starts the system with a job, and waits until that begins. `settings` are variables of its
     /// script; what is said is also written to `dir`.
     pub fn start(
+        machine: Machine,
         system: &System,
         dir: &Path,
         job: &str,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Emulator> {
         let log = dir.join(format!("{job}.log"));
-        let mut child = command(system, dir, job, settings)?
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(dir.join(format!("{job}.qemu")))?)
-            .spawn()
-            .context("cannot run setpriv (of util-linux)")?;
-        let keyboard = child.stdin.take().context("QEMU has no input")?;
-        let mut output = child.stdout.take().context("QEMU has no output")?;
+        let running = machine.start(system, dir, job, settings)?;
+        let mut output = running.screen;
         // A job may take several starts.
         let mut transcript = File::options().create(true).append(true).open(&log)?;
         let (sender, screen) = mpsc::channel();
-        // Ends with QEMU.
+        // Ends with the emulator.
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = output.read(&mut bytes) {
@@ -56,25 +52,26 @@ impl Emulator {
                 }
             }
         });
-        let mut emulator = Emulator { child, keyboard, screen, text: String::new(), log };
+        let mut emulator = Emulator {
+            child: running.child,
+            keyboard: running.keyboard,
+            screen,
+            text: String::new(),
+            log,
+        };
         emulator.wait_for("lab: begin\n", START_PATIENCE)?;
         Ok(emulator)
     }
 
     /// Types.
     pub fn type_text(&mut self, text: &str) -> anyhow::Result<()> {
-        self.keyboard.write_all(text.as_bytes()).context("QEMU takes no input")
+        self.keyboard.write_all(text.as_bytes()).context("the emulator takes no input")
     }
 
-    /// The next line; `None` after the last.
-    pub fn line(&mut self, patience: Duration) -> anyhow::Result<Option<String>> {
-        match self.take_until("\n", patience) {
-            Ok(line) => Ok(Some(line.trim_end_matches('\r').to_owned())),
-            Err(Missing::Ended) => Ok(None),
-            Err(Missing::Late) => {
-                bail!("nothing came for {} s; {}", patience.as_secs(), self.see())
-            }
-        }
+    /// The next line.
+    pub fn line(&mut self, patience: Duration) -> Result<String, Missing> {
+        let line = self.take_until("\n", patience)?;
+        Ok(line.trim_end_matches('\r').to_owned())
     }
 
     /// Waits for a text; returns what came before it.
@@ -82,7 +79,7 @@ impl Emulator {
         self.take_until(what, patience).map_err(|missing| {
             let how = match missing {
                 Missing::Late => format!("did not come within {} s", patience.as_secs()),
-                Missing::Ended => "did not come before QEMU ended".to_owned(),
+                Missing::Ended => "did not come before the emulator ended".to_owned(),
             };
             anyhow::anyhow!("{:?} {how}; {}", what.trim(), self.see())
         })
@@ -118,49 +115,29 @@ impl Emulator {
     }
 }
 
-enum Missing {
+/// Why something does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// There was nothing for too long.
     Late,
+    /// The emulator has ended.
     Ended,
 }
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Late => "the lab's machine got stuck",
+            Self::Ended => "the lab's machine ended",
+        })
+    }
+}
+
+impl std::error::Error for Missing {}
 
 impl Drop for Emulator {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// QEMU with the system in it. Its first serial port has the kernel's messages, its second is QEMU's
-/// own input and output.
-pub fn command(
-    system: &System,
-    dir: &Path,
-    job: &str,
-    settings: &[(&str, &str)],
-) -> anyhow::Result<Command> {
-    // Where the host has no time for it, the kernel would find that its timer does not work.
-    let mut cmdline =
-        format!("console=ttyS0 panic=-1 mitigations=off no_timer_check LAB_JOB={job}");
-    for (name, value) in settings {
-        // Quotes keep blanks together (Documentation/admin-guide/kernel-parameters.rst).
-        cmdline.push_str(&format!(" {name}=\"{value}\""));
-    }
-    // It ends with this program, in whatever way that ends.
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(which("qemu-system-x86_64")?)
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-        .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max,+svm,+npt", "-m", "2G"])
-        .arg("-serial")
-        .arg(format!("file:{}", dir.join(format!("{job}.kernel")).display()))
-        .args(["-serial", "stdio"])
-        .arg("-kernel")
-        .arg(&system.kernel)
-        .arg("-initrd")
-        .arg(&system.initrd)
-        .args(["-append", &cmdline])
-        .arg("-drive")
-        .arg(format!("file={},if=virtio,format=raw,readonly=on", system.disk.display()));
-    Ok(command)
 }

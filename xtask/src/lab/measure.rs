@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::emulator::Emulator;
+use super::machine::Machine;
 use super::system::System;
 
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -24,11 +25,11 @@ type Sample = BTreeMap<String, f64>;
 
 /// What was found, a line each, and whether it is as it should be.
 pub fn run(system: &System, dir: &Path) -> anyhow::Result<(Vec<String>, bool)> {
-    let mut emulator = Emulator::start(system, dir, "measure", &[])?;
+    let mut emulator = Emulator::start(Machine::Qemu, system, dir, "measure", &[])?;
     let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
     let mut requests = None;
     loop {
-        let line = emulator.line(PATIENCE)?.context("the lab's machine ended")?;
+        let line = emulator.line(PATIENCE)?;
         if let Some(rest) = line.strip_prefix("sample ") {
             take(&mut samples, rest).with_context(|| format!("{line:?} is no sample"))?;
         } else if let Some(count) = line.strip_prefix("requests ") {

@@ -1,16 +1,21 @@
 //! Lodge on a stock KVM, on any machine: `cargo xtask lab`.
 //!
-//! QEMU emulates a processor with AMD-V. In it runs Debian's kernel with its own KVM, and on that
-//! Lodge. See docs/lab.md.
+//! An emulator has a processor with AMD-V or Intel VT-x. On that runs Debian's kernel with its own
+//! KVM, and on that Lodge. See docs/lab.md.
 
+mod bochs;
 mod boot;
+mod boot_disk;
 mod conformance;
 mod deviations;
 mod emulator;
+mod machine;
 mod measure;
+mod qemu;
 mod start;
 mod system;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -19,12 +24,13 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
 
+use machine::Machine;
 use system::System;
 
-/// Run Lodge on a stock KVM in an emulated machine with AMD-V
+/// Run Lodge on a stock KVM in an emulated machine with AMD-V or Intel VT-x
 ///
-/// QEMU emulates the processor; Debian's kernel with its own kvm and kvm-amd modules runs in it, and
-/// Lodge on that. It needs no /dev/kvm. What is said there is in target/lab.
+/// QEMU or Bochs emulates the processor; Debian's kernel with its own KVM runs in it, and Lodge on
+/// that. It needs no /dev/kvm. What is said there is in target/lab.
 #[derive(Parser, Debug)]
 #[command(
     bin_name = "cargo xtask lab",
@@ -33,13 +39,18 @@ Examples:
   cargo build --release -p cli -p vmm && cargo xtask lab      everything
   cargo xtask lab --short                                     what `make test` does
   cargo xtask lab conformance --filter paging                 these cases only
+  cargo xtask lab --machine bochs --filter debug              on Intel VT-x
   cargo xtask lab shell                                       look around
 
 Exit status: 0 if all is as it should be, 1 if not, 2 if it cannot be told, 77 if something is
 missing here (scripts/install-lab-deps installs it)."
 )]
 pub struct Arguments {
-    /// What to do [default: conformance boot measure start]
+    /// Who emulates the processor
+    #[arg(long, value_enum, default_value_t)]
+    machine: Machine,
+    /// What to do [default: all that the machine can: with QEMU conformance boot measure start, with
+    /// Bochs conformance]
     #[arg(value_enum)]
     jobs: Vec<Job>,
     /// Only what takes a few minutes: the cases about the accelerator's traits, and the boot
@@ -69,11 +80,11 @@ const SKIPPED: u8 = 77;
 
 /// Does what was asked for.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    if let Err(why) = ["qemu-system-x86_64", "busybox", "debugfs"]
-        .map(system::which)
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-    {
+    let machine = arguments.machine;
+    let (jobs, filter) = plan(arguments)?;
+    let tools =
+        ["busybox", "debugfs", "setpriv", "strip"].map(|name| system::which(name).map(drop));
+    if let Err(why) = tools.into_iter().chain([machine.find()]).collect::<anyhow::Result<()>>() {
         eprintln!("SKIPPED: the lab: {why}");
         return Ok(ExitCode::from(SKIPPED));
     }
@@ -88,22 +99,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             bail!("{} is missing: cargo build --release -p cli -p vmm", program.display());
         }
     }
-    let system = System::make(&dir, &lodge, &build_conform()?)?;
+    let _lock = lock(&dir)?;
+    let system = System::make(machine, &dir, &lodge, &build_conform()?)?;
 
-    let all = [Job::Conformance, Job::Boot, Job::Measure, Job::Start];
-    let (jobs, filter) = match arguments {
-        Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),
-        Arguments { jobs, .. } if jobs.is_empty() => (all.to_vec(), ""),
-        Arguments { jobs, .. } => (jobs.clone(), ""),
-    };
-    let filter = arguments.filter.as_deref().unwrap_or(filter);
     let mut good = true;
     for job in jobs {
         let begun = Instant::now();
         let _ = std::fs::remove_file(dir.join(format!("{}.log", name_of(job))));
         let (what, is_good) = match job {
             Job::Conformance => {
-                let tally = conformance::run(&system, &dir, filter)?;
+                let tally = conformance::run(machine, &system, &dir, filter)?;
                 tally.remarks().iter().for_each(|remark| println!("    {remark}"));
                 (tally.summary(), tally.is_good())
             }
@@ -121,7 +126,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 ("from exec to the first instruction".to_owned(), true)
             }
             Job::Shell => {
-                let status = emulator::command(&system, &dir, "shell", &[])?.status()?;
+                let cmdline = machine::cmdline("shell", &[]);
+                let status = qemu::command(&system, &dir, "shell", &cmdline)?.status()?;
                 ("the shell ended".to_owned(), status.success())
             }
         };
@@ -131,6 +137,41 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("lab {:<12} ... {verdict}: {what} ({seconds} s)", name_of(job));
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes sure that no other lab uses the same files, as long as what is returned is there.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let lock = File::create(dir.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("a lab is at work in {}: wait for it", dir.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the lab's files"),
+    }
+}
+
+/// The jobs that are meant, and the conformance cases.
+fn plan(arguments: &Arguments) -> anyhow::Result<(Vec<Job>, &str)> {
+    let can: &[Job] = match arguments.machine {
+        Machine::Qemu => &[Job::Conformance, Job::Boot, Job::Measure, Job::Start, Job::Shell],
+        Machine::Bochs => &[Job::Conformance],
+    };
+    let (jobs, filter) = match arguments {
+        Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),
+        Arguments { jobs, .. } if jobs.is_empty() => {
+            (vec![Job::Conformance, Job::Boot, Job::Measure, Job::Start], "")
+        }
+        Arguments { jobs, .. } => {
+            if let Some(job) = jobs.iter().find(|job| !can.contains(job)) {
+                bail!("the job {} is to be had with --machine qemu only", name_of(*job));
+            }
+            (jobs.clone(), "")
+        }
+    };
+    let jobs = jobs.into_iter().filter(|job| can.contains(job)).collect();
+    Ok((jobs, arguments.filter.as_deref().unwrap_or(filter)))
 }
 
 fn name_of(job: Job) -> &'static str {

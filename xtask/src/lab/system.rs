@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::deviations;
+use super::machine::Machine;
 use crate::cpio::Archive;
 
 /// The image whose kernel, modules and disk are used.
@@ -22,8 +23,7 @@ const DISK_MODULES: &[&str] = &[
     "kernel/drivers/virtio/virtio_pci",
     "kernel/drivers/block/virtio_blk",
 ];
-const KVM_MODULES: &[&str] =
-    &["kernel/virt/lib/irqbypass", "kernel/arch/x86/kvm/kvm", "kernel/arch/x86/kvm/kvm-amd"];
+const KVM_MODULES: &[&str] = &["kernel/virt/lib/irqbypass", "kernel/arch/x86/kvm/kvm"];
 
 const INIT: &str = include_str!("../../lab/init.sh");
 const SMALL: &str = include_str!("../../lab/small.sh");
@@ -47,9 +47,14 @@ pub struct System {
 }
 
 impl System {
-    /// Makes one in `dir`, with `lodge` and the `lodge-vmm` beside it, and the runner of the conformance
+    /// Makes one for `machine` in `dir`, with `lodge` and the `lodge-vmm` beside it, and the runner of the conformance
     /// suite.
-    pub fn make(dir: &Path, lodge: &Path, conform: &Path) -> anyhow::Result<System> {
+    pub fn make(
+        machine: Machine,
+        dir: &Path,
+        lodge: &Path,
+        conform: &Path,
+    ) -> anyhow::Result<System> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let facts = inspect(lodge)?;
         let path = |name: &str| -> anyhow::Result<PathBuf> {
@@ -75,7 +80,8 @@ impl System {
         let mut system = Archive::default();
         begin(&mut system, INIT, &busybox)?;
         system.directory("lab");
-        let modules: Vec<&str> = DISK_MODULES.iter().chain(KVM_MODULES).copied().collect();
+        let mut modules: Vec<&str> = DISK_MODULES.iter().chain(KVM_MODULES).copied().collect();
+        modules.push(machine.kvm_module());
         add_modules(&mut system, "lab/modules", &modules, module)?;
         let vmm = lodge.with_file_name("lodge-vmm");
         add_programs(
@@ -86,7 +92,7 @@ impl System {
         for (name, script) in JOBS {
             system.program(&format!("lab/{name}.sh"), script.as_bytes());
         }
-        let skipped = deviations::left_out().join("\n") + "\n";
+        let skipped = deviations::left_out(machine).join("\n") + "\n";
         system.program("lab/skipped", skipped.as_bytes());
         system.program("lab/small.img", &small.finish());
         system.program("lab/vmlinuz", &read(&kernel)?);

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use accel::{
-    Accelerator, CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
-    Vm, VmResources,
+    Accelerator, CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics,
+    StoredPages, Vcpu, Vm, VmResources,
 };
 use accel_kvm::KvmAccelerator;
 use irqchip::IrqSink;
@@ -38,6 +38,22 @@ impl Accelerator for Emulated {
 impl Vm for EmulatedVm {
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
         self.0.irq_sink()
+    }
+
+    fn log_stores(&self, on: bool) -> Result<(), Fault> {
+        self.0.log_stores(on)
+    }
+
+    fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
+        self.0.take_stores()
+    }
+
+    fn stop_time(&self) {
+        self.0.stop_time();
+    }
+
+    fn resume_time(&self) {
+        self.0.resume_time();
     }
 
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {

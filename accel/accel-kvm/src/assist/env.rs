@@ -9,7 +9,9 @@ use kvm_ioctls::VcpuFd;
 use x86::cpuid::CpuidResult;
 use x86::{CpuState, Env, Exception, NativeOperand, Word};
 
+use super::Around;
 use crate::state;
+use crate::stores::StoreLog;
 
 /// Where a PC's I/O APIC lies; KVM's is there.
 const IOAPIC_BASE: u64 = 0xfec0_0000;
@@ -22,6 +24,7 @@ pub struct AssistEnv<'a> {
     native: &'a mut NativeUnit,
     vcpu: &'a VcpuFd,
     cpuid: &'a CpuidTable,
+    stores: &'a StoreLog,
     bus: &'a dyn CpuBus,
     /// The page of the local APIC.
     local_apic: u64,
@@ -31,12 +34,19 @@ impl<'a> AssistEnv<'a> {
     pub fn new(
         ram: &'a Ram,
         native: &'a mut NativeUnit,
-        vcpu: &'a VcpuFd,
-        cpuid: &'a CpuidTable,
+        around: &Around<'a>,
         bus: &'a dyn CpuBus,
     ) -> Self {
+        let &Around { vcpu, cpuid, stores } = around;
         let local_apic = vcpu.get_sregs().map_or(u64::MAX, |s| s.apic_base & APIC_BASE);
-        Self { ram, native, vcpu, cpuid, bus, local_apic }
+        Self { ram, native, vcpu, cpuid, stores, bus, local_apic }
+    }
+
+    /// KVM does not see what is stored from here.
+    fn stored(&self, page: Page) {
+        if let Some(address) = self.ram.address(page) {
+            self.stores.note(address);
+        }
     }
 
     /// Whether an address is one of KVM's interrupt controllers'. They can't be reached from here.
@@ -70,6 +80,7 @@ impl Env for AssistEnv<'_> {
 
     fn store<W: Word>(&self, page: Page, offset: usize, value: W) {
         page.store(offset, value);
+        self.stored(page);
     }
 
     fn compare_exchange<W: Word>(
@@ -79,7 +90,9 @@ impl Env for AssistEnv<'_> {
         current: W,
         new: W,
     ) -> Result<W, W> {
-        page.compare_exchange(offset, current, new)
+        let result = page.compare_exchange(offset, current, new);
+        self.stored(page);
+        result
     }
 
     fn compare_exchange_128(
@@ -89,7 +102,9 @@ impl Env for AssistEnv<'_> {
         current: u128,
         new: u128,
     ) -> Result<u128, u128> {
-        page.compare_exchange_128(offset, current, new)
+        let result = page.compare_exchange_128(offset, current, new);
+        self.stored(page);
+        result
     }
 
     fn load_bytes(&self, page: Page, offset: usize, data: &mut [u8]) {
@@ -102,6 +117,7 @@ impl Env for AssistEnv<'_> {
 
     fn store_bytes(&self, page: Page, offset: usize, data: &[u8]) {
         page.store_bytes(offset, data);
+        self.stored(page);
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {

@@ -11,10 +11,10 @@ use accel_soft::native::NativeUnit;
 use accel_soft::ram::Ram;
 use iced_x86::{Decoder, DecoderOptions};
 use kvm_ioctls::VcpuFd;
-use mem::GuestMemory;
 use x86::Cpu;
 
-use crate::sys::InternalError;
+use crate::run_page::InternalError;
+use crate::stores::StoreLog;
 pub use env::AssistEnv;
 
 /// Executes instructions, and delivers events, in KVM's stead. What that needs is made when it is needed first.
@@ -32,7 +32,7 @@ struct Tools {
 pub struct Around<'a> {
     pub vcpu: &'a VcpuFd,
     pub cpuid: &'a CpuidTable,
-    pub memory: &'a GuestMemory,
+    pub stores: &'a StoreLog,
 }
 
 /// For what touches no device.
@@ -69,10 +69,10 @@ impl Assistant {
                     source,
                     remedy: "allow the VMM to map executable memory".to_owned(),
                 })?;
-                self.tools.insert(Tools { ram: Ram::new(around.memory), native })
+                self.tools.insert(Tools { ram: Ram::new(around.stores.memory()), native })
             }
         };
-        let env = AssistEnv::new(&tools.ram, &mut tools.native, around.vcpu, around.cpuid, bus);
+        let env = AssistEnv::new(&tools.ram, &mut tools.native, around, bus);
         let mut cpu = Cpu::new(state.clone(), env);
         let result = f(&mut cpu);
         *state = cpu.state;

@@ -11,7 +11,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::host::failed;
 pub use events::{InFlight, set_activity, take_in_flight};
-pub use msrs::{KnownMsrs, read as read_msr, write as write_msr};
+pub use msrs::{KnownMsrs, read as read_msr, set_tsc_offset, tsc_offset, write as write_msr};
 
 /// What the host's KVM can hand out and take, and the guest can have.
 #[derive(Clone, Debug)]

@@ -150,7 +150,7 @@ pub fn write(vcpu: &VcpuFd, index: u32, value: u64) -> Result<bool, Fault> {
 }
 
 /// The guest's TSC less the host's.
-fn tsc_offset(vcpu: &VcpuFd, abilities: &Abilities) -> Result<u64, Fault> {
+pub fn tsc_offset(vcpu: &VcpuFd, abilities: &Abilities) -> Result<u64, Fault> {
     if !abilities.tsc_offset {
         let tsc = read(vcpu, TSC)?.unwrap_or_default();
         return Ok(tsc.wrapping_sub(runtime::tsc::read()));
@@ -158,7 +158,8 @@ fn tsc_offset(vcpu: &VcpuFd, abilities: &Abilities) -> Result<u64, Fault> {
     sys::tsc_offset(vcpu).map_err(cannot_read)
 }
 
-fn set_tsc_offset(vcpu: &VcpuFd, abilities: &Abilities, offset: u64) -> Result<(), Fault> {
+/// Sets it.
+pub fn set_tsc_offset(vcpu: &VcpuFd, abilities: &Abilities, offset: u64) -> Result<(), Fault> {
     if !abilities.tsc_offset {
         write(vcpu, TSC, runtime::tsc::read().wrapping_add(offset))?;
         return Ok(());

@@ -94,7 +94,7 @@ pub fn machine(
 pub fn resources(cpuid: &CpuidTable, memory: &GuestMemory, cpus: u32) -> VmResources {
     let clock = Arc::new(Clock::new());
     let timers = Arc::new(Timers::new(clock.clone()).unwrap());
-    VmResources { memory: memory.clone(), clock, timers, cpus, cpuid: cpuid.clone() }
+    VmResources { memory: memory.clone(), clock, timers, cpus, cpuid: cpuid.clone(), hyperv: false }
 }
 
 /// What happens at a write to [`OUT`].

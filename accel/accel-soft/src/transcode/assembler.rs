@@ -15,6 +15,8 @@ impl Reg {
     pub const RBX: Self = Self(3);
     pub const RSP: Self = Self(4);
     pub const RBP: Self = Self(5);
+    pub const RSI: Self = Self(6);
+    pub const RDI: Self = Self(7);
     pub const R8: Self = Self(8);
     pub const R9: Self = Self(9);
     pub const R10: Self = Self(10);
@@ -405,6 +407,20 @@ impl Assembler {
     /// The status flags out of AX, which keeps them: CMP AL, 81h overflows just if AL is 1.
     pub fn restore_status(&mut self) {
         self.bytes(&[0x3c, 0x81, 0x9e]);
+    }
+
+    /// REP MOVS, or REP STOS, of 2^`scale` bytes.
+    pub fn repeat(&mut self, moves: bool, scale: u8) {
+        self.byte(0xf3);
+        if scale == 3 {
+            self.byte(0x48);
+        }
+        let opcode = if moves { 0xa4 } else { 0xaa };
+        self.byte(opcode | u8::from(scale > 0));
+    }
+
+    pub fn ret(&mut self) {
+        self.byte(0xc3);
     }
 
     /// JMP to the address in a register.

@@ -9,14 +9,16 @@ use x86::View;
 
 use super::assembler::{Assembler, Mem, Reg};
 use super::context::{JUMP_CACHES, MIRRORED_JUMPS, VIEWS, offset};
+use super::far_links::Linked;
 use super::packed_exit::PackedExit;
 use super::sites::{Site, Sites};
+use super::strings::{self, STRING_OPS, StringOp};
 use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
 
 /// Bytes of code that one processor may have.
-pub const CODE_SIZE: usize = 40 << 20;
+pub const CODE_SIZE: usize = 28 << 20;
 
 /// What a block is found by: the guest physical address of its first byte and its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +78,19 @@ pub enum Block {
     Interpret,
 }
 
+/// A [`Block`] in eight bytes: its far entry as an offset in code memory, and how far behind that the near one
+/// is. For other kinds, there is a number that no offset is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Packed {
+    far: u32,
+    to_near: u32,
+}
+
+impl Packed {
+    const CROSSING: Self = Self { far: u32::MAX, to_near: 0 };
+    const INTERPRET: Self = Self { far: u32::MAX, to_near: 1 };
+}
+
 /// The code of a block and what belongs to it.
 pub struct Emitted<'a> {
     pub code: &'a [u8],
@@ -125,8 +140,8 @@ pub struct Cache {
     forgotten: [u64; 2],
     /// The end of the code that is always there.
     common_end: usize,
-    blocks: Map<Key, Block>,
-    crossings: Map<(Key, u64), Block>,
+    blocks: Map<Key, Packed>,
+    crossings: Map<(Key, u64), Packed>,
     pages: Map<u64, PageBlocks>,
     exits: Vec<PackedExit>,
     sites: Sites,
@@ -145,7 +160,11 @@ const FAULT: Departure = Departure { exit: Exit::Fault, back: 0 };
 /// The first exit of a block.
 const FIRST_EXIT: usize = 2;
 /// More exits than this are never kept: 8 bytes each.
-const MAX_EXITS: usize = 1 << 20;
+const MAX_EXITS: usize = 5 << 17;
+/// More blocks are never known: those are what a table of 2^18 places holds.
+const MAX_BLOCKS: usize = 7 << 15;
+/// More pages are never known to have changed.
+const MAX_CHANGED: usize = 1 << 14;
 
 impl Cache {
     pub fn new() -> io::Result<Self> {
@@ -178,11 +197,25 @@ impl Cache {
             *place = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, cache, leave);
         }
+        let mut strings = [[0; STRING_OPS]; VIEWS];
+        for view in [View::User, View::Supervisor, View::SupervisorAc] {
+            for op in StringOp::ALL {
+                strings[view as usize][op.number()] = asm.code.len() as u32;
+                strings::emit(&mut asm, view, op, leave_label);
+            }
+        }
         let crossing = asm.code.len() as u32;
         asm.load32(Reg::RBP, Mem::Context(offset::EXIT));
         asm.jmp(leave_label);
-        let common =
-            Common { leave: 0, leave_mirrored, crossing, load_vectors, second_level, second_jumps };
+        let common = Common {
+            leave: 0,
+            leave_mirrored,
+            crossing,
+            load_vectors,
+            second_level,
+            second_jumps,
+            strings,
+        };
         let forgotten = [leave_label, leave_mirrored_label].map(|leave| {
             // Leaves by exit 0.
             let at = asm.code.len();
@@ -194,16 +227,19 @@ impl Cache {
             return Err(io::Error::other("the common code does not lie where it should"));
         }
         let (common_end, _) = code.fill();
+        // Never moved, so that there are never two of it.
+        let mut exits = Vec::with_capacity(MAX_EXITS);
+        exits.extend([FORGOTTEN, FAULT].map(PackedExit::pack));
         Ok(Self {
             forgotten: forgotten.map(|at| code.address(at)),
-            sites: Sites::default(),
+            sites: Sites::new(),
             code,
             common,
             common_end,
             blocks: Map::default(),
             crossings: Map::default(),
             pages: Map::default(),
-            exits: [FORGOTTEN, FAULT].map(PackedExit::pack).to_vec(),
+            exits,
             changes: Map::default(),
         })
     }
@@ -220,7 +256,7 @@ impl Cache {
     }
 
     pub fn find(&self, key: Key) -> Option<Block> {
-        self.blocks.get(&key).copied()
+        self.blocks.get(&key).map(|&packed| self.unpack(packed))
     }
 
     pub fn exit(&self, number: u32) -> Option<Departure> {
@@ -233,6 +269,7 @@ impl Cache {
         let (used, size) = self.code.fill();
         let has_room = used + (64 << 10) < size
             && self.exits.len() + 1024 < MAX_EXITS
+            && self.blocks.len() < MAX_BLOCKS
             && self.sites.have_room();
         has_room.then_some((used as u32, self.exits.len() as u32))
     }
@@ -251,7 +288,7 @@ impl Cache {
 
     /// The block whose first instruction reaches from `key` into the page at `second`.
     pub fn find_crossing(&self, key: Key, second: u64) -> Option<Block> {
-        self.crossings.get(&(key, second)).copied()
+        self.crossings.get(&(key, second)).map(|&packed| self.unpack(packed))
     }
 
     /// Keeps a block that was translated for [`next_place`](Self::next_place). `second` is the
@@ -266,25 +303,23 @@ impl Cache {
         let &Emitted { code, exits, links, sites } = emitted;
         let base = self.code.append(code)?;
         self.sites.add(base as u32, sites);
-        let block = Block::Code {
-            near: self.code.address(base + translated.near as usize),
-            far: self.code.address(base),
-        };
+        let packed = Packed { far: base as u32, to_near: translated.near };
         self.exits.extend(exits.iter().map(|&exit| PackedExit::pack(exit)));
         if let Some(second) = second {
-            self.crossings.insert((key, second), block);
-            self.insert_at(key, Block::Crossing);
+            self.crossings.insert((key, second), packed);
+            self.insert_at(key, Packed::CROSSING);
             for page in [key.page(), second] {
                 self.pages.entry(page).or_default().crossings.push((key, second));
             }
         } else {
-            self.insert_at(key, block);
+            self.insert_at(key, packed);
         }
+        let block = self.unpack(packed);
         for link in links {
             let to = key.target(link);
             let at = base as u32 + link.at;
-            match self.blocks.get(&to) {
-                Some(&Block::Code { near, .. }) => self.link(at, near),
+            match self.find(to) {
+                Some(Block::Code { near, .. }) => self.link(at, near),
                 _ => self.pages.entry(key.page()).or_default().waiting.push((to, at)),
             }
         }
@@ -309,10 +344,20 @@ impl Cache {
 
     /// Remembers that code at `key` begins with an instruction for the interpreter.
     pub fn insert_interpreted(&mut self, key: Key) {
-        self.insert_at(key, Block::Interpret);
+        self.insert_at(key, Packed::INTERPRET);
     }
 
-    fn insert_at(&mut self, key: Key, block: Block) {
+    fn unpack(&self, packed: Packed) -> Block {
+        match packed {
+            Packed::CROSSING => Block::Crossing,
+            Packed::INTERPRET => Block::Interpret,
+            Packed { far, to_near } => {
+                Block::Code { near: self.address(far + to_near), far: self.address(far) }
+            }
+        }
+    }
+
+    fn insert_at(&mut self, key: Key, block: Packed) {
         if self.blocks.insert(key, block).is_none() {
             self.pages.entry(key.page()).or_default().blocks.push(key);
         }
@@ -325,16 +370,30 @@ impl Cache {
         self.code.write(at as usize, &distance.to_le_bytes());
     }
 
+    /// Has the jump whose distance stands at `at` lead to the block with this far entry, or, without
+    /// one, through the jump cache.
+    pub fn link_far(&mut self, at: u32, far: Option<u64>) -> Linked {
+        let jump_cache = self.address(self.common.second_jumps[MIRRORED_JUMPS]);
+        let before = self.code.read_distance(at as usize);
+        self.link(at, far.unwrap_or(jump_cache));
+        Linked { at, before }
+    }
+
+    /// Takes back what [`link_far`](Self::link_far) did.
+    pub fn unlink_far(&mut self, link: Linked) {
+        self.code.write(link.at as usize, &link.before.to_le_bytes());
+    }
+
     /// Forgets all code of a page. Its host code is not reused. Jump caches may still lead to it:
     /// it then leads out.
     pub fn forget_page(&mut self, page: u64) {
         if let Some(page) = self.pages.remove(&page) {
             let blocks = page.blocks.iter().map(|&key| (key, self.blocks.remove(&key)));
-            let mut forgotten: Vec<(Key, Option<Block>)> = blocks.collect();
+            let mut forgotten: Vec<(Key, Option<Packed>)> = blocks.collect();
             let crossings = page.crossings.iter();
             forgotten.extend(crossings.map(|at| (at.0, self.crossings.remove(at))));
             for (key, block) in forgotten {
-                if let Some(Block::Code { far, .. }) = block {
+                if let Some(Block::Code { far, .. }) = block.map(|packed| self.unpack(packed)) {
                     let at = far.wrapping_sub(self.code.address(0)) as usize;
                     self.code.write(at, &[0xe9]);
                     self.link(at as u32 + 1, self.forgotten[usize::from(key.is_mirrored())]);
@@ -342,6 +401,9 @@ impl Cache {
             }
         }
         let now = Instant::now();
+        if self.changes.len() >= MAX_CHANGED {
+            self.changes.clear();
+        }
         let (changes, since) = self.changes.entry(page).or_insert((0, now));
         if now.duration_since(*since) > REST {
             (*changes, *since) = (0, now);

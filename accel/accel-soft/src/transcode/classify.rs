@@ -2,6 +2,8 @@
 
 use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::strings::StringOp;
+
 /// What becomes of an instruction. It is one of 64-bit code, or widened to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -32,6 +34,8 @@ pub enum Kind {
     Selector,
     TimeStamp,
     Pause,
+    /// REP MOVS and REP STOS.
+    Repeat(StringOp),
     Direction {
         down: bool,
     },
@@ -171,6 +175,9 @@ pub fn classify(insn: &Instruction) -> Kind {
         M::Cld => return Kind::Direction { down: false },
         M::Std => return Kind::Direction { down: true },
         _ => {}
+    }
+    if let Some(op) = StringOp::of(insn) {
+        return Kind::Repeat(op);
     }
     if insn.is_privileged()
         || insn.is_stack_instruction()

@@ -32,7 +32,7 @@ pub const TLB_ENTRIES: usize = 1024;
 /// mirrored is filled by Rust code alone, and so should need it less often.
 pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
     let mut entries = [2048; JUMP_CACHES];
-    entries[MIRRORED_JUMPS] = 16384;
+    entries[MIRRORED_JUMPS] = 65536;
     entries
 };
 /// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
@@ -101,7 +101,7 @@ pub struct JumpEntry {
 }
 
 /// How many entries the second level of each jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 17, 1 << 14, 1 << 12, 1 << 17];
+pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 16, 1 << 14, 1 << 12, 1 << 16];
 
 /// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
 /// in that whose number differs in the lowest bit.
@@ -162,14 +162,15 @@ pub struct Context {
     /// What lies below the stack pointer: return addresses, for the few calls there are, and
     /// room for a signal's frame, should one come.
     stack: [u64; STACK / 8],
-    /// General-purpose registers by number. Guest R8 to R11 always live here.
-    pub gpr: [u64; 16],
+    // What code uses most comes first: small offsets make it shorter.
     /// Linear address of the page that code is executed from.
     pub code_base: u64,
-    /// For one value to survive a check.
-    pub spill: u64,
     /// Status flags, in the form of AX.
     pub status: u64,
+    /// For one value to survive a check.
+    pub spill: u64,
+    /// General-purpose registers by number. Guest R8 to R11 always live here.
+    pub gpr: [u64; 16],
     /// RBX at an exit: mostly an address.
     pub scratch: u64,
     /// Why translated code was left: the number of an exit.
@@ -537,19 +538,22 @@ impl Context {
         }
     }
 
-    /// Remembers in a jump cache that the code at `guest` is entered at `host`.
-    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) {
-        match cache {
-            MIRRORED_JUMPS => {
-                self.mirrored_jump.fill(guest, host);
-            }
-            view => {
-                let index = self.jump[view].fill(guest, host);
-                if !global {
-                    self.jump_journals[view].note(index);
-                }
-            }
+    /// Remembers in a jump cache that the code at `guest` is entered at `host`; returns the number of the
+    /// entry.
+    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) -> usize {
+        if cache == MIRRORED_JUMPS {
+            return self.mirrored_jump.fill(guest, host);
         }
+        let index = self.jump[cache].fill(guest, host);
+        if !global {
+            self.jump_journals[cache].note(index);
+        }
+        index
+    }
+
+    /// Forgets an entry of the first level of [`MIRRORED_JUMPS`].
+    pub fn clear_mirrored_jump(&mut self, index: usize) {
+        self.mirrored_jump.clear_entry(index);
     }
 
     /// Forgets what the soft TLBs allow to store to.

@@ -1,32 +1,37 @@
 //! The loop that runs translated code, translates more, and has the interpreter do the rest.
 
+mod blocks;
+mod exits;
+mod jumps;
+mod mirrored;
+mod state;
+
 use std::io;
 use std::sync::Arc;
 
-use iced_x86::{FlowControl, Instruction};
-use x86::state::{Activity, Cr0, Cr4, Rflags, SegReg};
+use iced_x86::Instruction;
+use x86::state::{Activity, Cr0, Cr4, Rflags};
 use x86::{Cpu, View};
 
-use super::cache::{Block, Cache, Emitted, Fill, Key, Set};
+use super::cache::{Block, Cache, Fill, Key, Set};
 use super::context::{
     Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
-    SecondJump, VIEWS, jump_hash, places_of_page,
+    SecondJump, VIEWS,
 };
-use super::journal::{self, has_global};
-use super::lockstep::{self, Lockstep};
-use super::lost_flags;
+use super::far_links::FarLinks;
+use super::lockstep::Lockstep;
 use super::mirror::{self, Mirror};
 use super::proof::Proof;
-use super::translate::{Departure, Exit, MAX_INSTRUCTIONS, Offer, Setting, Status, Translator};
+use super::translate::{Setting, Translator};
 use super::watch::Became;
 use super::{entry, flat};
-use crate::env::{Shared, SoftEnv};
+use crate::env::SoftEnv;
 use crate::ram::{Page, Ram};
+use jumps::FilledJumps;
+pub(super) use state::status_from_ax;
 
 /// Entries of the table that counts how often code was entered.
 const HEAT: usize = 1 << 16;
-/// A block covers at most this many bytes of guest code.
-const MAX_BYTES: usize = 512;
 /// The longest instruction (SDM Vol. 2, 2.3.11).
 const MAX_INSTRUCTION_BYTES: usize = 15;
 
@@ -79,6 +84,9 @@ pub struct Transcoder {
     code_pages: Set<u64>,
     /// What each jump cache leads to.
     settings: [Option<Setting>; JUMP_CACHES],
+    /// Which of their entries were filled.
+    filled: Box<FilledJumps>,
+    far_links: FarLinks,
     /// The memory of the program that runs most, at its own addresses; if the host can do that.
     mirror: Option<Mirror>,
     /// Compares translated code with the interpreter, if that is wanted.
@@ -157,6 +165,8 @@ impl Transcoder {
             width: host_width(),
             code_pages: Set::default(),
             settings: [None; JUMP_CACHES],
+            filled: Box::default(),
+            far_links: FarLinks::default(),
             mirror,
             lockstep,
             counters: Counters::default(),
@@ -172,9 +182,12 @@ impl Transcoder {
 
     /// Executes until the processor is not active, or something else is to be done.
     pub fn run(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        match &self.mirror {
-            Some(mirror) => mirror.prepare_thread(self.cache.range()),
-            None => mirror::release_thread(),
+        let range = self.cache.range();
+        if self.mirror.take_if(|mirror| !mirror.prepare_thread(range)).is_some() {
+            tracing::debug!("no memory is mirrored: this thread has restartable sequences");
+        }
+        if self.mirror.is_none() {
+            mirror::release_thread();
         }
         while cpu.state.activity == Activity::Active {
             self.catch_up(cpu);
@@ -188,9 +201,10 @@ impl Transcoder {
             }
             if mode.view == View::User
                 && let Some(mirror) = &mut self.mirror
-                && mirror.consider(cpu)
+                && let Some(shown) = mirror.consider(cpu)
             {
-                self.context().clear_jumps(MIRRORED_JUMPS);
+                self.clear_jumps(MIRRORED_JUMPS);
+                self.prove_far_links(cpu, shown);
             }
             let Some(setting) = self.setting(cpu) else {
                 cpu.execute(usize::MAX);
@@ -203,7 +217,7 @@ impl Transcoder {
             if self.settings[setting.jumps()] != Some(setting) {
                 // The first level of jump caches knows nothing of settings but the view.
                 self.settings[setting.jumps()] = Some(setting);
-                self.context().clear_jumps(setting.jumps());
+                self.clear_jumps(setting.jumps());
                 self.tag_jumps();
             }
             let key = Key::new(gpa, setting);
@@ -214,7 +228,7 @@ impl Transcoder {
                     }
                 }
                 Some(Block::Code { near, far }) => {
-                    self.remember_jump(cpu, setting, far);
+                    self.remember_jump(cpu, setting, key, far);
                     self.execute(cpu, setting, near);
                 }
                 Some(Block::Interpret | Block::Crossing) => {
@@ -256,16 +270,20 @@ impl Transcoder {
                 }
             }
         }
-        if cpu.has_forgotten_nothing() {
-            return;
+        if !cpu.has_forgotten_nothing() {
+            self.forget_translations(cpu);
         }
+    }
+
+    /// Forgets the translations of addresses that the processor has forgotten.
+    fn forget_translations(&mut self, cpu: &mut Cpu<SoftEnv>) {
         let forgotten = cpu.take_forgotten();
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.forget(&forgotten);
         }
         if forgotten.all {
             (0..VIEWS).for_each(|view| self.context().clear_tlb(view));
-            (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
+            (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
             self.forget_second_jumps();
             if let Some(mirror) = &mut self.mirror {
                 mirror.doubt();
@@ -293,6 +311,9 @@ impl Transcoder {
             for view in 0..3 {
                 self.second[view][second_index(view, linear)] = SecondEntry::EMPTY;
             }
+            if self.far_links.lead_to(linear & !0xfff) {
+                self.unlink_far();
+            }
             if self.code_pages.remove(&(linear & !0xfff)) {
                 self.forget_jumps_to(linear);
             }
@@ -307,55 +328,6 @@ impl Transcoder {
         let context = self.context();
         context.clear_writes();
         context.write_epoch += 1;
-    }
-
-    fn forget_jumps(&mut self) {
-        self.counters.jumps_forgotten += 1;
-        self.code_pages.clear();
-        (0..JUMP_CACHES).for_each(|cache| self.context().clear_jumps(cache));
-        self.forget_second_jumps();
-    }
-
-    /// Forgets where jump caches lead for the page at `linear`.
-    fn forget_jumps_to(&mut self, linear: u64) {
-        self.counters.jumps_forgotten += 1;
-        self.context().clear_jumps_to(linear);
-        for cache in 0..JUMP_CACHES {
-            let entries = self.second_jumps(cache);
-            for guest in places_of_page(linear) {
-                let index = jump_hash(guest) % entries.len();
-                for index in [index, index ^ 1] {
-                    let entry = &mut entries[index];
-                    if entry.guest & !1 == guest {
-                        *entry = SecondJump::EMPTY;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Says by what the second levels of jump caches tell branches apart from now on.
-    fn tag_jumps(&mut self) {
-        let settings = self.settings.map(|setting| setting.map_or(0, Setting::number) << 32);
-        let context = self.context();
-        // All views are of the same one.
-        let space = context.spaces[0];
-        context.jump_spaces = settings.map(|setting| setting | space);
-        context.global_jump_spaces = settings.map(|setting| setting | journal::GLOBAL);
-    }
-
-    fn forget_second_jumps(&mut self) {
-        for cache in 0..JUMP_CACHES {
-            self.second_jumps(cache).fill(SecondJump::EMPTY);
-        }
-    }
-
-    /// The second level of a jump cache.
-    fn second_jumps(&mut self, cache: usize) -> &mut [SecondJump] {
-        match cache {
-            MIRRORED_JUMPS => &mut self.context().mirrored_jumps,
-            view => &mut self.second_jumps[view],
-        }
     }
 
     /// What code that runs now is translated for; `None` if it is not.
@@ -385,200 +357,12 @@ impl Transcoder {
         };
         let view = mode_view(cpu);
         let time = view != View::User || !state.cr4.contains(Cr4::TSD);
+        // Code for mirrored memory repeats string instructions as they are, upwards.
         let mirrored = view == View::User
             && !is_32bit
+            && state.rflags & Rflags::DF.bits() == 0
             && self.mirror.as_ref().is_some_and(|mirror| mirror.shows(cpu.address_space()));
         Some(Setting { view, vectors, time, narrow: false, is_32bit, mirrored })
-    }
-
-    /// Lets branches of this setting find the block at the instruction pointer.
-    fn remember_jump(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, far: u64) {
-        if self.lockstep.is_some() {
-            return;
-        }
-        let cache = setting.jumps();
-        let rip = cpu.state.rip;
-        let mut is_global = cpu.is_code_global();
-        self.code_pages.insert(rip & !0xfff);
-        if may_cross(rip) {
-            is_global &= in_next_page(cpu, |cpu| cpu.is_code_global());
-            self.code_pages.insert((rip | 0xfff).wrapping_add(1));
-        }
-        is_global &= has_global(setting.view);
-        let context = self.context();
-        context.fill_jump(cache, rip, far, is_global);
-        let spaces = if is_global { context.global_jump_spaces } else { context.jump_spaces };
-        let entries = self.second_jumps(cache);
-        let index = jump_hash(rip) % SECOND_JUMPS[cache];
-        if entries[index].guest != rip {
-            entries[index ^ 1] = entries[index];
-        }
-        entries[index] = SecondJump { guest: rip, space: spaces[cache], host: far };
-    }
-
-    /// The block at the instruction pointer, which is at `key`.
-    fn find(&mut self, cpu: &mut Cpu<SoftEnv>, key: Key) -> Option<Block> {
-        match self.cache.find(key) {
-            Some(Block::Crossing) => {
-                let (second, _) = in_next_page(cpu, Cpu::code_place)?;
-                self.cache.find_crossing(key, second)
-            }
-            found => found,
-        }
-    }
-
-    fn find_or_translate(
-        &mut self,
-        cpu: &mut Cpu<SoftEnv>,
-        key: Key,
-        page: Page,
-        setting: Setting,
-    ) -> Option<Block> {
-        if let Some(block) = self.find(cpu, key) {
-            return Some(block);
-        }
-        // What is mirrored is a program that runs much.
-        let threshold = if setting.mirrored { self.threshold / 8 } else { self.threshold };
-        let heat = &mut self.heat[key.hash() % HEAT];
-        if *heat < threshold {
-            *heat += 1;
-            return None;
-        }
-        self.translate(cpu, key, page, setting)
-    }
-
-    fn translate(
-        &mut self,
-        cpu: &mut Cpu<SoftEnv>,
-        key: Key,
-        page: Page,
-        setting: Setting,
-    ) -> Option<Block> {
-        if self.cache.is_restless(key.page()) {
-            return None;
-        }
-        let rip = cpu.state.rip;
-        let offset = (rip & 0xfff) as usize;
-        if !self.mark(cpu, page, offset) {
-            return None;
-        }
-        let mut bytes = [0; MAX_BYTES];
-        let bytes = &mut bytes[..MAX_BYTES.min(0x1000 - offset)];
-        page.load_bytes(offset, bytes);
-        let mut insns = std::mem::take(&mut self.insns);
-        insns.clear();
-        let mut len = 0;
-        while insns.len() < MAX_INSTRUCTIONS {
-            let next = key.at((offset + len) as u16);
-            if len > 0 && matches!(self.cache.find(next), Some(Block::Code { .. })) {
-                break;
-            }
-            let Some(insn) = cpu.decode(&bytes[len..], (offset + len) as u64) else { break };
-            len += insn.len();
-            insns.push(insn);
-            let goes_on = match insn.flow_control() {
-                FlowControl::Next if self.lockstep.is_some() => !lockstep::ends_block(&insn),
-                FlowControl::Next => true,
-                // Where the code behind a conditional jump was executed, too, it is made one with
-                // what comes before.
-                FlowControl::ConditionalBranch => {
-                    let next = key.at((offset + len) as u16);
-                    setting.mirrored || self.heat[next.hash() % HEAT] >= self.threshold / 4
-                }
-                _ => false,
-            };
-            if !goes_on || len == bytes.len() {
-                break;
-            }
-        }
-        let mut second = None;
-        if insns.is_empty()
-            && may_cross(rip)
-            && let Some((gpa, next_page)) = in_next_page(cpu, Cpu::code_place)
-        {
-            if !self.mark(cpu, next_page, 0) {
-                self.insns = insns;
-                return None;
-            }
-            let mut both = [0; MAX_INSTRUCTION_BYTES];
-            let (first, rest) = both.split_at_mut(bytes.len());
-            first.copy_from_slice(bytes);
-            next_page.load_bytes(0, rest);
-            if let Some(insn) = cpu.decode(&both, offset as u64)
-                && let Some(reach) = insn.len().checked_sub(bytes.len())
-            {
-                next_page.add_code(0, reach);
-                if !next_page.matches(0, &both[bytes.len()..insn.len()]) {
-                    self.insns = insns;
-                    return None;
-                }
-                insns.push(insn);
-                second = Some(gpa);
-                len = bytes.len();
-            }
-        }
-        page.add_code(offset, len);
-        if !page.matches(offset, &bytes[..len]) {
-            // It changed between the look and the mark.
-            self.insns = insns;
-            return None;
-        }
-        let (base, first_exit) = match self.cache.next_place() {
-            Some(place) => place,
-            None => {
-                tracing::debug!(fill = ?self.cache.fill(), "the cache of translated code is full");
-                self.counters.flushed += 1;
-                self.cache.clear();
-                if let Some(lockstep) = &mut self.lockstep {
-                    lockstep.clear();
-                }
-                self.forget_jumps();
-                self.cache.next_place()?
-            }
-        };
-        let common = self.cache.common;
-        #[cfg(test)]
-        lockstep::tests::spoil(&mut insns);
-        let translated =
-            self.translator.translate(&insns, setting, base, first_exit, common, &mut Offers(cpu));
-        self.insns = insns;
-        let Some(translated) = translated else {
-            self.cache.insert_interpreted(key);
-            return Some(Block::Interpret);
-        };
-        if let Some(proof) = &mut self.proof
-            && let Err(violation) =
-                proof.check(&self.translator, &translated, setting, base, first_exit, common)
-        {
-            self.counters.refused += 1;
-            let code = &self.translator.asm.code;
-            tracing::error!(%violation, rip = cpu.state.rip, ?code, "a translation is refused");
-            self.cache.insert_interpreted(key);
-            return Some(Block::Interpret);
-        }
-        self.counters.translated += 1;
-        let Translator { asm, exits, links, sites, .. } = &self.translator;
-        let mut links = links.as_slice();
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.add(self.cache.address(base), asm.code.len(), &self.insns, exits);
-            links = &[];
-        }
-        let emitted = Emitted { code: &asm.code, exits, links, sites };
-        self.cache.insert(key, second, &translated, &emitted)
-    }
-
-    /// Notices stores to code at `offset` in a page from here on: first those of this processor,
-    /// then, when all have seen it, those of the others. `false` as long as they have not.
-    fn mark(&mut self, cpu: &mut Cpu<SoftEnv>, page: Page, offset: usize) -> bool {
-        let Shared { watch, ram, .. } = &*cpu.env.shared;
-        let index = cpu.env.index;
-        if page.add_code(offset, 1) {
-            watch.page_became_code(index, page);
-            watch.look(index, |pages| self.forget_writes(ram, pages));
-        }
-        let is_settled = watch.settled(index);
-        self.counters.unsettled += u64::from(!is_settled);
-        is_settled
     }
 
     /// Enters translated code of this setting at `near` and goes on until the processor's state
@@ -628,24 +412,6 @@ impl Transcoder {
         last
     }
 
-    /// Enters translated code for mirrored memory.
-    fn enter_mirrored(&mut self, at: u64) {
-        self.counters.entered += 1;
-        self.context().target = at;
-        // SAFETY: as in `enter`; the mirror was prepared for this thread when `run` began.
-        unsafe { entry::enter_mirrored(self.context.get()) };
-    }
-
-    /// Goes on at the access to mirrored memory that faulted.
-    fn repeat_mirrored(&mut self) {
-        let context = self.context();
-        context.target = context.fault.rip;
-        context.status = context.fault.status;
-        // SAFETY: as in `enter_mirrored`: translated code was left at `fault.rip`, with the registers
-        // that are in the context again.
-        unsafe { entry::repeat_mirrored(self.context.get()) };
-    }
-
     /// Where translated code goes on if nothing but what it was left for is to be done, and the jump
     /// cache knows the block at the instruction pointer: the setting and the far entry.
     fn known_place(&mut self, cpu: &mut Cpu<SoftEnv>) -> Option<(Setting, u64)> {
@@ -683,147 +449,9 @@ impl Transcoder {
         }
     }
 
-    /// The exit by which translated code has left.
-    #[inline]
-    pub(super) fn departure(&mut self) -> Departure {
-        let number = self.context().exit;
-        let Some(departure) = self.cache.exit(number) else {
-            unreachable!("translated code left by exit {number}, which does not exist");
-        };
-        departure
-    }
-
     /// The host's address of an offset in code memory.
     pub(super) fn cache_address(&self, offset: u32) -> u64 {
         self.cache.address(offset)
-    }
-
-    /// Does what translated code was left for.
-    pub(super) fn after(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting) -> Next {
-        let Departure { exit, back } = self.departure();
-        match exit {
-            Exit::Attention { at } => {
-                self.store_state(cpu, at.into());
-                Next::Look
-            }
-            Exit::Chain { at } => {
-                self.counters.chains += 1;
-                let target = self.context().code_base.wrapping_add(at.into());
-                self.go_on(cpu, setting, target)
-            }
-            Exit::Branch { at, stack } => {
-                self.counters.branches += 1;
-                let target = self.context().scratch;
-                if (target << 16) as i64 >> 16 != target as i64 {
-                    let rsp = &mut self.context().gpr[x86::state::gpr::RSP];
-                    *rsp = rsp.wrapping_sub(stack as i64 as u64);
-                    self.store_state(cpu, at.into());
-                    cpu.execute(1);
-                    return Next::Look;
-                }
-                self.go_on(cpu, setting, target)
-            }
-            Exit::Miss { at, retry, size, write, merged } => {
-                self.counters.misses += 1;
-                let linear = self.context().scratch;
-                let vectors = self.context().vectors_left != 0;
-                let crosses = (linear & 0xfff) + u64::from(size) > 0x1000;
-                if !crosses && self.fill(cpu, linear, write) {
-                    self.counters.filled += 1;
-                    return Next::Enter { at: self.cache.address(retry), vectors };
-                }
-                self.recover_flags(cpu, at, back);
-                self.store_state(cpu, at.into());
-                if crosses && merged {
-                    let setting = Setting { narrow: true, ..setting };
-                    if let Some((gpa, page)) = code_place(cpu, setting) {
-                        let key = Key::new(gpa, setting);
-                        let block = match self.find(cpu, key) {
-                            None => self.translate(cpu, key, page, setting),
-                            found => found,
-                        };
-                        if let Some(Block::Code { near, .. }) = block {
-                            return Next::Enter { at: near, vectors };
-                        }
-                    }
-                }
-                cpu.execute(1);
-                Next::LookUp
-            }
-            Exit::Fault => self.after_fault(cpu),
-            Exit::Interpret { at, next, resume } => {
-                self.counters.interpreted += 1;
-                self.recover_flags(cpu, at, back);
-                self.store_state(cpu, at.into());
-                let expected = (cpu.state.rip & !0xfff).wrapping_add(next.into());
-                cpu.execute(1);
-                if resume == 0 || cpu.state.rip != expected || !self.may_resume(cpu, setting) {
-                    return Next::LookUp;
-                }
-                self.counters.resumed += 1;
-                self.load_state(cpu);
-                Next::Enter { at: self.cache.address(resume), vectors: false }
-            }
-        }
-    }
-
-    /// An access to mirrored memory faulted: mirrors the memory, or has the interpreter do it.
-    fn after_fault(&mut self, cpu: &mut Cpu<SoftEnv>) -> Next {
-        let fault = self.context().fault;
-        if fault.has_address
-            && let Some(mirror) = &mut self.mirror
-            && mirror.fill(cpu, fault.linear, fault.write)
-        {
-            self.counters.mirrored += 1;
-            return Next::Repeat;
-        }
-        self.counters.not_mirrored += 1;
-        let Some(site) = self.cache.site(fault.rip) else {
-            unreachable!("translated code faulted at {:#x}, where it accesses nothing", fault.rip);
-        };
-        self.context().status = match site.status {
-            Status::Host | Status::Both => status_to_ax(fault.rflags),
-            Status::Kept | Status::Lost if site.is_spilled => fault.status,
-            Status::Kept | Status::Lost => fault.rax,
-        };
-        self.recover_flags(cpu, site.at, site.back);
-        self.store_state(cpu, site.at.into());
-        cpu.execute(1);
-        Next::LookUp
-    }
-
-    /// Computes the status flags that were given up before the instruction at `at`: those that
-    /// the one `back` bytes before it left.
-    pub(super) fn recover_flags(&mut self, cpu: &mut Cpu<SoftEnv>, at: u16, back: u8) {
-        if back == 0 {
-            return;
-        }
-        cpu.state.rip = self.context().code_base;
-        let from = usize::from(at - u16::from(back));
-        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
-        let bytes = &mut bytes[..MAX_INSTRUCTION_BYTES.min(0x1000 - from)];
-        if let Some((_, page)) = cpu.code_place() {
-            page.load_bytes(from, bytes);
-            let insn = cpu.decode(bytes, from as u64);
-            let context = self.context();
-            if let Some(flags) = insn.and_then(|insn| lost_flags::recover(&insn, &context.gpr)) {
-                context.status = status_to_ax(flags);
-            }
-        }
-    }
-
-    /// Goes on at `target` under the same setting.
-    fn go_on(&mut self, cpu: &mut Cpu<SoftEnv>, setting: Setting, target: u64) -> Next {
-        self.context().code_base = target & !0xfff;
-        cpu.state.rip = target;
-        if let Some((gpa, _)) = code_place(cpu, setting)
-            && let Some(Block::Code { near, far }) = self.find(cpu, Key::new(gpa, setting))
-        {
-            self.remember_jump(cpu, setting, far);
-            return Next::Enter { at: near, vectors: false };
-        }
-        self.store_state(cpu, target & 0xfff);
-        Next::Look
     }
 
     /// Whether translated code may go on behind an instruction that was interpreted.
@@ -837,62 +465,6 @@ impl Transcoder {
             && !cpu.wants_attention()
             && !cpu.env.shared.watch.has_changed(cpu.env.index)
             && cpu.has_forgotten_nothing()
-    }
-
-    /// Fills the soft TLB for an access at `linear`. `false` if the interpreter
-    /// must carry out the access.
-    fn fill(&mut self, cpu: &mut Cpu<SoftEnv>, linear: u64, write: bool) -> bool {
-        let view = mode_view(cpu);
-        let Some(target) = cpu.translate(linear, write) else { return false };
-        let writable = target.writable && !target.page.has_code();
-        if write && !writable {
-            return false;
-        }
-        let is_global = target.global && has_global(view);
-        let view = view as usize;
-        let host = target.page.host();
-        let context = self.context();
-        context.fill_tlb(view, linear, host, write, is_global);
-        let space = if is_global { journal::GLOBAL } else { context.spaces[view] };
-        let tag = linear & !0xfff | space;
-        let epoch = context.write_epoch;
-        self.is_second_empty[view] = false;
-        let entry = &mut self.second[view][second_index(view, linear)];
-        let write = if writable { tag } else { SecondEntry::EMPTY.write };
-        *entry = SecondEntry { read: tag, write, host, epoch };
-        true
-    }
-
-    /// Gives the processor's state to translated code.
-    pub(super) fn load_state(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        let vectors = std::ptr::from_mut(&mut cpu.state.vector);
-        let state = &cpu.state;
-        let context = self.context();
-        context.gpr = state.gpr;
-        context.code_base = state.rip & !0xfff;
-        context.status = status_to_ax(state.rflags);
-        context.rflags = state.rflags;
-        context.fs_base = state.segment(SegReg::Fs).base;
-        context.gs_base = state.segment(SegReg::Gs).base;
-        let limited = [SegReg::Fs, SegReg::Gs].map(|reg| !flat::is_unlimited(state.segment(reg)));
-        context.is_limited = limited.map(u32::from);
-        context.kernel_gs_base = state.msrs.kernel_gs_base;
-        context.cr2 = state.cr2;
-        context.selectors = state.seg.map(|segment| segment.selector.into());
-        context.tsc_aux = state.msrs.tsc_aux as u32;
-        context.tsc_offset = state.msrs.tsc_offset;
-        context.vectors = vectors;
-    }
-
-    /// Takes the processor's state back. The next instruction is at `at` in the page of code.
-    pub(super) fn store_state(&mut self, cpu: &mut Cpu<SoftEnv>, at: u64) {
-        let context = self.context();
-        let state = &mut cpu.state;
-        state.gpr = context.gpr;
-        state.rip = context.code_base.wrapping_add(at);
-        state.seg[SegReg::Gs as usize].base = context.gs_base;
-        state.msrs.kernel_gs_base = context.kernel_gs_base;
-        state.rflags = context.rflags & !Rflags::STATUS.bits() | status_from_ax(context.status);
     }
 }
 
@@ -922,40 +494,4 @@ fn in_next_page<T>(cpu: &mut Cpu<SoftEnv>, ask: impl FnOnce(&mut Cpu<SoftEnv>) -
 /// How loads and stores look at memory.
 fn mode_view(cpu: &Cpu<SoftEnv>) -> View {
     cpu.mode().view
-}
-
-/// The status flags as LAHF and SETO leave them in AX.
-fn status_to_ax(rflags: u64) -> u64 {
-    (rflags & 0xd5 | 2) << 8 | rflags >> 11 & 1
-}
-
-/// The status flags from AX.
-pub(super) fn status_from_ax(ax: u64) -> u64 {
-    ax >> 8 & 0xd5 | (ax & 1) << 11
-}
-
-/// Which instructions guest and host have.
-struct Offers<'a>(&'a mut Cpu<SoftEnv>);
-
-impl Offer for Offers<'_> {
-    fn has(&mut self, insn: &Instruction, is_vector: bool) -> bool {
-        self.0.env.host_has(insn) && (!is_vector || self.0.offers(insn.code()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn status_flags_survive_ax() {
-        for bits in 0..64u64 {
-            let flags = [0, 2, 4, 6, 7, 11]
-                .iter()
-                .enumerate()
-                .map(|(i, flag)| (bits >> i & 1) << flag)
-                .sum::<u64>();
-            assert_eq!(status_from_ax(status_to_ax(flags)), flags);
-        }
-    }
 }

@@ -22,6 +22,68 @@ pub fn is_possible() -> bool {
     is_x86_feature_detected!("bmi2")
 }
 
+/// Begins a way in: saves what functions keep, and the stack pointer, which then points at the context.
+macro_rules! leave_rust {
+    () => {
+        "push rbx
+        push rbp
+        push r12
+        push r13
+        push r14
+        push r15
+        sub rsp, 8
+        mov [rdi + {stack} + {host_sp}], rsp
+        lea rsp, [rdi + {stack}]"
+    };
+}
+
+/// Makes vector registers live, and says in `host_pkru` how PKRU is. ECX is zero then, as WRPKRU wants
+/// it, and so is EDX.
+macro_rules! prepare_mirrored {
+    () => {
+        "call {load}
+        xor ecx, ecx
+        rdpkru
+        mov [rsp + {host_pkru}], eax"
+    };
+}
+
+/// Locks all keys but the mirror's. From here on, the context is seen at its other place.
+macro_rules! lock {
+    () => {
+        "mov eax, [rsp + {mirrored_pkru}]
+        mov rsp, [rsp + {mirrored_sp}]
+        wrpkru"
+    };
+}
+
+/// Loads the guest's registers that live in the host's.
+macro_rules! load_registers {
+    () => {
+        "mov r8, [rsp + {gpr} + 0*8]
+        mov rcx, [rsp + {gpr} + 1*8]
+        mov rdx, [rsp + {gpr} + 2*8]
+        mov r9, [rsp + {gpr} + 3*8]
+        mov r10, [rsp + {gpr} + 4*8]
+        mov r11, [rsp + {gpr} + 5*8]
+        mov rsi, [rsp + {gpr} + 6*8]
+        mov rdi, [rsp + {gpr} + 7*8]
+        mov r12, [rsp + {gpr} + 12*8]
+        mov r13, [rsp + {gpr} + 13*8]
+        mov r14, [rsp + {gpr} + 14*8]
+        mov r15, [rsp + {gpr} + 15*8]"
+    };
+}
+
+/// Ends a way in to an entry of a block.
+macro_rules! enter_block {
+    () => {
+        "mov rax, [rsp + {status}]
+        mov rbx, [rsp + {code_base}]
+        jmp qword ptr [rsp + {target}]"
+    };
+}
+
 /// Runs translated code from `context.target` until it leaves. The registers come from and go
 /// to `context`.
 ///
@@ -32,30 +94,9 @@ pub fn is_possible() -> bool {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter(context: *mut Context) {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "sub rsp, 8",
-        "mov [rdi + {stack} + {host_sp}], rsp",
-        "lea rsp, [rdi + {stack}]",
-        "mov rax, [rsp + {status}]",
-        "mov r8, [rsp + {gpr} + 0*8]",
-        "mov rcx, [rsp + {gpr} + 1*8]",
-        "mov rdx, [rsp + {gpr} + 2*8]",
-        "mov r9, [rsp + {gpr} + 3*8]",
-        "mov r10, [rsp + {gpr} + 4*8]",
-        "mov r11, [rsp + {gpr} + 5*8]",
-        "mov rsi, [rsp + {gpr} + 6*8]",
-        "mov r12, [rsp + {gpr} + 12*8]",
-        "mov r13, [rsp + {gpr} + 13*8]",
-        "mov r14, [rsp + {gpr} + 14*8]",
-        "mov r15, [rsp + {gpr} + 15*8]",
-        "mov rbx, [rsp + {code_base}]",
-        "mov rdi, [rsp + {gpr} + 7*8]",
-        "jmp qword ptr [rsp + {target}]",
+        leave_rust!(),
+        load_registers!(),
+        enter_block!(),
         stack = const STACK,
         gpr = const GPR,
         host_sp = const at(offset_of!(Context, host_sp)),
@@ -244,37 +285,11 @@ pub unsafe extern "sysv64" fn load_vectors() {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter_mirrored(context: *mut Context) {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "sub rsp, 8",
-        "mov [rdi + {stack} + {host_sp}], rsp",
-        "lea rsp, [rdi + {stack}]",
-        "call {load}",
-        "xor ecx, ecx",
-        "rdpkru",
-        "mov [rsp + {host_pkru}], eax",
-        "mov eax, [rsp + {mirrored_pkru}]",
-        "mov rsp, [rsp + {mirrored_sp}]",
-        "wrpkru",
-        "mov rax, [rsp + {status}]",
-        "mov r8, [rsp + {gpr} + 0*8]",
-        "mov rcx, [rsp + {gpr} + 1*8]",
-        "mov rdx, [rsp + {gpr} + 2*8]",
-        "mov r9, [rsp + {gpr} + 3*8]",
-        "mov r10, [rsp + {gpr} + 4*8]",
-        "mov r11, [rsp + {gpr} + 5*8]",
-        "mov rsi, [rsp + {gpr} + 6*8]",
-        "mov r12, [rsp + {gpr} + 12*8]",
-        "mov r13, [rsp + {gpr} + 13*8]",
-        "mov r14, [rsp + {gpr} + 14*8]",
-        "mov r15, [rsp + {gpr} + 15*8]",
-        "mov rbx, [rsp + {code_base}]",
-        "mov rdi, [rsp + {gpr} + 7*8]",
-        "jmp qword ptr [rsp + {target}]",
+        leave_rust!(),
+        prepare_mirrored!(),
+        lock!(),
+        load_registers!(),
+        enter_block!(),
         stack = const STACK,
         load = sym load_vectors,
         gpr = const GPR,
@@ -296,39 +311,15 @@ pub unsafe extern "sysv64" fn enter_mirrored(context: *mut Context) {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn repeat_mirrored(context: *mut Context) {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "sub rsp, 8",
-        "mov [rdi + {stack} + {host_sp}], rsp",
-        "lea rsp, [rdi + {stack}]",
-        "call {load}",
-        "xor ecx, ecx",
-        "rdpkru",
-        "mov [rsp + {host_pkru}], eax",
+        leave_rust!(),
+        prepare_mirrored!(),
         "push qword ptr [rsp + {fault} + {rflags}]",
         "popfq",
-        "mov eax, [rsp + {mirrored_pkru}]",
-        "mov rsp, [rsp + {mirrored_sp}]",
-        "wrpkru",
+        lock!(),
+        load_registers!(),
         "mov rax, [rsp + {fault} + {rax}]",
         "mov rbx, [rsp + {fault} + {rbx}]",
         "mov rbp, [rsp + {fault} + {rbp}]",
-        "mov r8, [rsp + {gpr} + 0*8]",
-        "mov rcx, [rsp + {gpr} + 1*8]",
-        "mov rdx, [rsp + {gpr} + 2*8]",
-        "mov r9, [rsp + {gpr} + 3*8]",
-        "mov r10, [rsp + {gpr} + 4*8]",
-        "mov r11, [rsp + {gpr} + 5*8]",
-        "mov rsi, [rsp + {gpr} + 6*8]",
-        "mov rdi, [rsp + {gpr} + 7*8]",
-        "mov r12, [rsp + {gpr} + 12*8]",
-        "mov r13, [rsp + {gpr} + 13*8]",
-        "mov r14, [rsp + {gpr} + 14*8]",
-        "mov r15, [rsp + {gpr} + 15*8]",
         "jmp qword ptr [rsp + {target}]",
         stack = const STACK,
         load = sym load_vectors,
@@ -354,13 +345,14 @@ pub unsafe extern "sysv64" fn leave_mirrored() {
         "mov [rsp + {gpr} + 1*8], rcx",
         "mov [rsp + {gpr} + 2*8], rdx",
         "mov eax, [rsp + {host_pkru}]",
+        // The thread's own PKRU may lock the mirror's key: from here on, the context is where it was.
+        "mov rsp, [rsp + {plain_sp}]",
         "xor ecx, ecx",
         "xor edx, edx",
         "wrpkru",
         "mov rax, [rsp + {status}]",
         "mov rcx, [rsp + {gpr} + 1*8]",
         "mov rdx, [rsp + {gpr} + 2*8]",
-        "mov rsp, [rsp + {plain_sp}]",
         "jmp {leave}",
         gpr = const GPR,
         status = const at(offset_of!(Context, status)),

@@ -1,7 +1,8 @@
-//! Which entries of a table hold what is true in one address space only.
+//! Which entries of a table are to be emptied.
 //!
 //! Kernels that keep programs' page tables apart from their own change the address space twice for
-//! each system call. To empty a table of a thousand entries each time would take longer than the call.
+//! each system call, and those that fork give up all translations of a program at once. To empty
+//! tables of thousands of entries each time would take longer than the call.
 
 use std::mem::offset_of;
 
@@ -9,23 +10,26 @@ use x86::View;
 
 use super::assembler::{Alu, Assembler, Mem, Reg};
 
-/// How many entries a journal names, a power of two.
+/// How many entries a journal names that generated code writes, a power of two.
 const CAPACITY: usize = 256;
 
-/// Names the entries of a table that were filled since it was emptied, but for those that hold in every
-/// address space.
+/// Names the entries of a table that were filled since it was emptied; where address spaces are changed,
+/// but for those that hold in all of them.
 #[repr(C)]
-pub struct Journal {
+pub struct Journal<const N: usize = CAPACITY> {
     /// How many were filled. If there are more than `entries` has room for, any may have been.
     count: u64,
     /// Twice the number of each, as code that is generated indexes tables.
-    entries: [u64; CAPACITY],
+    entries: [u64; N],
 }
 
-impl Journal {
+impl<const N: usize> Journal<N> {
+    /// One of a table that is empty.
+    pub const EMPTY: Self = Self { count: 0, entries: [0; N] };
+
     /// Notes that an entry was filled.
     pub fn note(&mut self, index: usize) {
-        self.entries[self.count as usize % CAPACITY] = index as u64 * 2;
+        self.entries[self.count as usize % N] = index as u64 * 2;
         self.count += 1;
     }
 
@@ -48,8 +52,8 @@ impl Journal {
 /// Emits what [`Journal::note`] does for the journal that lies at `at` from the stack pointer. `index`
 /// holds twice the number of the entry. Changes flags and `scratch`; `index` is lost.
 pub fn emit_note(asm: &mut Assembler, at: i32, index: Reg, scratch: Reg) {
-    const COUNT: i32 = offset_of!(Journal, count) as i32;
-    const ENTRIES: i32 = offset_of!(Journal, entries) as i32;
+    const COUNT: i32 = offset_of!(Journal<CAPACITY>, count) as i32;
+    const ENTRIES: i32 = offset_of!(Journal<CAPACITY>, entries) as i32;
     asm.load32(scratch, Mem::Context(at + COUNT));
     asm.alu32_imm(Alu::And, scratch, CAPACITY as i32 - 1);
     asm.store(Mem::ContextIndexed(scratch, at + ENTRIES), index);

@@ -24,6 +24,10 @@ impl PackedExit {
                 (4, at, u64::from(resume) | u64::from(next & 0x1fff) << PLACE)
             }
             Exit::Fault => (5, 0, 0),
+            // The stack is moved by a word, if at all.
+            Exit::FarChain { at, stack, link } => {
+                (6, at, u64::from(link) | u64::from(stack.unsigned_abs()) << PLACE)
+            }
         };
         Self(kind | u64::from(at & 0x1fff) << 3 | rest << 16 | u64::from(back) << 56)
     }
@@ -43,6 +47,7 @@ impl PackedExit {
                 Exit::Miss { at, retry: place, size: more as u8, write, merged }
             }
             5 => Exit::Fault,
+            6 => Exit::FarChain { at, stack: -i32::from(more as u8), link: place },
             _ => Exit::Interpret { at, next: (more & 0x1fff) as u16, resume: place },
         };
         Departure { exit, back: (self.0 >> 56) as u8 }
@@ -61,6 +66,8 @@ mod tests {
             Exit::Chain { at: 0 },
             Exit::Branch { at: 17, stack: -8 },
             Exit::Branch { at: 4095, stack: 0x1_0007 },
+            Exit::FarChain { at: 4095, stack: -8, link: 0x03ff_ffff },
+            Exit::FarChain { at: 0, stack: 0, link: 4 },
             Exit::Miss { at: 4094, retry: 0x03ff_ffff, size: 128, write: true, merged: true },
             Exit::Miss { at: 1, retry: 1, size: 1, write: false, merged: false },
             Exit::Interpret { at: 4095, next: 4096, resume: 0x03ff_ffff },

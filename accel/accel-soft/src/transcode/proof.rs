@@ -63,12 +63,13 @@ impl Proof {
                 Exit::Interpret { resume, .. } if resume != 0 => {
                     self.resumes.push(resume.wrapping_sub(base));
                 }
-                Exit::Branch { .. } => self.branches.push(number),
+                Exit::Branch { .. } | Exit::FarChain { .. } => self.branches.push(number),
                 _ => {}
             }
         }
         self.links.clear();
         self.links.extend(translator.links.iter().map(|link| link.at));
+        self.links.extend(&translator.far_links);
         self.sites.clear();
         self.sites.extend(translator.sites.iter().map(|site| site.host));
         /// No code is there.
@@ -78,6 +79,7 @@ impl Proof {
             View::User => Rflags::DF,
             _ => Rflags::DF | Rflags::IF,
         };
+        let strings = common.strings[setting.view as usize].map(u64::from);
         let verdict = self.checker.check(&Block {
             code: &translator.asm.code,
             address: base.into(),
@@ -100,6 +102,7 @@ impl Proof {
                     load_vectors: NOWHERE,
                     branch: common.second_jumps[setting.jumps()].into(),
                     misses: [NOWHERE; 2],
+                    strings: &[],
                 },
                 false => Stubs {
                     leave: common.leave.into(),
@@ -107,6 +110,7 @@ impl Proof {
                     load_vectors: common.load_vectors.into(),
                     branch: common.second_jumps[setting.jumps()].into(),
                     misses: common.second_level[setting.view as usize].map(u64::from),
+                    strings: &strings,
                 },
             },
         });

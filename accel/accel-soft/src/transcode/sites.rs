@@ -20,7 +20,6 @@ pub struct Site {
 }
 
 /// All sites in code memory, ordered.
-#[derive(Default)]
 pub struct Sites(Vec<Packed>);
 
 /// A site in eight bytes: its place, and in the other word `at` in bits 12:0, status in bits 15:13, `back`
@@ -32,13 +31,18 @@ struct Packed {
 }
 
 /// More are never kept.
-const MAX_SITES: usize = 2 << 20;
+const MAX_SITES: usize = 9 << 16;
 /// A block has fewer.
 const MOST: usize = 1024;
 
 const STATUS: [Status; 4] = [Status::Kept, Status::Host, Status::Both, Status::Lost];
 
 impl Sites {
+    /// None yet. They are never moved.
+    pub fn new() -> Self {
+        Self(Vec::with_capacity(MAX_SITES))
+    }
+
     /// Adds those of a block at `base`, which is behind all others.
     pub fn add(&mut self, base: u32, sites: &[Site]) {
         self.0.extend(sites.iter().map(|site| {
@@ -82,7 +86,7 @@ mod tests {
 
     #[test]
     fn sites_survive_packing() {
-        let mut all = Sites::default();
+        let mut all = Sites::new();
         let site =
             |host, status, is_spilled, back| Site { host, at: 4095, status, is_spilled, back };
         let sites = [

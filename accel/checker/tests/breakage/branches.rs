@@ -42,6 +42,28 @@ refused! {
         b.a.mov(ebx, EXITS.start)?;
         b.a.jmp(LEAVE)?;
     }
+    strings_without_an_exit: WrongExit, |b| { b.a.call(STRINGS[0])?; }
+    strings_with_an_exit_of_another_block: WrongExit, |b| {
+        b.a.mov(ebp, EXITS.end)?;
+        b.a.call(STRINGS[0])?;
+    }
+    a_call_next_to_strings: NotAllowed, |b| {
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.call(STRINGS[0] + 1)?;
+    }
+    a_jump_to_strings: Outside, |b| { b.a.mov(ebp, EXITS.start)?; b.a.jmp(STRINGS[0])?; }
+    a_check_is_taken_for_good_behind_strings: Unchecked, |b| {
+        checked(b)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.call(STRINGS[0])?;
+        b.a.mov(ptr(rbx), rcx)?;
+    }
+    strings_may_be_given_a_hosts_address: Leak, |b| {
+        checked(b)?;
+        b.a.mov(rcx, rbx)?;
+        b.a.mov(ebp, EXITS.start)?;
+        b.a.call(STRINGS[0])?;
+    }
     the_number_of_the_exit_is_a_guests: WrongExit, |b| { b.a.mov(ebp, ecx)?; b.a.jmp(LEAVE)?; }
     the_number_of_the_exit_was_changed: WrongExit, |b| {
         b.a.mov(ebp, EXITS.start)?;

@@ -84,6 +84,7 @@ pub const BRANCH: u64 = 0x110;
 /// In the number of an exit: the stub for misses may return behind the next jump.
 pub const MERGED: i32 = i32::MIN;
 pub const LOAD_VECTORS: u64 = 0x120;
+pub const STRINGS: [u64; 2] = [0x124, 0x126];
 pub const MISSES: [u64; 2] = [0x140, 0x160];
 /// The near entry of another block.
 pub const OTHER: u64 = 0x800;
@@ -139,6 +140,7 @@ impl Code {
                 branch: BRANCH,
                 load_vectors: LOAD_VECTORS,
                 misses: MISSES,
+                strings: &STRINGS,
             },
         }
     }

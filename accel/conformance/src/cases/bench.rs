@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use accel::{Accelerator, CpuidTable, Exit, Sections, Vcpu, Vm};
 use iced_x86::IcedError;
+use runtime::Clock;
 use x86::CpuState;
 use x86::state::Activity;
 
 use crate::bus::TestBus;
+use crate::case::Build;
 use crate::expect::Event;
 use crate::guest::{Guest, Host};
 use crate::runner;
@@ -24,6 +26,8 @@ pub struct Bench {
     pub guest: Guest,
     pub vm: Arc<dyn Vm>,
     pub vcpu: Box<dyn Vcpu>,
+    /// The machine's time.
+    pub clock: Arc<Clock>,
     bus: TestBus,
 }
 
@@ -35,9 +39,30 @@ impl Bench {
         start: Start,
         build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
     ) -> Checked<Self> {
-        let build: crate::case::Build = Box::new(build);
+        Self::make(accelerator, cpuid, start, Box::new(build), false)
+    }
+
+    /// The same in 64-bit mode with Hyper-V's enlightenments.
+    pub fn enlightened(
+        accelerator: &dyn Accelerator,
+        cpuid: &CpuidTable,
+        build: impl Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync + 'static,
+    ) -> Checked<Self> {
+        Self::make(accelerator, cpuid, Start::Long, Box::new(build), true)
+    }
+
+    fn make(
+        accelerator: &dyn Accelerator,
+        cpuid: &CpuidTable,
+        start: Start,
+        build: Build,
+        hyperv: bool,
+    ) -> Checked<Self> {
         let mut guest = Guest::build(start, cpuid, &build)?;
-        let vm = runner::create(accelerator, cpuid, guest.memory.clone(), 1)?;
+        let mut resources = runner::resources(cpuid, guest.memory.clone(), 1)?;
+        resources.hyperv = hyperv;
+        let clock = resources.clock.clone();
+        let vm = accelerator.create_vm(resources).map_err(|e| e.to_string())?;
         let mut vcpu = vm.take_vcpu(0).map_err(|e| e.to_string())?;
         runner::set_up(vcpu.as_mut(), &mut guest).map_err(|e| e.to_string())?;
         let bus = TestBus {
@@ -47,16 +72,16 @@ impl Bench {
             kickers: vec![vcpu.kicker()],
             signal: Mutex::new(channel().0),
         };
-        Ok(Self { guest, vm, vcpu, bus })
+        Ok(Self { guest, vm, vcpu, clock, bus })
     }
 
-    /// Runs until the processor stops. One that does not is kicked after two minutes, which
+    /// Runs until the processor stops. One that does not is kicked after ten minutes, which
     /// fails the check that waits for something else.
     pub fn run(&mut self) -> Checked<Exit> {
         let kicker = self.vcpu.kicker();
         let (done, wait) = channel::<()>();
         let watch = thread::spawn(move || {
-            if wait.recv_timeout(Duration::from_secs(120)).is_err() {
+            if wait.recv_timeout(Duration::from_secs(600)).is_err() {
                 kicker.kick();
             }
         });
@@ -99,6 +124,16 @@ impl Bench {
         self.vcpu.store(sections).map_err(|e| e.to_string())
     }
 
+    /// The vectors of the exceptions and interrupts that its handlers were entered for.
+    pub fn vectors(&self) -> Vec<u64> {
+        let events = self.bus.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let vector = |event: &Event| match event {
+            Event::Fault(record) => Some(record.vector),
+            _ => None,
+        };
+        events.iter().filter_map(vector).collect()
+    }
+
     /// What the guest wrote to the debug port.
     pub fn outs(&self) -> Vec<u32> {
         let events = self.bus.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -117,7 +152,15 @@ pub fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) ->
     Err(format!("expected {what} {expected:x?}, got {got:x?}"))
 }
 
-/// A loop without end.
+/// A loop without end, which pauses as such loops do.
+pub fn wait(g: &mut Guest) -> Result<(), IcedError> {
+    let mut here = g.a.create_label();
+    g.a.set_label(&mut here)?;
+    g.a.pause()?;
+    g.a.jmp(here)
+}
+
+/// A loop of a single instruction, without end.
 pub fn spin(g: &mut Guest) -> Result<(), IcedError> {
     let mut here = g.a.create_label();
     g.a.set_label(&mut here)?;

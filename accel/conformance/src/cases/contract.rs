@@ -8,7 +8,7 @@ use accel::{Exit, Kicker, Sections};
 use iced_x86::code_asm::*;
 use x86::state::{Activity, Cr0, Efer, SegReg, gpr};
 
-use super::bench::{Bench, equal, spin};
+use super::bench::{Bench, equal, spin, wait};
 use crate::case::{Case, check};
 use crate::layout::{CODE, DATA};
 use crate::runner;
@@ -70,6 +70,16 @@ fn kicks() -> Vec<Case> {
             equal("the exit", Exit::Kicked, bench.run_for(Duration::from_millis(20))?)?;
             equal("RIP", CODE, bench.state()?.rip)
         }),
+        check("a kick ends a loop that may be interrupted", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
+                g.a.sti()?;
+                g.mark("loop")?;
+                spin(g)
+            })?;
+            equal("the exit", Exit::Kicked, bench.run_for(Duration::from_millis(20))?)?;
+            let rip = bench.guest.marked("loop");
+            equal("RIP", rip, Some(bench.state()?.rip))
+        }),
         check("a kick ends HLT, and the processor sleeps on", |accelerator, cpuid| {
             let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
                 g.out(1)?;
@@ -89,7 +99,7 @@ fn kicks() -> Vec<Case> {
             equal("the exit", Exit::Kicked, bench.run()?)
         }),
         check("kicks from many threads", |accelerator, cpuid| {
-            let mut bench = Bench::new(accelerator, cpuid, Long, spin)?;
+            let mut bench = Bench::new(accelerator, cpuid, Long, wait)?;
             let kickers: Vec<Kicker> = (0..4).map(|_| bench.vcpu.kicker()).collect();
             let threads: Vec<_> = kickers
                 .into_iter()
@@ -135,7 +145,7 @@ fn states() -> Vec<Case> {
         }),
         check("state: what is stored takes effect", |accelerator, cpuid| {
             let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
-                spin(g)?;
+                wait(g)?;
                 g.section(64, DATA, DATA)?;
                 // Registers, a segment base, an MSR and a vector register.
                 g.a.mov(eax, ebx)?;

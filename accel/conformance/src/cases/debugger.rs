@@ -4,6 +4,7 @@ use accel::{DEBUG_POINTS, DebugControl, DebugPoint, DebugStop, Exit, PointKind};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use x86::state::gpr;
+use x86::vector::DB;
 
 use super::bench::{Bench, Checked, equal, spin};
 use crate::case::{Case, check};
@@ -148,6 +149,22 @@ fn points() -> Vec<Case> {
             equal("RIP", store, bench.state()?.rip)?;
             bench.debug(point(DATA + 64, 4, PointKind::Write))?;
             bench.run_to(Exit::Kicked)?;
+            equal("the outputs", vec![5], bench.outs())
+        }),
+        check("the guest's steps are its own", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
+                g.resume(DB);
+                g.a.push(0x102)?;
+                g.a.popfq()?;
+                g.a.nop()?;
+                g.a.push(2)?;
+                g.a.popfq()?;
+                g.out(5)?;
+                g.exit()
+            })?;
+            bench.debug(point(DATA, 8, PointKind::Access))?;
+            bench.run_to(Exit::Kicked)?;
+            equal("the exceptions", vec![u64::from(DB); 3], bench.vectors())?;
             equal("the outputs", vec![5], bench.outs())
         }),
         check("debug registers stay the guest's", |accelerator, cpuid| {

@@ -312,6 +312,7 @@ fn start(cases: &mut Vec<Case>) {
         g.ap_long(AP)?;
         g.a.inc(dword_ptr(SHARED))?;
         g.mark("spin")?;
+        g.a.pause()?;
         let spin = g.addr("spin");
         g.a.jmp(spin)
     }));

@@ -264,24 +264,10 @@ pub fn cases() -> Vec<Case> {
 /// root.
 fn second_root(g: &mut Guest) -> u64 {
     let root = FRAMES + 0x10_0000;
-    let copy = |g: &mut Guest, from: u64, to: u64| {
-        for i in 0..512 {
-            let entry = g.read(from + i * 8, 8);
-            g.write64(to + i * 8, entry);
-        }
-    };
     g.map(WINDOW, FRAMES, P | W);
-    let address = 0x000f_ffff_ffff_f000;
-    let mut from = g.root;
-    for level in (1..=4u32).rev() {
-        let to = root + u64::from(4 - level) * 0x1000;
-        copy(g, from, to);
-        let index = g.start.paging().index(level, WINDOW);
-        let entry = g.read(from + index * 8, 8);
-        let next = if level == 1 { FRAMES + 0x1000 } else { to + 0x1000 };
-        g.write64(to + index * 8, entry & !address | next);
-        from = entry & address;
-    }
+    let table = g.copy_tables(WINDOW, root);
+    let index = g.start.paging().index(1, WINDOW);
+    g.write64(table + index * 8, (FRAMES + 0x1000) | P | W);
     root
 }
 

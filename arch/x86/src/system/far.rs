@@ -3,6 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::cpu::{Cpu, is_canonical};
+use crate::debug;
 use crate::decode::{Handler, Op};
 use crate::env::{Env, Word};
 use crate::exception::{Exception, Exec, vector};
@@ -495,6 +496,11 @@ impl<E: Env> Cpu<E> {
         }
         let mask = writable.bits() & (u64::MAX >> (64 - width));
         self.state.rflags = self.state.rflags & !mask | flags & mask;
+        // After each page fault, kernels return with RF set. It is cleared behind the next instruction, and
+        // matters to armed breakpoints only.
+        if self.state.dr7 & debug::ENABLED == 0 {
+            self.state.rflags &= !Rflags::RF.bits();
+        }
         self.state.nmi_blocked = false;
         self.update_mode();
     }

@@ -9,3 +9,4 @@ mod net;
 mod rng;
 mod saved;
 mod transport;
+mod vsock;

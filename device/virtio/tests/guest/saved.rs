@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bus::{BadState, Saved};
 use chardev::{Backend, Chardev};
+use hybrid_vsock::{HEADER, Header, Op, Vsock};
 use serde_json::Value;
 use virtio::{BlockOptions, VirtioPci};
 
@@ -95,6 +96,40 @@ fn input_and_output_of_a_console_go_on_where_they_were() {
     let mut text = [0; 5];
     terminal.read_exact(&mut text).unwrap();
     assert_eq!(&text, b"hello");
+}
+
+#[test]
+fn a_guest_hears_that_its_connections_are_gone() {
+    let socket = |memory: &mem::GuestMemory| {
+        let host = Arc::new(Vsock::new(None).unwrap());
+        (virtio::vsock(host.clone(), memory.clone()).unwrap(), host)
+    };
+    let memory = ram();
+    let (device, host) = socket(&memory);
+    let g = Guest::new(device, memory.clone());
+    let mut queues = g.start();
+    let (mut events, mut rx) = (queues.remove(2), queues.remove(0));
+    let _program = host.connect(99).unwrap();
+    rx.submit(&g, &[(DATA, 4096, true)]);
+    assert_eq!(rx.wait_used(&g).1 as usize, HEADER);
+    g.write(DATA + 0x2000, &[0xff; 8]);
+    events.submit(&g, &[(DATA + 0x2000, 8, true)]);
+    g.root.pause();
+    let (device, host) = socket(&memory);
+    let h = again(&g, device);
+    assert!(!host.is_live());
+    h.root.resume();
+    // struct virtio_vsock_event: the transport was reset (5.10.6.7).
+    assert_eq!(events.wait_used(&h).1, 4);
+    assert_eq!(h.read(DATA + 0x2000, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    // Once, and new connections are made as ever.
+    events.submit(&h, &[(DATA + 0x2000, 8, true)]);
+    let _program = host.connect(98).unwrap();
+    rx.submit(&h, &[(DATA, 4096, true)]);
+    assert_eq!(rx.wait_used(&h).1 as usize, HEADER);
+    let request = Header::read(h.read(DATA, HEADER).first_chunk().unwrap());
+    assert_eq!((request.op, request.dst_port), (Op::Request as u16, 98));
+    assert_eq!(events.used_idx(&h), 1);
 }
 
 #[test]

@@ -24,8 +24,39 @@ pub struct Facts {
     pub modules: Vec<String>,
     /// Nested paging as the loaded module uses it: EPT or NPT.
     pub nested_paging: Option<bool>,
+    /// Huge pages of 2 MiB.
+    pub huge_pages: HugePages,
     /// How far one comes with /dev/kvm, how fast it is, and what follows.
     pub host: HostReport,
+}
+
+/// Huge pages of 2 MiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HugePages {
+    /// How many are reserved.
+    pub reserved: u64,
+    /// How many of them nobody has yet.
+    pub free: u64,
+    /// When the kernel uses others for memory that is shared, as guests' is: `never`, `advise`, ...
+    pub shared_memory: String,
+}
+
+impl HugePages {
+    /// Takes them from what `text` reads of a file in /sys.
+    fn gather(text: impl Fn(&str) -> String) -> Self {
+        let number = |name: &str| -> u64 {
+            let text = text(&format!("sys/kernel/mm/hugepages/hugepages-2048kB/{name}"));
+            text.trim().parse().unwrap_or(0)
+        };
+        // The choice is in brackets: always within_size advise [never] deny force.
+        let choices = text("sys/kernel/mm/transparent_hugepage/shmem_enabled");
+        let chosen = choices.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        Self {
+            reserved: number("nr_hugepages"),
+            free: number("free_hugepages").saturating_sub(number("resv_hugepages")),
+            shared_memory: chosen.map_or_else(String::new, |(choice, _)| choice.to_owned()),
+        }
+    }
 }
 
 /// The processor.
@@ -86,6 +117,7 @@ impl Facts {
             kernel: text("proc/sys/kernel/osrelease").trim().to_owned(),
             modules,
             nested_paging,
+            huge_pages: HugePages::gather(text),
             host,
         }
     }
@@ -110,6 +142,7 @@ mod tests {
             speed: None,
             accelerator: vmm_api::Accelerator::Soft,
             reason: "there is no /dev/kvm".into(),
+            hyperv: false,
         }
     }
 
@@ -140,6 +173,10 @@ flags\t\t: fpu
             ("proc/sys/kernel/osrelease", "6.1.0\n"),
             ("sys/module/kvm/parameters/x", ""),
             ("sys/module/kvm_intel/parameters/ept", "Y\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "8\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "6\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "2\n"),
+            ("sys/kernel/mm/transparent_hugepage/shmem_enabled", "always [advise] never\n"),
         ]);
         assert_eq!(facts.processor.vendor, "GenuineIntel");
         assert_eq!(facts.processor.count, 2);
@@ -147,6 +184,8 @@ flags\t\t: fpu
         assert!(facts.processor.nested_paging);
         assert_eq!(facts.nested_paging, Some(true));
         assert_eq!(facts.modules, ["kvm", "kvm_intel"]);
+        assert_eq!((facts.huge_pages.reserved, facts.huge_pages.free), (8, 4));
+        assert_eq!(facts.huge_pages.shared_memory, "advise");
         assert_eq!((facts.hypervisor, facts.container), (None, false));
     }
 

@@ -2,6 +2,7 @@
 
 mod facts;
 mod kvm;
+mod options;
 mod report;
 
 use std::path::Path;

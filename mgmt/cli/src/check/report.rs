@@ -6,6 +6,7 @@ use serde::Serialize;
 use vmm_api::{Accelerator, KvmState};
 
 use super::facts::Facts;
+use super::options;
 
 /// What `lodge check` prints.
 #[derive(Debug, Serialize)]
@@ -50,7 +51,7 @@ pub enum Answer {
     Info,
 }
 
-fn yes(id: &'static str, detail: impl Into<String>) -> Finding {
+pub(super) fn yes(id: &'static str, detail: impl Into<String>) -> Finding {
     Finding { id, answer: Answer::Yes, detail: detail.into(), remedy: None }
 }
 
@@ -58,7 +59,7 @@ fn no(id: &'static str, detail: impl Into<String>, remedy: impl Into<String>) ->
     Finding { id, answer: Answer::No, detail: detail.into(), remedy: Some(remedy.into()) }
 }
 
-fn info(id: &'static str, detail: impl Into<String>) -> Finding {
+pub(super) fn info(id: &'static str, detail: impl Into<String>) -> Finding {
     Finding { id, answer: Answer::Info, detail: detail.into(), remedy: None }
 }
 
@@ -87,6 +88,8 @@ impl Report {
                 working(facts),
                 speed(facts),
                 nested_paging(facts),
+                options::huge_pages(facts),
+                options::hyperv(facts),
             ],
             facts: facts.clone(),
         }
@@ -272,7 +275,7 @@ impl fmt::Display for Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use vmm_api::{HostReport, KvmSpeed};
 
     use super::*;
@@ -285,10 +288,11 @@ mod tests {
         is_hardware: true,
     };
 
-    fn facts(kvm: KvmState) -> Facts {
+    pub fn facts(kvm: KvmState) -> Facts {
         let speed = (kvm == KvmState::Works).then_some(FAST);
         let accelerator = if speed.is_some() { Accelerator::Kvm } else { Accelerator::Soft };
-        let host = HostReport { kvm, speed, accelerator, reason: "so it is".into() };
+        let reason = "so it is".into();
+        let host = HostReport { kvm, speed, accelerator, reason, hyperv: false };
         Facts {
             processor: Processor { virtualization: Some("svm".into()), ..Processor::default() },
             hypervisor: None,
@@ -296,6 +300,7 @@ mod tests {
             kernel: "6.1.0".into(),
             modules: vec!["kvm".into(), "kvm_amd".into()],
             nested_paging: Some(true),
+            huge_pages: Default::default(),
             host,
         }
     }

@@ -8,6 +8,7 @@
 //! | `disk.qcow2` | where the guest of an image writes to |
 //! | `snapshots`, `layer-*.qcow2` | its snapshots, and what was on its disk then ([`snapshot`](crate::snapshot)) |
 //! | `api.sock`, `vmm.pid` | while it runs: its VMM's API and process number |
+//! | `vsock.sock` | while it runs: where programs connect to ports in the guest |
 //! | `events.jsonl`, `console.log`, `vmm.log` | what happened; written by its VMM |
 //!
 //! A directory whose lock is free and which is not marked to be kept was left by someone who was
@@ -32,6 +33,8 @@ pub use record::{Record, write_whole};
 
 const DISK: &str = "disk.qcow2";
 const PID: &str = "vmm.pid";
+/// Where programs connect to ports in the guest; its VMM makes it.
+const VSOCK: &str = "vsock.sock";
 /// What the guest is made of, as TOML.
 pub const DEFINITION: &str = "guest.toml";
 /// What the guest wrote to its console.
@@ -133,8 +136,7 @@ impl Drop for Guest {
         }
         // What cannot be removed now is swept by the next run.
         if self.record.as_ref().is_some_and(|record| record.keep) {
-            let _ = fs::remove_file(self.directory.join(socket::API));
-            let _ = fs::remove_file(self.directory.join(PID));
+            remove_remains(&self.directory);
         } else {
             let _ = fs::remove_dir_all(&self.directory);
             // Goes with the last guest.
@@ -284,12 +286,16 @@ fn sweep(guests: &Path) {
         match is_kept(&directory) {
             Ok(false) => drop(fs::remove_dir_all(&directory)),
             // A VMM that was killed leaves these.
-            Ok(true) => {
-                let _ = fs::remove_file(directory.join(socket::API));
-                let _ = fs::remove_file(directory.join(PID));
-            }
+            Ok(true) => remove_remains(&directory),
             Err(_) => {}
         }
+    }
+}
+
+/// Removes what is there only while a guest runs.
+fn remove_remains(directory: &Path) {
+    for name in [socket::API, VSOCK, PID] {
+        let _ = fs::remove_file(directory.join(name));
     }
 }
 

@@ -127,6 +127,7 @@ fn tell(event: &Event) -> String {
         Event::Reset => "was reset".to_owned(),
         Event::Paused => "was paused".to_owned(),
         Event::Resumed => "goes on".to_owned(),
+        Event::AgentReady => "is ready for `lodge exec`".to_owned(),
         Event::Warning { message } => format!("warning: {message}"),
         Event::Stopped { reason } => match reason {
             StopReason::PowerOff => "switched itself off".to_owned(),

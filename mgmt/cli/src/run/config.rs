@@ -103,6 +103,8 @@ pub fn assemble(
         Some(SerialArg::Here) => config.serial = ConsoleConfig::Null,
         None => {}
     }
+    config.hugepages |= args.hugepages;
+    config.hyperv |= args.hyperv;
     config.debug.debugcon |= args.debugcon;
     config.debug.debug_exit |= args.debug_exit;
     config.debug.testdev |= args.testdev;

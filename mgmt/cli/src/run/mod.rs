@@ -15,7 +15,7 @@ use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
 use crate::args::{GuestArgs, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
-use crate::{failure, output};
+use crate::{agent, failure, output};
 pub use escape::{Escape, Wish};
 pub use terminal::{RawTerminal, notice, write_stdout};
 use vmm::Launch;
@@ -43,6 +43,9 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         let guest = make(&plan, !args.rm)?;
         let name = plan.config.name.clone();
         start_detached(plan, guest)?;
+        if args.wait {
+            agent::wait(&name)?;
+        }
         output::print(name + "\n")?;
         return Ok(0);
     }
@@ -278,6 +281,8 @@ fn empty_config() -> vmm_api::VmConfig {
         memory_mib: 1024,
         accelerator: Default::default(),
         cpu_model: Default::default(),
+        hugepages: false,
+        hyperv: false,
         boot: vmm_api::BootConfig {
             kernel: "/k".into(),
             initrd: None,

@@ -38,6 +38,26 @@ chroot "$root" systemctl --quiet disable e2scrub_reap.service
 chroot "$root" useradd --create-home --shell /bin/bash --groups sudo --user-group lodge
 printf 'root:lodge\nlodge:lodge\n' | chroot "$root" chpasswd --crypt-method SHA512 --sha-rounds 5000
 
+# Lodge's agent runs as soon as there is a file system to work with, and does not wait for the network.
+if [ -e "$root/usr/local/sbin/lodge-agent" ]; then
+    chmod 755 "$root/usr/local/sbin/lodge-agent"
+    cat > "$root/etc/systemd/system/lodge-agent.service" <<'END'
+[Unit]
+Description=Lodge's agent, by which the host runs commands and copies files
+
+[Service]
+ExecStart=/usr/local/sbin/lodge-agent
+Restart=always
+RestartSec=1
+# What was started by it is not its own: it runs on when the agent is restarted.
+KillMode=process
+
+[Install]
+WantedBy=basic.target
+END
+    chroot "$root" systemctl --quiet enable lodge-agent.service
+fi
+
 # They stand above the login prompt (agetty(8)).
 mkdir -p "$root/etc/issue.d"
 printf 'Log in as root or lodge; the password is lodge.\n\n' > "$root/etc/issue.d/lodge.issue"

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use super::archive::{self, Archive};
 use super::disk::Layout;
-use super::{Job, PackageName, Release, process};
+use super::{BuildOptions, Job, PackageName, Release, process};
 use crate::{Error, Progress, Unit};
 
 /// What makes a small, stock Debian machine of the essential packages.
@@ -41,7 +41,7 @@ const PACKAGES: &[&str] = &[
 pub(super) fn install(
     job: &mut Job<'_>,
     release: &Release,
-    packages: &[PackageName],
+    options: &BuildOptions,
     archives: &[Archive],
     layout: Layout,
     tar: &Path,
@@ -59,7 +59,7 @@ pub(super) fn install(
     drop(list_writer);
 
     let include: Vec<&str> =
-        PACKAGES.iter().copied().chain(packages.iter().map(PackageName::as_str)).collect();
+        PACKAGES.iter().copied().chain(options.packages.iter().map(PackageName::as_str)).collect();
     let mut command = job.mode.mmdebstrap();
     command
         .env("TMPDIR", job.work)
@@ -68,6 +68,7 @@ pub(super) fn install(
         .args(["--variant=apt", "--format=tar", "--architectures=amd64"])
         .arg(format!("--include={}", include.join(",")))
         .arg(format!("--essential-hook={}", fill(include_str!("prepare.sh"))))
+        .args(options.agent.as_deref().map(install_agent).transpose()?)
         .arg(format!("--customize-hook={}", fill(include_str!("customize.sh"))))
         .args(archive::transport_options().iter().map(|option| format!("--aptopt={option}")))
         .args([release.codename, "-", "-"])
@@ -83,6 +84,18 @@ pub(super) fn install(
         Some(line) => Error::Network { detail: line.to_owned() },
         None => Error::Build { step: follower.step.to_owned(), log: complaint },
     })
+}
+
+/// Has mmdebstrap put the agent into the guest. customize.sh sees to the rest, if it is there.
+fn install_agent(program: &Path) -> Result<String, Error> {
+    // Read already by the hook's own words, which are split as a shell does (mmdebstrap(1)).
+    File::open(program).map_err(Error::io("open", program))?;
+    let quoted = program.to_str().filter(|path| !path.contains('\'')).ok_or_else(|| {
+        let error =
+            std::io::Error::other("its path has characters that mmdebstrap cannot be given");
+        Error::io("use", program)(error)
+    })?;
+    Ok(format!("--customize-hook=upload '{quoted}' /usr/local/sbin/lodge-agent"))
 }
 
 /// Makes steps and counts of what mmdebstrap and apt print.

@@ -77,6 +77,9 @@ pub struct BuildOptions {
     /// Give the disk a partition table, with the file system in the only partition, instead of
     /// making the whole disk the file system.
     pub partitioned: bool,
+    /// The program of Lodge's agent, to be installed as well. `None`: nobody will run commands in
+    /// guests or copy files from outside.
+    pub agent: Option<PathBuf>,
     /// Debian packages to install besides the usual ones, with all that they depend on.
     pub packages: Vec<PackageName>,
     /// Build even if there is such an image, and take its place.
@@ -88,6 +91,7 @@ impl Default for BuildOptions {
         BuildOptions {
             disk_bytes: DEFAULT_DISK_BYTES,
             partitioned: false,
+            agent: None,
             packages: Vec::new(),
             force: false,
         }
@@ -138,7 +142,7 @@ impl Store {
         let archives = archive::for_release(release, staging.directory(), progress);
         let tar = staging.directory().join("root.tar");
         let mut job = Job { mode, work: &work.path, progress: &mut *progress, cancel };
-        debian::install(&mut job, release, &options.packages, &archives, layout, &tar)?;
+        debian::install(&mut job, release, options, &archives, layout, &tar)?;
 
         progress.step("Making the disk");
         let outputs = Outputs::create(staging.directory())?;
@@ -166,6 +170,7 @@ impl Store {
             logins: ["root", "lodge"]
                 .map(|user| Login { user: user.into(), password: "lodge".into() })
                 .to_vec(),
+            agent: options.agent.is_some(),
         };
         staging.commit(self, &manifest)
     }

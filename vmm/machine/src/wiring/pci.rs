@@ -46,13 +46,15 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
     )
 }
 
-/// A console, if there is one, and always a source of entropy.
-pub fn attach_console_and_rng(board: &Board) -> Result<(), BuildError> {
+/// A console, if there is one, and always a source of entropy and a socket device.
+pub fn attach_console_rng_and_vsock(board: &Board) -> Result<(), BuildError> {
     let memory = &board.parts.memory;
     if let Some(console) = &board.parts.virtio_console {
         let console = virtio::console(console.clone(), memory.clone())?;
         board.pci.add(None, Box::new(console))?;
     }
     board.pci.add(None, Box::new(virtio::rng(memory.clone())?))?;
+    let vsock = virtio::vsock(board.parts.vsock.clone(), memory.clone())?;
+    board.pci.add(None, Box::new(vsock))?;
     Ok(())
 }

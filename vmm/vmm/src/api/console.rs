@@ -4,19 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use vmm_api::CONSOLE_PROTOCOL;
 
-use super::body::{Answer, empty, mistake};
+use super::body::{Answer, mistake};
 use super::streams::MISSED;
+use super::upgrade::{self, Stream};
 use crate::hub::Hub;
-
-type Stream = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Answers a client that wants to attach, and becomes its console.
 pub fn attach(
@@ -25,36 +22,17 @@ pub fn attach(
     tail: u64,
     seat: Arc<OwnedSemaphorePermit>,
 ) -> Answer {
-    let wants_it = request.headers().get(UPGRADE).is_some_and(|it| it == CONSOLE_PROTOCOL);
-    if !wants_it {
-        let mut answer = mistake(
-            StatusCode::UPGRADE_REQUIRED,
-            format_args!(
-                "ask with the headers Connection: Upgrade and Upgrade: {CONSOLE_PROTOCOL}"
-            ),
-        );
-        let headers = answer.headers_mut();
-        headers.insert(UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        return answer;
+    if let Err(answer) = upgrade::asked_for(&request, CONSOLE_PROTOCOL) {
+        return *answer;
     }
     let (past, output) = match hub.follow(tail) {
         Ok(following) => following,
         Err(e) => return mistake(StatusCode::SERVICE_UNAVAILABLE, e),
     };
     let keyboard = hub.keyboard();
-    tokio::spawn(async move {
-        let _seat = seat;
-        match hyper::upgrade::on(request).await {
-            Ok(stream) => relay(TokioIo::new(stream), past, output, keyboard).await,
-            Err(e) => tracing::debug!("a client does not become a console: {e}"),
-        }
-    });
-    let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
-    let headers = answer.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    answer
+    upgrade::switch(request, CONSOLE_PROTOCOL, seat, move |stream| {
+        relay(stream, past, output, keyboard)
+    })
 }
 
 /// Moves bytes until either end is closed.

@@ -13,7 +13,7 @@ use vmm_api::{Failure, SnapshotRequest, StopRequest};
 
 use super::body::{Answer, empty, json, mistake, refused};
 use super::query::Query;
-use super::{Shared, console, streams};
+use super::{Shared, console, streams, vsock};
 use crate::control::Command;
 use crate::hub::Hub;
 
@@ -31,6 +31,7 @@ enum Endpoint {
     Events,
     Log,
     Console,
+    Vsock,
     Order(Command),
     Stop,
     Snapshots,
@@ -45,6 +46,7 @@ const ENDPOINTS: &[(Method, &str, Endpoint)] = &[
     (Method::GET, "/v1/events", Endpoint::Events),
     (Method::GET, "/v1/log", Endpoint::Log),
     (Method::GET, "/v1/console", Endpoint::Console),
+    (Method::GET, "/v1/vsock", Endpoint::Vsock),
     (Method::POST, "/v1/pause", Endpoint::Order(Command::Pause)),
     (Method::POST, "/v1/resume", Endpoint::Order(Command::Resume)),
     (Method::POST, "/v1/power-button", Endpoint::Order(Command::PressPowerButton)),
@@ -77,6 +79,7 @@ pub async fn answer(
         Endpoint::Console => with_console(&shared, |hub| {
             console::attach(request, hub, query.tail.unwrap_or(0), seat)
         }),
+        Endpoint::Vsock => vsock::connect(request, &shared, query.port, seat).await,
         Endpoint::Order(command) => order(&shared, command).await,
         Endpoint::Stop => match body::<StopRequest>(request).await {
             Ok(StopRequest { timeout_s }) => {
@@ -121,6 +124,7 @@ fn find(request: &Request<Incoming>) -> Result<(Endpoint, Query), Box<Answer>> {
         Endpoint::Events => &["follow"],
         Endpoint::Log => &["follow", "tail"],
         Endpoint::Console => &["tail"],
+        Endpoint::Vsock => &["port"],
         _ => &[],
     };
     Query::parse(request.uri().query().unwrap_or_default(), known)

@@ -14,6 +14,8 @@ mod endpoints;
 mod query;
 mod server;
 mod streams;
+mod upgrade;
+mod vsock;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -21,9 +23,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use hybrid_vsock::Vsock;
 use tokio::sync::watch;
 use vmm_api::{
-    Accelerator, Failure, Instance, MemoryStatistics, RunState, Snapshot, Statistics, VmConfig,
+    AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState, Snapshot,
+    Statistics, VmConfig,
 };
 
 use crate::control::Orders;
@@ -63,6 +67,8 @@ struct Shared {
     console: Option<Arc<Hub>>,
     /// The guest's, if it has one.
     directory: Option<OwnedFd>,
+    /// `None`: there is no guest that could be connected to.
+    vsock: Option<Arc<Vsock>>,
 }
 
 /// The API of a guest.
@@ -73,6 +79,7 @@ pub struct Api {
     orders: Arc<Orders>,
     journal: Arc<Journal>,
     console: Option<(Arc<Hub>, Option<Ends>)>,
+    vsock: Option<Arc<Vsock>>,
     shared: Option<Arc<Shared>>,
     server: Option<Server>,
 }
@@ -109,7 +116,16 @@ impl Api {
     ) -> Result<Self, Failure> {
         let orders =
             Orders::new().map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
-        Ok(Self { listener, directory, orders, journal, console: None, shared: None, server: None })
+        Ok(Self {
+            listener,
+            directory,
+            orders,
+            journal,
+            console: None,
+            vsock: None,
+            shared: None,
+            server: None,
+        })
     }
 
     /// Whether anybody can ask.
@@ -142,6 +158,15 @@ impl Api {
         Ok(guest)
     }
 
+    /// Makes the host's end of the guest's socket device, by which clients connect to the guest.
+    pub fn open_vsock(&mut self) -> Result<Arc<Vsock>, Failure> {
+        let vsock = Arc::new(self.directory.vsock()?);
+        let journal = self.journal.clone();
+        vsock.listen_for(AGENT_READY_PORT, move || journal.record(&Event::AgentReady));
+        self.vsock = Some(vsock.clone());
+        Ok(vsock)
+    }
+
     /// Has clients see this machine from now on. Those who come earlier wait for the first.
     pub fn show(&mut self, shown: Shown) -> Result<(), Failure> {
         if let Some(shared) = &self.shared {
@@ -155,6 +180,7 @@ impl Api {
             journal: self.journal.clone(),
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
             directory: self.directory.handle()?,
+            vsock: self.vsock.clone(),
         });
         self.shared = Some(shared.clone());
         let Some(listener) = self.listener.take() else { return Ok(()) };

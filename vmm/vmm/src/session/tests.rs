@@ -58,6 +58,8 @@ impl Vm for ScriptedVm {
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
         Arc::new(NoIrqs)
     }
+    fn stop_time(&self) {}
+    fn resume_time(&self) {}
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault> {
         Ok(Box::new(ScriptedVcpu {
             script: (index == 0).then_some(self.script),

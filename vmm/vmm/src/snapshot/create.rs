@@ -27,6 +27,12 @@ pub fn create(
 ) -> Result<(), Failure> {
     let config = &*shown.config;
     vmm_api::validate_name(name).map_err(Failure::configuration)?;
+    if config.hyperv {
+        return Err(Failure::configuration(
+            "what Hyper-V's interface keeps for a guest is not saved yet: start the guest without \
+             --hyperv to make snapshots of it",
+        ));
+    }
     running.machine().check_disks()?;
     let place = Place::new(directory, name)?;
     let memory = place.create(MEMORY)?;

@@ -267,8 +267,14 @@ golden! {
         leave(), ret();
         call(rcx);
         jmp(qword_ptr(rax + rcx * 8));
+        jmp(0x1040u64);
+        call(0x1040u64);
+        jbe(0x1040u64);
         cld();
+        std();
         rep().movsb();
+        rep().stosq();
+        rep().stosw();
     }
 
     stack, USER => {
@@ -424,6 +430,11 @@ golden! {
         mov(rcx, rdx), cpuid(), mov(rdx, rcx);
         rep().movsb();
         rep().stosq();
+        rep().movsd();
+        repne().stosb();
+        rep().stosw();
+        rep().lodsb();
+        movsq();
         lodsb();
         cli();
         sti(), nop();

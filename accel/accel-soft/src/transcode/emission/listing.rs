@@ -13,6 +13,7 @@ use x86::state::SegReg;
 use super::{BASE, COMMON, FIRST_EXIT};
 use crate::transcode::context::{TLB_ENTRIES, TLB_SLOTS, offset};
 use crate::transcode::second_level::MERGED;
+use crate::transcode::strings::StringOp;
 use crate::transcode::translate::{Departure, Exit, Setting, Translated, Translator};
 
 /// Names for what the code refers to, so that listings depend on no layout.
@@ -68,6 +69,11 @@ impl Names {
             field(offset::gpr(n), &format!("guest_r{n}"));
         }
         let [read, write] = COMMON.second_level[view as usize];
+        let strings = StringOp::ALL.map(|op| {
+            let name = if op.moves { "repeat_movs" } else { "repeat_stos" };
+            let at = COMMON.strings[view as usize][op.number()];
+            (u64::from(at), format!("{name}{}", 1 << op.scale))
+        });
         let places = [
             (COMMON.leave, "leave"),
             (COMMON.leave_mirrored, "leave_mirrored"),
@@ -77,7 +83,8 @@ impl Names {
             (write, "missed_store"),
             (COMMON.second_jumps[setting.jumps()], "branch"),
         ];
-        let places = places.into_iter().map(|(at, name)| (at.into(), name.to_owned())).collect();
+        let places = places.into_iter().map(|(at, name)| (at.into(), name.to_owned()));
+        let places = places.chain(strings).collect();
         Self { fields, places }
     }
 }
@@ -218,6 +225,10 @@ fn describe(Departure { exit, back }: Departure, resumed: Option<usize>) -> Stri
         Exit::Chain { at } => format!("chain to {at:#x}"),
         Exit::Branch { at, stack: 0 } => format!("branch at {at:#x}"),
         Exit::Branch { at, stack } => format!("branch at {at:#x}, stack moved by {stack}"),
+        Exit::FarChain { at, stack: 0, .. } => format!("far chain at {at:#x}"),
+        Exit::FarChain { at, stack, .. } => {
+            format!("far chain at {at:#x}, stack moved by {stack}")
+        }
         Exit::Miss { at, size, write, merged, .. } => {
             let what = if write { "store" } else { "load" };
             let merged = if merged { ", merged" } else { "" };

@@ -26,6 +26,7 @@ use x86::{Cpu, CpuState, Forgotten};
 
 use self::shadow::ShadowEnv;
 use super::engine::{Next, Transcoder, status_from_ax};
+use super::strings::StringOp;
 use super::translate::{Departure, Exit, Setting};
 use crate::env::{Shared, SoftEnv};
 use crate::native::NativeUnit;
@@ -147,9 +148,11 @@ impl Lockstep {
 
     /// Learns of a block: its host code, its guest code, and its exits.
     pub fn add(&mut self, host: u64, host_len: usize, insns: &[Instruction], exits: &[Departure]) {
+        let repeats =
+            |at| insns.iter().any(|insn| insn.ip() as u16 == at && StringOp::of(insn).is_some());
         let interpreted = exits.iter().filter_map(|departure| match departure.exit {
-            // Those that are so under a condition do not go on.
-            Exit::Interpret { at, next, .. } if next != 0 => Some(at),
+            // Those that are so under a condition do not go on, but for string instructions.
+            Exit::Interpret { at, next, .. } if next != 0 && !repeats(at) => Some(at),
             _ => None,
         });
         let translation = Translation {
@@ -233,7 +236,9 @@ impl Lockstep {
             };
             next = Some(index + 1);
             expected = base.wrapping_add(insn.next_ip());
-            !block.interpreted.contains(&(insn.ip() as u16))
+            // What is long is the interpreter's (`strings.rs`).
+            let is_long = insn.is_string_instruction() && cpu.state.gpr[gpr::RCX] > 4096;
+            !is_long && !block.interpreted.contains(&(insn.ip() as u16))
         });
         if shadow.env.take_unmarked() {
             // A guest may count on no TLB knowing what was not marked as accessed.
@@ -483,7 +488,9 @@ impl Transcoder {
                     Place::Before(base.wrapping_add(at.into()))
                 }
             }
-            Exit::Fault => unreachable!("in lockstep, no memory is mirrored"),
+            Exit::Fault | Exit::FarChain { .. } => {
+                unreachable!("in lockstep, no memory is mirrored")
+            }
         };
         let (Place::Before(at) | Place::Behind(at)) = place;
         found.rip = at;

@@ -119,7 +119,8 @@ fn run(cpuid: &CpuidTable) -> Result<Exit, Fault> {
     let clock = Arc::new(Clock::new());
     let timers = Arc::new(Timers::new(clock.clone()).expect("timers"));
     let accelerator = SoftAccelerator { execution: Execution::Lockstep { after: 0, sample: 1 } };
-    let resources = VmResources { memory, clock, timers, cpus: 1, cpuid: cpuid.clone() };
+    let resources =
+        VmResources { memory, clock, timers, cpus: 1, cpuid: cpuid.clone(), hyperv: false };
     let vm = accelerator.create_vm(resources)?;
     let mut vcpu = vm.take_vcpu(0)?;
     let state = vcpu.load(Sections::all())?;

@@ -1,6 +1,7 @@
 //! What becomes of accesses to memory that is not mirrored: the host faults, and translated code leaves.
 
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -21,7 +22,8 @@ struct Prepared {
 
 thread_local! {
     static PREPARED: Cell<Option<Prepared>> = const { Cell::new(None) };
-    static HAS_STACK: Cell<bool> = const { Cell::new(false) };
+    /// Whether the thread can run such code, once that was tried.
+    static IS_FIT: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 /// What an access may end in: a page fault or general-protection fault, or a stack fault, which is what an
@@ -31,14 +33,17 @@ const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 /// Who handled each of them before.
 static PREVIOUS: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
 
-/// Makes the calling thread one that may run code for mirrored memory.
-pub fn prepare_thread(code: Range<u64>, context: *mut Context) {
+/// Makes the calling thread one that may run code for mirrored memory. `false` if it must not.
+pub fn prepare_thread(code: Range<u64>, context: *mut Context) -> bool {
     PREVIOUS.get_or_init(install);
-    if !HAS_STACK.replace(true) {
-        stop_restartable_sequences();
+    let is_fit = IS_FIT.get().unwrap_or_else(|| {
         give_signal_stack();
-    }
-    PREPARED.set(Some(Prepared { code_start: code.start, code_end: code.end, context }));
+        stop_restartable_sequences()
+    });
+    IS_FIT.set(Some(is_fit));
+    let prepared = Prepared { code_start: code.start, code_end: code.end, context };
+    PREPARED.set(is_fit.then_some(prepared));
+    is_fit
 }
 
 /// The calling thread runs no code for mirrored memory any more.
@@ -61,25 +66,35 @@ fn install() -> [libc::sigaction; 2] {
     })
 }
 
-/// Linux writes to a thread's area for restartable sequences whenever it was preempted, and cannot
-/// where that is under a locked key. glibc registers one for each thread, and does without if there
-/// is none.
-fn stop_restartable_sequences() {
+/// Linux writes to a thread's area for restartable sequences whenever it was preempted, and ends the
+/// process where that is under a locked key. glibc registers one for each thread, and does without if
+/// there is none. `false` if it is still there.
+fn stop_restartable_sequences() -> bool {
     // SAFETY: weak symbols of glibc 2.35 and later; with others there is no area.
-    unsafe {
-        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
-        if offset.is_null() {
-            return;
-        }
-        let thread: u64;
-        std::arch::asm!("mov {}, fs:0", out(reg) thread, options(nostack, readonly));
-        let area = thread.wrapping_add_signed(*offset as i64);
-        /// As glibc registered it.
-        const SIZE: u32 = 32;
-        const UNREGISTER: i32 = 1;
-        const SIGNATURE: u32 = 0x5305_3053;
-        libc::syscall(libc::SYS_rseq, area, SIZE, UNREGISTER, SIGNATURE);
-    }
+    let (offset, size) = unsafe {
+        let symbol = |name: &CStr| libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
+        (symbol(c"__rseq_offset").cast::<isize>(), symbol(c"__rseq_size").cast::<u32>())
+    };
+    // SAFETY: glibc's variables, which do not change after the program's start.
+    let Some((offset, _)) = (unsafe { offset.as_ref().zip(size.as_ref()) }).filter(|at| *at.1 != 0)
+    else {
+        return true;
+    };
+    let thread: u64;
+    // SAFETY: the first word of a thread's own storage is its address.
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) thread, options(nostack, readonly)) };
+    let area = thread.wrapping_add_signed(*offset as i64);
+    /// What glibc registers, and what it does where the kernel knows more fields (AT_RSEQ_FEATURE_SIZE).
+    const SIZE: u64 = 32;
+    const FEATURE_SIZE: u64 = 27;
+    const UNREGISTER: i32 = 1;
+    const SIGNATURE: u32 = 0x5305_3053;
+    // SAFETY: `getauxval` touches no memory of ours.
+    let features = unsafe { libc::getauxval(FEATURE_SIZE) };
+    [SIZE, features.next_multiple_of(SIZE)].into_iter().any(|size| {
+        // SAFETY: the kernel compares the area with the one that it has; nobody uses that afterwards.
+        0 == unsafe { libc::syscall(libc::SYS_rseq, area, size as u32, UNREGISTER, SIGNATURE) }
+    })
 }
 
 /// Gives the thread a stack for signals, which lasts as long as the process: it is in use while the

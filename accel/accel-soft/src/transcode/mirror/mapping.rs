@@ -1,17 +1,14 @@
 //! Mappings of guest RAM at the guest's linear addresses, under a protection key of their own.
 
-use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::context::{Context, ContextCell, HIDDEN, MIRRORED_JUMPS, STACK, WRITABLE};
 use super::super::entry;
+use super::pieces::{Pieces, map_at};
 
-/// Address space is taken in pieces of this size, so that nobody else's mappings come between.
-const PIECE: u64 = 1 << 30;
-/// The first address that Linux lets programs map.
-const LOWEST: u64 = 1 << 16;
 /// Since this version Linux delivers signals to threads whose own stack is under a locked key.
 const LINUX: (u32, u32) = (6, 12);
 
@@ -38,11 +35,17 @@ pub struct Mapping {
     /// Where the context is seen by code for mirrored memory.
     alias: u64,
     key: Key,
-    /// Pieces of the address space by their start: whether they are ours.
-    pieces: HashMap<u64, bool>,
-    /// How often a part of a piece was changed.
-    changes: usize,
+    pieces: Pieces,
+    /// At most so many mappings of the process are there because of this mirror.
+    mappings: usize,
 }
+
+/// The host allows a process 65,530 mappings, if nobody changed that (vm.max_map_count), and the VMM has
+/// some hundred without a mirror.
+const MAX_MAPPINGS: usize = 56_000;
+/// How many are added where a part of one becomes something else, and where a piece is taken.
+const CHANGE: usize = 2;
+const PIECE: usize = 1;
 
 // SAFETY: the addresses belong to mappings that this value owns; they are not bound to a thread.
 unsafe impl Send for Mapping {}
@@ -81,30 +84,6 @@ impl Drop for Key {
 const READ: i32 = libc::PROT_READ;
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Maps part of a file, or nothing, at `at`.
-fn map_at(at: u64, len: usize, protection: i32, flags: i32, file: Option<(RawFd, u64)>) -> bool {
-    let (fd, offset) = file.unwrap_or((-1, 0));
-    let kind = match file {
-        Some(_) => libc::MAP_SHARED,
-        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-    };
-    let Ok(offset) = libc::off_t::try_from(offset) else { return false };
-    // SAFETY: the caller replaces nothing but what it has reserved itself, or flags say not to
-    // replace at all.
-    let got =
-        unsafe { libc::mmap(at as *mut libc::c_void, len, protection, kind | flags, fd, offset) };
-    if got == libc::MAP_FAILED {
-        return false;
-    }
-    if got as u64 != at {
-        // Kernels that do not know MAP_FIXED_NOREPLACE.
-        // SAFETY: a mapping that was just made, and that nobody knows of.
-        unsafe { libc::munmap(got, len) };
-        return false;
-    }
-    true
-}
-
 impl Mapping {
     /// For the processor whose context this is. Its thread alone uses it.
     pub fn new(context: Arc<ContextCell>) -> io::Result<Self> {
@@ -132,7 +111,7 @@ impl Mapping {
         }
         let alias = alias as u64;
         let file = context.file().as_raw_fd();
-        let mapping = Self { context, alias, key, pieces: HashMap::new(), changes: 0 };
+        let mapping = Self { context, alias, key, pieces: Pieces::new(), mappings: 0 };
         for (part, protection) in [(HIDDEN..WRITABLE, READ_WRITE), (WRITABLE..size, READ)] {
             let (at, len) = (alias + part.start as u64, part.len());
             let file = Some((file, part.start as u64));
@@ -156,12 +135,14 @@ impl Mapping {
         self.context.get()
     }
 
-    /// How often pages were mapped or taken away since the last [`clear`](Self::clear).
-    pub fn changes(&self) -> usize {
-        self.changes
+    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done; if
+    /// not, it is time to [`clear`](Self::clear): the host might refuse.
+    pub fn has_room(&self, changes: usize) -> bool {
+        let wanted = changes.saturating_mul(CHANGE).saturating_add(PIECE);
+        self.mappings.saturating_add(wanted) <= MAX_MAPPINGS
     }
 
-    /// Maps `len` bytes of `file` from `offset` on at `linear`. `false` if that address is in use, or the
+    /// Maps `len` bytes of `file` from `offset` on at `linear`, where all is reserved. `false` if the
     /// host refuses.
     pub fn map(
         &mut self,
@@ -171,12 +152,9 @@ impl Mapping {
         file: RawFd,
         offset: u64,
     ) -> bool {
-        if !self.reserve(linear) {
-            return false;
-        }
-        self.changes += 1;
+        self.mappings += CHANGE;
         let protection = if writable { READ_WRITE } else { READ };
-        let flags = libc::MAP_FIXED | libc::MAP_POPULATE;
+        let flags = libc::MAP_FIXED;
         let done = map_at(linear, len, protection, flags, Some((file, offset)))
             && self.key.put(linear, len, protection).is_ok();
         if !done {
@@ -185,22 +163,16 @@ impl Mapping {
         done
     }
 
-    /// Takes the page at `linear` away again.
-    pub fn unmap(&mut self, linear: u64) {
-        self.changes += 1;
-        self.hide(linear, 0x1000);
+    /// Takes `len` bytes of pages from `linear` on away again.
+    pub fn unmap(&mut self, linear: u64, len: usize) {
+        self.mappings += CHANGE;
+        self.hide(linear, len);
     }
 
     /// Takes all pages away.
     pub fn clear(&mut self) {
-        self.changes = 0;
-        for (piece, is_ours) in std::mem::take(&mut self.pieces) {
-            if is_ours {
-                let (start, len) = extent(piece);
-                // SAFETY: the piece was reserved by this value, and nobody has references into it.
-                unsafe { libc::munmap(start as *mut libc::c_void, len) };
-            }
-        }
+        self.mappings = 0;
+        self.pieces.clear();
     }
 
     /// Lets nothing be seen in a part of a piece. Without that, a program would see what it must not: the
@@ -213,24 +185,11 @@ impl Mapping {
         }
     }
 
-    /// Sees to it that the piece around `linear` belongs to this mirror.
-    fn reserve(&mut self, linear: u64) -> bool {
-        let piece = linear & !(PIECE - 1);
-        if linear < LOWEST {
-            return false;
-        }
-        *self.pieces.entry(piece).or_insert_with(|| {
-            let (start, len) = extent(piece);
-            map_at(start, len, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE, None)
-        })
+    /// See [`Pieces::reserve`].
+    pub fn reserve(&mut self, linear: u64) -> Option<Range<u64>> {
+        self.mappings += PIECE;
+        self.pieces.reserve(linear)
     }
-}
-
-/// Where a piece begins, and its size. The last one ends before the last page, which Linux does not give.
-fn extent(piece: u64) -> (u64, usize) {
-    let start = piece.max(LOWEST);
-    let end = (piece + PIECE).min((1 << 47) - 0x1000);
-    (start, (end - start) as usize)
 }
 
 impl Drop for Mapping {

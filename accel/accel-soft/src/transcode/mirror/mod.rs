@@ -14,6 +14,7 @@
 
 mod fault;
 mod mapping;
+mod pieces;
 mod policy;
 
 use std::collections::HashMap;
@@ -34,9 +35,6 @@ use policy::Policy;
 pub use fault::release_thread;
 pub use mapping::is_possible;
 
-/// How many times pages may have been mapped or taken away before a mirror is emptied. Each may make two
-/// more mappings, and the host allows a process 65,530, if nobody changed that.
-const MAX_CHANGES: usize = 28_000;
 /// How many pages before and behind one that is missed are mirrored with it, if they lie as they
 /// do in RAM.
 const AROUND: u64 = 64;
@@ -55,6 +53,15 @@ struct Mirrored {
     /// Its guest physical address.
     gpa: u64,
     writable: bool,
+}
+
+/// What a mirror shows that it did not show just before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The same program, whose page tables may have changed.
+    Again,
+    /// Another program.
+    Another,
 }
 
 /// See the module's text. It belongs to one processor's thread.
@@ -92,9 +99,10 @@ impl Mirror {
         })
     }
 
-    /// Makes the calling thread one that may run code for mirrored memory, which lies in `code`.
-    pub fn prepare_thread(&self, code: Range<u64>) {
-        fault::prepare_thread(code, self.mapping.context());
+    /// Makes the calling thread one that may run code for mirrored memory, which lies in `code`. `false` if
+    /// it must not.
+    pub fn prepare_thread(&self, code: Range<u64>) -> bool {
+        fault::prepare_thread(code, self.mapping.context())
     }
 
     /// Whether it shows the memory of this address space.
@@ -103,28 +111,30 @@ impl Mirror {
         self.space == u64::from(space)
     }
 
-    /// User code is about to run: sees to it that its memory is mirrored, if it should be. `true` if that
-    /// is another address space's from now on.
-    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> bool {
+    /// User code is about to run: sees to it that its memory is mirrored, if it should be. What it shows
+    /// from now on, if that is not what it did.
+    pub fn consider(&mut self, cpu: &mut Cpu<SoftEnv>) -> Option<Shown> {
         let space = cpu.address_space();
         if self.shows(space) {
-            return false;
+            return None;
         }
         let root = root(cpu);
-        if self.root == Some(root) {
+        let shown = if self.root == Some(root) {
             if self.policy.is_banned(root) {
-                return false;
+                return None;
             }
             self.look_again(cpu);
+            Shown::Again
         } else if self.policy.should_take(root, self.pages.len()) {
             self.clear();
             self.root = Some(root);
             tracing::debug!("mirroring the memory of the program at {root:#x}");
+            Shown::Another
         } else {
-            return false;
-        }
+            return None;
+        };
         self.space = space.into();
-        true
+        Some(shown)
     }
 
     /// Whether it has the memory of the program that runs now, but must be made right
@@ -156,7 +166,7 @@ impl Mirror {
 
     /// Forgets the page at `linear`.
     pub fn forget_page(&mut self, linear: u64) {
-        self.remove(linear & !0xfff);
+        self.remove(vec![linear & !0xfff]);
     }
 
     /// All translations may have changed.
@@ -171,11 +181,9 @@ impl Mirror {
         } else {
             became.pages.iter().filter_map(|&page| ram.address(page)).collect()
         };
-        for frame in frames {
-            for linear in self.writable.remove(&frame).unwrap_or_default() {
-                self.remove(linear);
-            }
-        }
+        let places = frames.iter().filter_map(|frame| self.writable.remove(frame));
+        let pages = places.flatten().collect();
+        self.remove(pages);
     }
 
     /// Mirrors the page at `linear`, which code for mirrored memory has missed, and what lies around
@@ -187,10 +195,6 @@ impl Mirror {
             return false;
         }
         let began = runtime::tsc::read();
-        if self.mapping.changes() >= MAX_CHANGES {
-            self.policy.overflowed();
-            self.clear();
-        }
         let is_filled = self.fill_around(cpu, linear, write);
         self.policy.spent(runtime::tsc::read().wrapping_sub(began));
         is_filled
@@ -205,11 +209,19 @@ impl Mirror {
         if write && !page.writable {
             return false;
         }
-        self.remove(linear);
+        // One change to take away what is there, one to map what is not.
+        if !self.mapping.has_room(2) {
+            self.overflow();
+        }
+        self.remove(vec![linear]);
+        let Some(piece) = self.mapping.reserve(linear) else {
+            self.policy.collided();
+            return false;
+        };
         let number = linear >> 12;
         let table = number & !(TABLE - 1);
-        let first = number.saturating_sub(AROUND).max(table);
-        let last = (number + AROUND).min(table + TABLE - 1);
+        let first = number.saturating_sub(AROUND).max(table).max(piece.start >> 12);
+        let last = (number + AROUND).min(table + TABLE - 1).min((piece.end >> 12) - 1);
         let fits = |cpu: &mut Cpu<SoftEnv>, number: u64| {
             let gpa = page.gpa.wrapping_add((number << 12).wrapping_sub(linear));
             !self.pages.contains_key(&(number << 12))
@@ -236,28 +248,51 @@ impl Mirror {
     /// Forgets what the page tables do not say any more.
     fn look_again(&mut self, cpu: &mut Cpu<SoftEnv>) {
         let began = runtime::tsc::read();
-        let wrong: Vec<u64> = self
+        let wrong = self
             .pages
             .iter()
             .filter(|&(&linear, &page)| look(cpu, linear, false) != Some(page))
             .map(|(&linear, _)| linear)
             .collect();
-        wrong.into_iter().for_each(|linear| self.remove(linear));
+        self.remove(wrong);
         self.policy.spent(runtime::tsc::read().wrapping_sub(began));
     }
 
-    fn remove(&mut self, linear: u64) {
-        if let Some(page) = self.pages.remove(&linear) {
-            self.mapping.unmap(linear);
-            if page.writable
-                && let Some(places) = self.writable.get_mut(&page.gpa)
-            {
-                places.retain(|&place| place != linear);
-                if places.is_empty() {
-                    self.writable.remove(&page.gpa);
-                }
+    /// Forgets these pages, of which some may not be there. Those that lie side by side go together: the
+    /// host is asked less often, and has fewer mappings meanwhile.
+    fn remove(&mut self, mut pages: Vec<u64>) {
+        pages.retain(|linear| self.pages.contains_key(linear));
+        if pages.is_empty() {
+            return;
+        }
+        pages.sort_unstable();
+        let runs = pages.chunk_by(|&page, &next| page + 0x1000 == next);
+        if !self.mapping.has_room(runs.clone().count()) {
+            return self.overflow();
+        }
+        for run in runs {
+            self.mapping.unmap(run[0], run.len() << 12);
+            run.iter().for_each(|&linear| self.forget(linear));
+        }
+    }
+
+    /// Nothing is known of the page at `linear` any more, which was taken away.
+    fn forget(&mut self, linear: u64) {
+        if let Some(page) = self.pages.remove(&linear)
+            && page.writable
+            && let Some(places) = self.writable.get_mut(&page.gpa)
+        {
+            places.retain(|&place| place != linear);
+            if places.is_empty() {
+                self.writable.remove(&page.gpa);
             }
         }
+    }
+
+    /// Begins anew, as the host allows no more mappings.
+    fn overflow(&mut self) {
+        self.policy.overflowed();
+        self.clear();
     }
 
     fn clear(&mut self) {

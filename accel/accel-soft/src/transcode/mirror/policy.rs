@@ -3,8 +3,8 @@
 //! It takes some microseconds to mirror a page, so this is for programs that run much and change their
 //! memory little. Time is counted in ticks of the TSC, of which there are 1 to 5 in a nanosecond.
 
-/// A program must have run for this long, some milliseconds, before it is mirrored.
-const WARM: u64 = 8_000_000;
+/// A program must have run for this long, a millisecond or so, before it is mirrored.
+const WARM: u64 = 3_000_000;
 /// About what it takes to mirror a page, without the signal's part, and that.
 const FILL: u64 = 25_000;
 const SIGNAL: u64 = 10_000;
@@ -35,6 +35,8 @@ pub struct Policy {
     credit: i64,
     /// What was spent since it last earned something.
     spent_since: u64,
+    /// How long others have run since.
+    idle: u64,
     root: u64,
 }
 
@@ -46,6 +48,7 @@ impl Policy {
             accounts: [Account::default(); PROGRAMS],
             credit: 0,
             spent_since: 0,
+            idle: 0,
             root: 0,
         }
     }
@@ -61,10 +64,12 @@ impl Policy {
     /// A program that is not mirrored ran for `ticks`.
     pub fn ran(&mut self, root: u64, ticks: u64) {
         self.account(root).ticks += ticks;
+        self.idle = self.idle.saturating_add(ticks);
     }
 
     /// The program that is mirrored ran for `ticks`, what was spent included.
     pub fn earned(&mut self, ticks: u64) {
+        self.idle = 0;
         let ticks = ticks.saturating_sub(std::mem::take(&mut self.spent_since));
         self.credit = self.credit.saturating_add_unsigned(ticks).min(SAVINGS);
     }
@@ -80,6 +85,11 @@ impl Policy {
         self.credit -= SAVINGS / 2;
     }
 
+    /// It has memory where this process has its own.
+    pub fn collided(&mut self) {
+        self.credit = i64::MIN / 2;
+    }
+
     /// Whether the program is not to be mirrored for the time being.
     pub fn is_banned(&mut self, root: u64) -> bool {
         let account = *self.account(root);
@@ -89,14 +99,15 @@ impl Policy {
     /// Whether a program should be mirrored instead of the present one, which has so many pages.
     pub fn should_take(&mut self, root: u64, pages: usize) -> bool {
         let account = *self.account(root);
-        // The present one would have to be mirrored anew, too.
-        let cost = pages as u64 * FILL / 4;
+        // The present one would have to be mirrored anew, too, if it is still there.
+        let cost = (pages as u64 * FILL / 4).saturating_sub(self.idle.saturating_mul(4));
         if account.ticks < account.wanted.max(cost) && !self.is_eager {
             return false;
         }
         self.account(root).ticks = 0;
         self.root = root;
         self.credit = CREDIT;
+        self.idle = 0;
         true
     }
 
@@ -109,7 +120,7 @@ impl Policy {
         self.credit = CREDIT;
         let account = self.account(self.root);
         account.ticks = 0;
-        account.wanted = (account.wanted * 2).max(PENALTY);
+        account.wanted = account.wanted.saturating_mul(2).max(PENALTY);
         tracing::debug!("the memory of the program at {:#x} changes too often", self.root);
         false
     }

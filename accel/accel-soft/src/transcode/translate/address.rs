@@ -51,6 +51,11 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// For `size` bytes at an address that is like no other.
+    pub(super) fn indexed(size: usize, write: bool) -> Self {
+        Self { entry: Entry::Indexed, size, write, align: false, merged: false }
+    }
+
     /// For `size` bytes of the memory operand.
     pub(super) fn of(insn: &Instruction, size: usize, write: bool) -> Self {
         let entry = constant_address(insn).map_or(Entry::Indexed, Entry::Slot);
@@ -88,7 +93,7 @@ impl Translator {
     }
 
     /// The same by number.
-    fn register(&mut self, number: usize, temporary: Reg) -> Reg {
+    pub(super) fn register(&mut self, number: usize, temporary: Reg) -> Reg {
         match home(number) {
             Home::Host(host) => host,
             Home::Memory(n) => {

@@ -20,7 +20,7 @@ impl Translator {
             Ok(target) => {
                 self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
                 self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, target));
-                self.look_up(at, 0);
+                self.go_far(at, 0);
             }
             Err(_) => {
                 let exit = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
@@ -52,6 +52,24 @@ impl Translator {
         self.cold.push(Cold::Branch { from, exit });
         self.asm.jump_if(Cond::NotEqual, from);
         self.asm.jmp_mem(Mem::ContextIndexed(INDEX, offset::jump_host(cache)));
+    }
+
+    /// Goes to the address in RBX, which is always the same distance from the start of the page, with RSP
+    /// moved by `stack`. Flags are kept.
+    fn go_far(&mut self, at: u16, stack: i32) {
+        if !self.setting.mirrored {
+            return self.look_up(at, stack);
+        }
+        debug_assert!(self.status == Status::Kept);
+        if stack != 0 {
+            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
+        }
+        // Leaves, until it is led elsewhere (`far_links`): the distance stands behind a MOV of the exit's
+        // number and the JMP's opcode.
+        let link = self.asm.code.len() as u32 + 6;
+        let exit = self.exit(Exit::FarChain { at, stack, link: self.base + link });
+        self.far_links.push(link);
+        self.leave_by(exit);
     }
 
     pub(super) fn jump_if(&mut self, insn: &Instruction) {
@@ -128,7 +146,7 @@ impl Translator {
             self.destroy_flags();
             self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
             self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, far));
-            self.look_up(insn.ip() as u16, -word);
+            self.go_far(insn.ip() as u16, -word);
         }
         Ok(())
     }

@@ -18,9 +18,17 @@ impl Translator {
         from
     }
 
-    pub(super) fn leave_by(&mut self, exit: usize, common: Common) {
-        let leave = if self.setting.mirrored { common.leave_mirrored } else { common.leave };
+    pub(super) fn leave_by(&mut self, exit: usize) {
+        let leave =
+            if self.setting.mirrored { self.common.leave_mirrored } else { self.common.leave };
         self.go_with_exit(exit, leave);
+    }
+
+    /// Calls common code with the number of an exit in EBP.
+    pub(super) fn call_with_exit(&mut self, exit: usize, stub: u32) {
+        self.asm.mov_imm(INDEX, (self.first_exit + exit as u32) as i32);
+        let from = self.base as i32 + self.asm.code.len() as i32 + 5;
+        self.asm.call_by(stub as i32 - from);
     }
 
     /// Goes to common code with the number of an exit in EBP.
@@ -31,7 +39,7 @@ impl Translator {
     }
 
     /// Emits what comes behind the block and resolves all jumps.
-    pub(super) fn finish(&mut self, common: Common) -> Option<()> {
+    pub(super) fn finish(&mut self) -> Option<()> {
         let mut done = 0;
         while let Some(&cold) = self.cold.get(done) {
             done += 1;
@@ -43,11 +51,11 @@ impl Translator {
                 }
                 Cold::Exit { from, exit } => {
                     self.asm.bind(from);
-                    self.leave_by(exit, common);
+                    self.leave_by(exit);
                 }
                 Cold::Branch { from, exit } => {
                     self.asm.bind(from);
-                    let by = common.second_jumps[self.setting.jumps()];
+                    let by = self.common.second_jumps[self.setting.jumps()];
                     self.go_with_exit(exit, by);
                 }
                 Cold::Miss { from, exit, write, start, merged, entry } => {
@@ -60,12 +68,12 @@ impl Translator {
                     let flag = if merged { MERGED } else { 0 };
                     self.asm.push_imm((number | flag) as i32);
                     let from = self.base as i32 + self.asm.code.len() as i32 + 5;
-                    let second = common.second_level[view as usize][usize::from(write)];
+                    let second = self.common.second_level[view as usize][usize::from(write)];
                     self.asm.call_by(second as i32 - from);
                     self.asm.jmp(start);
                     if merged && let Exit::Miss { at, .. } = self.exits[exit].exit {
                         let from = self.base as i32 + self.asm.code.len() as i32 + 5;
-                        self.asm.jmp_by(common.crossing as i32 - from);
+                        self.asm.jmp_by(self.common.crossing as i32 - from);
                         let link = self.asm.code.len() as u32 - 4;
                         self.links.push(Link { at: link, target: at, narrow: true });
                     }

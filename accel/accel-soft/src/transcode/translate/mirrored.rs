@@ -60,6 +60,33 @@ impl Translator {
         Ok(())
     }
 
+    /// REP MOVS and REP STOS, upwards: programs that want it otherwise are not mirrored.
+    pub(super) fn repeat_in_mirror(&mut self, insn: &Instruction, op: StringOp) -> Emit {
+        /// Nothing interrupts them but a page that is missing.
+        const MOST: i32 = 1 << 20;
+        if insn.next_ip() > 0xfff {
+            return Err(Refused);
+        }
+        self.destroy_flags();
+        let exit = self.interpreted(insn);
+        let from = self.asm.label();
+        self.cold.push(Cold::Exit { from, exit });
+        self.asm.alu_imm(Alu::Cmp, Reg::RCX, MOST);
+        self.asm.jump_if(Cond::Above, from);
+        if op.moves {
+            self.access(insn);
+            self.asm.repeat(true, op.scale);
+        } else {
+            self.asm.store(Mem::Context(offset::STATUS), STATUS);
+            self.asm.mov(STATUS, GUEST_RAX);
+            self.access_with(insn, true);
+            self.asm.repeat(false, op.scale);
+            self.asm.load(STATUS, Mem::Context(offset::STATUS));
+        }
+        self.resume_behind(exit);
+        Ok(())
+    }
+
     /// The next instruction of the host accesses memory for `insn`.
     pub(super) fn access(&mut self, insn: &Instruction) {
         self.access_with(insn, false);

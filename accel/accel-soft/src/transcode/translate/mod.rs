@@ -37,6 +37,7 @@ use super::registers::{
     GUEST_RAX, GUEST_RBP, GUEST_RBX, GUEST_RSP, Home, home, is_high_byte, number, sized,
 };
 use super::sites::Site;
+use super::strings::{STRING_OPS, StringOp};
 
 use address::{Check, Checked, Entry, based, constant_step, point_at, slot_index};
 use dead_flags::{Back, FlagUse};
@@ -111,6 +112,9 @@ pub enum Exit {
     Chain { at: u16 },
     /// To the address in `scratch`. RSP was moved by `stack` for it.
     Branch { at: u16, stack: i32 },
+    /// The same for a direct branch to another page in code for mirrored memory, whose distance stands
+    /// at `link` in code memory: with that overwritten, it goes there by itself.
+    FarChain { at: u16, stack: i32, link: u32 },
     /// The load or store at the linear address in `scratch` missed the soft TLB. With that
     /// filled, the check can be repeated at `retry`.
     /// If it was a check for several accesses, they may cross a page together.
@@ -192,6 +196,8 @@ pub struct Translator {
     pub asm: Assembler,
     pub exits: Vec<Departure>,
     pub links: Vec<Link>,
+    /// Where the distances of jumps to other pages stand ([`Exit::FarChain`]).
+    pub far_links: Vec<u32>,
     pub sites: Vec<Site>,
     cold: Vec<Cold>,
     info: InstructionInfoFactory,
@@ -206,6 +212,7 @@ pub struct Translator {
     first_exit: u32,
     /// Where the code will lie, relative to the common code at the start of the cache.
     base: u32,
+    common: Common,
     has_vectors: bool,
     facts: Vec<Fact>,
     /// 32-bit instructions as 64-bit code says them; kept for its memory.
@@ -219,7 +226,7 @@ pub struct Translator {
 }
 
 /// Offsets in code memory of the code that all blocks use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Common {
     pub leave: u32,
     /// The same for code for mirrored memory.
@@ -231,6 +238,8 @@ pub struct Common {
     pub second_level: [[u32; 2]; VIEWS],
     /// By jump cache, for branches.
     pub second_jumps: [u32; JUMP_CACHES],
+    /// By view and operation: see [`strings`](super::strings).
+    pub strings: [[u32; STRING_OPS]; VIEWS],
 }
 
 /// All status flags.
@@ -250,6 +259,7 @@ impl Translator {
             asm: Assembler::default(),
             exits: Vec::new(),
             links: Vec::new(),
+            far_links: Vec::new(),
             sites: Vec::new(),
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
@@ -267,6 +277,7 @@ impl Translator {
             is_lost: false,
             first_exit: 0,
             base: 0,
+            common: Common::default(),
             has_vectors: false,
             facts: Vec::new(),
             widened: Vec::new(),
@@ -291,6 +302,7 @@ impl Translator {
         self.setting = setting;
         self.first_exit = first_exit;
         self.base = base;
+        self.common = common;
         self.asm.set_word(setting.word());
         let first = insns.first()?;
         let start = first.ip() as u16;
@@ -307,28 +319,23 @@ impl Translator {
         facts.clear();
         facts.extend(insns.iter().map(|insn| self.fact(insn, offer)));
         dead_flags::find(insns, &mut facts);
-        let mut result = self.block(insns, &facts, start, common);
+        let mut result = self.block(insns, &facts, start);
         if self.is_lost {
             facts.iter_mut().for_each(|fact| fact.back = 0);
-            result = self.block(insns, &facts, start, common);
+            result = self.block(insns, &facts, start);
         }
         self.facts = facts;
         self.widened = widened;
         result
     }
 
-    fn block(
-        &mut self,
-        insns: &[Instruction],
-        facts: &[Fact],
-        start: u16,
-        common: Common,
-    ) -> Option<Translated> {
+    fn block(&mut self, insns: &[Instruction], facts: &[Fact], start: u16) -> Option<Translated> {
         self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
         self.cached = None;
         self.asm.clear();
         self.exits.clear();
         self.links.clear();
+        self.far_links.clear();
         self.sites.clear();
         self.cold.clear();
         self.resumes.clear();
@@ -343,7 +350,7 @@ impl Translator {
         self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::ATTENTION), 0);
         let attention = self.cold_exit(Exit::Attention { at: start });
         self.asm.jump_if(Cond::NotEqual, attention);
-        self.make_vectors_live(common);
+        self.make_vectors_live();
 
         let mut ends = false;
         for (i, (insn, fact)) in insns.iter().zip(facts).enumerate() {
@@ -356,42 +363,36 @@ impl Translator {
             };
             self.rest = i..facts.len();
             self.back = fact.back;
-            ends = self.instruction(insn, kind, Code { insns, facts }, common);
+            ends = self.instruction(insn, kind, Code { insns, facts });
         }
         let last = insns.last()?;
         if !ends {
             self.jump_to(last.next_ip() as i64, last.ip() as u16);
         }
-        self.finish(common)?;
+        self.finish()?;
         Some(Translated { near })
     }
 
-    fn make_vectors_live(&mut self, common: Common) {
+    fn make_vectors_live(&mut self) {
         // They always are while memory is mirrored.
         if self.has_vectors && !self.setting.mirrored {
             self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::VECTORS_LIVE), 0);
             let live = self.asm.label();
             self.asm.jump_if(Cond::NotEqual, live);
             let from = self.base as i32 + self.asm.code.len() as i32 + 5;
-            self.asm.call_by(common.load_vectors as i32 - from);
+            self.asm.call_by(self.common.load_vectors as i32 - from);
             self.asm.bind(live);
         }
     }
 
     /// Emits one instruction; `true` if nothing follows it.
-    fn instruction(
-        &mut self,
-        insn: &Instruction,
-        kind: Kind,
-        block: Code<'_>,
-        common: Common,
-    ) -> bool {
+    fn instruction(&mut self, insn: &Instruction, kind: Kind, block: Code<'_>) -> bool {
         // Who leaves RBX alone, or knows what becomes of it, gives this back.
         let cached = self.cached.take();
         let fact = &block.facts[self.rest.start];
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
-        let sites = self.sites.len();
+        let mirrored_marks = (self.sites.len(), self.far_links.len());
         let status = self.status;
         let is_last = self.rest.len() == 1;
         let emitted = match kind {
@@ -449,6 +450,8 @@ impl Translator {
                 self.asm.bytes(&[0xf3, 0x90]);
                 Ok(())
             }
+            Kind::Repeat(op) if self.setting.mirrored => self.repeat_in_mirror(insn, op),
+            Kind::Repeat(op) if !self.setting.is_32bit => self.repeat(insn, op),
             // The flag is out of the reach of code for mirrored memory.
             Kind::Direction { .. } if self.setting.mirrored => Err(Refused),
             Kind::Direction { down } => {
@@ -495,6 +498,7 @@ impl Translator {
             | Kind::ClearAlignmentCheck
             | Kind::FaultAddress
             | Kind::TimeStamp
+            | Kind::Repeat(_)
             | Kind::Interpret
             | Kind::InterpretLast => Err(Refused),
         };
@@ -509,27 +513,34 @@ impl Translator {
         self.cold.truncate(marks.1);
         self.links.truncate(marks.2);
         self.resumes.truncate(marks.3);
-        self.sites.truncate(sites);
+        self.sites.truncate(mirrored_marks.0);
+        self.far_links.truncate(mirrored_marks.1);
         self.status = status;
         self.cached = None;
-        self.interpret(insn, kind == Kind::InterpretLast || is_branch, common)
+        self.interpret(insn, kind == Kind::InterpretLast || is_branch)
     }
 
-    fn interpret(&mut self, insn: &Instruction, is_last: bool, common: Common) -> bool {
+    fn interpret(&mut self, insn: &Instruction, is_last: bool) -> bool {
         self.keep_flags();
-        let exit = self.exit(Exit::Interpret {
-            at: insn.ip() as u16,
-            next: insn.next_ip() as u16,
-            resume: 0,
-        });
-        self.leave_by(exit, common);
+        let exit = self.interpreted(insn);
+        self.leave_by(exit);
         if is_last || insn.next_ip() > 0xfff {
             return true;
         }
+        self.resume_behind(exit);
+        false
+    }
+
+    /// An exit to have the interpreter execute the instruction.
+    fn interpreted(&mut self, insn: &Instruction) -> usize {
+        self.exit(Exit::Interpret { at: insn.ip() as u16, next: insn.next_ip() as u16, resume: 0 })
+    }
+
+    /// The interpreter has executed the instruction for which the block was left by this exit.
+    fn resume_behind(&mut self, exit: usize) {
         let resume = self.asm.here();
         self.resumes.push((exit, resume));
         self.status = Status::Kept;
-        self.make_vectors_live(common);
-        false
+        self.make_vectors_live();
     }
 }

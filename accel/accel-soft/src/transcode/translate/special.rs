@@ -70,6 +70,28 @@ impl Translator {
         Ok(())
     }
 
+    /// REP MOVS and REP STOS, by common code.
+    pub(super) fn repeat(&mut self, insn: &Instruction, op: StringOp) -> Emit {
+        if insn.next_ip() > 0xfff {
+            return Err(Refused);
+        }
+        self.destroy_flags();
+        // Sees to it that the soft TLB has the first bytes. It does no harm if there are none to be moved: what
+        // is not there, or not to be had, is the interpreter's.
+        let pointers = [(gpr::RDI, true), (gpr::RSI, false)];
+        for &(pointer, write) in &pointers[..1 + usize::from(op.moves)] {
+            let start = self.asm.here();
+            let pointer = self.register(pointer, ADDRESS);
+            self.asm.mov_word(ADDRESS, pointer);
+            self.check(insn, start, Check::indexed(1 << op.scale, write));
+        }
+        let exit = self.interpreted(insn);
+        let stub = self.common.strings[self.setting.view as usize][op.number()];
+        self.call_with_exit(exit, stub);
+        self.resume_behind(exit);
+        Ok(())
+    }
+
     /// CMPXCHG8B and CMPXCHG16B.
     pub(super) fn compare_exchange_16(&mut self, insn: &Instruction) -> Emit {
         let is_wide = insn.mnemonic() == Mnemonic::Cmpxchg16b;
