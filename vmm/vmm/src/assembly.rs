@@ -76,6 +76,7 @@ impl Assembly {
     ) -> Result<Self, Failure> {
         let offered = accelerators::cpuid(config.cpu_model, accelerator)?;
         let cpuid = snapshot.cpuid(&offered)?;
+        snapshot.check_processors(config.cpus)?;
         let map = memory_map(config, &cpuid)?;
         let memory = snapshot.map_memory(map.ram())?;
         let clock = snapshot.clock()?;

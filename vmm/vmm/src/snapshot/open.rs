@@ -137,6 +137,19 @@ impl Opened {
         Ok(disks)
     }
 
+    /// Refuses another number of processors than there were.
+    pub fn check_processors(&self, count: u32) -> Result<(), Failure> {
+        let had =
+            (0..).take_while(|&n| self.sections.get(&section::processor(n)).is_some()).count();
+        if had != count as usize {
+            return Err(Failure::configuration(format!(
+                "the guest had {had} processors when the snapshot was made, not {count}: restore it \
+                 with as many"
+            )));
+        }
+        Ok(())
+    }
+
     /// A processor's state.
     pub fn processor(&self, index: usize) -> Result<VcpuState, Failure> {
         get(&self.sections, &section::processor(index))
