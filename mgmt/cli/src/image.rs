@@ -35,7 +35,9 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
                 return Ok(0);
             }
             refuse_replacement(name, *force)?;
-            let agent = (!no_agent).then(agent_program).transpose()?;
+            // What cannot be built needs no agent: the error says so.
+            let wants_agent = !no_agent && images::releases().any(|known| known == name.as_str());
+            let agent = wants_agent.then(agent_program).transpose()?;
             let options = BuildOptions { agent, ..options };
             long_work(|show, cancel| {
                 store.build(name, &options, show, cancel).map(|image| print_built(&image))

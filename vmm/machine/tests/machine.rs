@@ -134,9 +134,10 @@ fn the_bus_holds_what_the_configuration_says() {
     bench.config.nets = vec![NetConfig::default()];
     let machine = bench.build();
     let devices = pci_devices(&machine);
-    // Host bridge, two disks, a card, entropy.
-    let virtio: Vec<_> = devices[1..].iter().map(|id| (id & 0xffff, id >> 16)).collect();
-    assert_eq!(virtio, [(0x1af4, 0x1042), (0x1af4, 0x1042), (0x1af4, 0x1041), (0x1af4, 0x1044)]);
+    // Host bridge, two disks, a card, entropy, sockets.
+    assert!(devices[1..].iter().all(|id| id & 0xffff == 0x1af4));
+    let virtio: Vec<_> = devices[1..].iter().map(|id| id >> 16).collect();
+    assert_eq!(virtio, [0x1042, 0x1042, 0x1041, 0x1044, 0x1053]);
     // The same by ECAM.
     let mut data = [0; 4];
     machine.mmio_read(0xe000_0000 + (1 << 15), &mut data);

@@ -154,6 +154,7 @@ mod tests {
     #[test]
     fn a_processor_that_is_kicked_answers() {
         let (kick, kicked) = mpsc::channel();
+        let (done, is_done) = mpsc::channel();
         let meter = Arc::new(Meter::new(Kicker::new(move || kick.send(()).unwrap())));
         let processor = thread::spawn({
             let meter = meter.clone();
@@ -163,12 +164,14 @@ mod tests {
                     number += 1;
                     meter.answer(|| counted(number));
                     meter.answer(|| panic!("nobody asked again"));
+                    done.send(()).unwrap();
                 }
                 meter.end(Some(counted(100)));
             }
         });
         for number in 1..4 {
             let [answer] = &ask_all(std::slice::from_ref(&meter))[..] else { panic!("one") };
+            is_done.recv().unwrap();
             assert!(answer.current);
             assert_eq!(answer.counts["entries"], number);
             assert_eq!(answer.levels["code_bytes"], 7);

@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use vmm_api::Failure;
 
 use crate::failure;
 
+/// What the names of directories begin with that are being removed. No guest has such a name.
+pub const REMOVED_PREFIX: &str = ".removed-";
 /// The name of the file that is locked.
 const LOCK: &str = "lock";
 /// Who only looks holds the lock for a moment; who wants it waits as long.
@@ -53,6 +56,20 @@ pub fn take_existing(directory: &Path) -> Result<Option<Option<File>>, Failure> 
         if gone { Err(Failure::configuration("it is gone")) } else { Ok(file) }
     });
     if gone { Ok(None) } else { lock.map(Some) }
+}
+
+/// Removes a guest's directory, whose lock the caller holds. It goes in one step: who comes meanwhile makes
+/// one of its own.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    static REMOVED: AtomicU32 = AtomicU32::new(0);
+    let number = REMOVED.fetch_add(1, Ordering::Relaxed);
+    let gone = directory.with_file_name(format!("{REMOVED_PREFIX}{}-{number}", std::process::id()));
+    fs::rename(directory, &gone)?;
+    match fs::remove_dir_all(gone) {
+        // Another `lodge` has swept it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// Whether someone holds the lock.
@@ -144,7 +161,7 @@ mod tests {
                         let Some(lock) = take(&directory).unwrap() else { continue };
                         let mark = directory.join("mark");
                         assert!(File::options().create_new(true).write(true).open(mark).is_ok());
-                        fs::remove_dir_all(&directory).unwrap();
+                        remove(&directory).unwrap();
                         drop(lock);
                     }
                 });

@@ -125,7 +125,7 @@ impl Guest {
     /// Removes the guest and everything of it.
     pub fn remove(mut self) -> Result<(), Failure> {
         self.record = None;
-        fs::remove_dir_all(&self.directory).map_err(failure::io("remove", &self.directory))
+        lock::remove(&self.directory).map_err(failure::io("remove", &self.directory))
     }
 }
 
@@ -138,7 +138,7 @@ impl Drop for Guest {
         if self.record.as_ref().is_some_and(|record| record.keep) {
             remove_remains(&self.directory);
         } else {
-            let _ = fs::remove_dir_all(&self.directory);
+            let _ = lock::remove(&self.directory);
             // Goes with the last guest.
             let _ = self.directory.parent().map(fs::remove_dir);
         }
@@ -280,11 +280,17 @@ fn names_in(guests: &Path) -> Result<Vec<String>, Failure> {
 
 /// Removes what killed runs left behind. A directory that cannot be judged stays.
 fn sweep(guests: &Path) {
+    // Whoever removed these was killed, or is at work: two do no harm.
+    for entry in fs::read_dir(guests).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(lock::REMOVED_PREFIX) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
     for name in names_in(guests).unwrap_or_default() {
         let directory = guests.join(name);
         let Some(_lock) = lock::try_existing(&directory) else { continue };
         match is_kept(&directory) {
-            Ok(false) => drop(fs::remove_dir_all(&directory)),
+            Ok(false) => drop(lock::remove(&directory)),
             // A VMM that was killed leaves these.
             Ok(true) => remove_remains(&directory),
             Err(_) => {}
