@@ -5,6 +5,7 @@
 
 mod apic_page;
 mod assist;
+mod chips;
 mod cpuid;
 mod debug;
 mod doorbell;

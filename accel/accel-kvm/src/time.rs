@@ -75,7 +75,7 @@ impl GuestTime {
     pub fn stop(&self) {
         let clock = self.vm.get_clock().map(|data| data.clock);
         let clock = clock.inspect_err(|e| cannot("read the paravirtual clock", e)).ok();
-        let processors: Result<_, _> = self.processors.iter().map(|p| self.timers(p)).collect();
+        let processors = self.all_timers();
         let host_tsc = runtime::tsc::read();
         match processors {
             Ok(processors) => {
@@ -97,11 +97,8 @@ impl GuestTime {
         if let Err(error) = done {
             cannot("set the TSCs back", &error);
         }
-        if let Some(clock) = stopped.clock {
-            let data = kvm_clock_data { clock, ..Default::default() };
-            if let Err(error) = self.vm.set_clock(&data) {
-                cannot("set the paravirtual clock back", &error);
-            }
+        if let Some(Err(error)) = stopped.clock.map(|clock| self.set_clock(clock)) {
+            cannot("set the paravirtual clock back", &error);
         }
         // Now that the TSCs are right: a deadline that has passed by the host's time is to come yet.
         for (vcpu, timers) in self.processors.iter().zip(&stopped.processors) {
@@ -111,6 +108,30 @@ impl GuestTime {
             // Guests' watchdogs shall not bark all the same. Who has no such clock is told nothing.
             let _ = vcpu.kvmclock_ctrl();
         }
+    }
+
+    /// The processors have taken over a saved state: where they stand now is where time will go on
+    /// from, with what the paravirtual clock shows then, which `clock` tells by the host's TSC. If time
+    /// was not stopped, it goes on at once.
+    pub fn restored(&self, clock: impl FnOnce(u64) -> u64) -> Result<(), Fault> {
+        match &mut *self.stopped() {
+            Some(stopped) => {
+                stopped.processors = self.all_timers()?;
+                stopped.clock = Some(clock(stopped.host_tsc));
+                Ok(())
+            }
+            None => self
+                .set_clock(clock(runtime::tsc::read()))
+                .map_err(|e| failed("KVM does not set its clock", e)),
+        }
+    }
+
+    fn set_clock(&self, clock: u64) -> Result<(), Error> {
+        self.vm.set_clock(&kvm_clock_data { clock, ..Default::default() })
+    }
+
+    fn all_timers(&self) -> Result<Vec<Timers>, Fault> {
+        self.processors.iter().map(|vcpu| self.timers(vcpu)).collect()
     }
 
     fn timers(&self, vcpu: &VcpuFd) -> Result<Timers, Fault> {

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use accel::{
-    CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, Sections, Statistics, Vcpu,
+    CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, PvClockState, Sections,
+    Statistics, Vcpu, VcpuState,
 };
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_MP_STATE_INIT_RECEIVED, KVM_SYSTEM_EVENT_CRASH,
@@ -25,11 +27,16 @@ use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
 use crate::vm::Shared;
 
+// KVM's paravirtual clock (Linux, Documentation/virt/kvm/x86/msr.rst).
+const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+
 /// A processor.
 pub struct KvmVcpu {
     fd: VcpuFd,
     page: RunPage,
     shared: Arc<Shared>,
+    index: u32,
     cpuid: CpuidTable,
     abilities: Abilities,
     kick: Arc<Kick>,
@@ -77,6 +84,7 @@ impl KvmVcpu {
             fd,
             page,
             shared,
+            index,
             cpuid,
             abilities,
             kick: Arc::default(),
@@ -178,6 +186,13 @@ impl KvmVcpu {
             self.state.activity = Activity::Shutdown;
         }
         Ok(())
+    }
+
+    /// For those who have no access to processor 0.
+    fn note_tsc_offset(&self) {
+        if self.index == 0 {
+            self.shared.tsc_offset.store(self.state.msrs.tsc_offset, Ordering::Relaxed);
+        }
     }
 
     /// Delivers what KVM was about to deliver: the state has no place for what is in between.
@@ -312,6 +327,38 @@ impl Vcpu for KvmVcpu {
             self.shut_down = self.state.activity == Activity::Shutdown;
         }
         state::store(&self.fd, &self.abilities, changed, &self.state)
+    }
+
+    fn save(&mut self) -> Result<VcpuState, Fault> {
+        self.refresh(Sections::all())?;
+        self.note_tsc_offset();
+        let msr = |index| Ok::<_, Fault>(state::read_msr(&self.fd, index)?.unwrap_or_default());
+        Ok(VcpuState {
+            cpu: (*self.state).clone(),
+            lapic: state::lapic::load(&self.fd, self.shared.clock.now())?,
+            pv_clock: PvClockState {
+                system_time: msr(MSR_KVM_SYSTEM_TIME_NEW)?,
+                wall_clock: msr(MSR_KVM_WALL_CLOCK_NEW)?,
+            },
+        })
+    }
+
+    fn restore(&mut self, saved: &VcpuState) -> Result<(), Fault> {
+        let bad = |what: &dyn std::fmt::Display| {
+            Fault::BadState(format!("processor {} has {what}", self.index))
+        };
+        saved.cpu.check().map_err(|what| bad(&what))?;
+        *self.state = saved.cpu.clone();
+        self.store(Sections::all())?;
+        self.note_tsc_offset();
+        // Its timer may go by the TSC.
+        state::lapic::store(&self.fd, &saved.lapic, self.shared.clock.now())?;
+        // Where the guest keeps it, KVM publishes it anew. KVM refuses an address that is none.
+        // Writing the wall clock's would only move the guest's time of day.
+        if saved.pv_clock.system_time != 0 {
+            state::write_msr(&self.fd, MSR_KVM_SYSTEM_TIME_NEW, saved.pv_clock.system_time)?;
+        }
+        Ok(())
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {

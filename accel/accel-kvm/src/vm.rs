@@ -1,8 +1,9 @@
 //! A virtual machine of KVM's.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{CpuidTable, Fault, StoredPages, Vcpu, Vm, VmResources};
+use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
@@ -11,8 +12,9 @@ use kvm_bindings::{
     kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
-use runtime::Doorbells;
+use runtime::{Clock, Doorbells};
 
+use crate::chips;
 use crate::cpuid::{self, Supported};
 use crate::doorbell::KvmDoorbells;
 use crate::host::{Host, failed};
@@ -44,6 +46,10 @@ pub struct Shared {
     pub vm: Arc<VmFd>,
     /// The RAM, and what is noted of stores to it.
     pub stores: StoreLog,
+    /// Guest time.
+    pub clock: Arc<Clock>,
+    /// What processor 0's TSC shows less the host's, as of when its state was last saved or restored.
+    pub tsc_offset: AtomicU64,
 }
 
 impl KvmVm {
@@ -74,7 +80,12 @@ impl KvmVm {
         vm.create_pit2(pit).map_err(|e| failed("KVM makes no timer (PIT)", e))?;
         let routes = Routes::wire(vm.clone(), host.capability(KVM_CAP_IRQ_ROUTING))?;
         let stores = StoreLog::new(host, vm.clone(), config.memory.clone())?;
-        let shared = Arc::new(Shared { vm: vm.clone(), stores });
+        let shared = Arc::new(Shared {
+            vm: vm.clone(),
+            stores,
+            clock: config.clock.clone(),
+            tsc_offset: AtomicU64::new(0),
+        });
         let doorbells = host.has(KVM_CAP_IOEVENTFD).then(|| Arc::new(KvmDoorbells(vm.clone())));
         let (vcpus, time) = processors(host, &shared, config)?;
         Ok(Self {
@@ -194,6 +205,28 @@ fn tune(
     Ok((rate, rate != has))
 }
 
+impl KvmVm {
+    /// A moment in the paravirtual clock's time: now.
+    fn pv_epoch(&self) -> Result<PvEpoch, Fault> {
+        let clock = self.shared.vm.get_clock();
+        let ns = clock.map_err(|e| failed("KVM does not say what its clock shows", e))?.clock;
+        Ok(PvEpoch { tsc: self.guest_tsc(runtime::tsc::read()), ns })
+    }
+
+    /// What the paravirtual clock shows, counted from `epoch`, when the host's TSC shows `host_tsc`.
+    fn pv_clock(&self, epoch: PvEpoch, host_tsc: u64) -> u64 {
+        // It may lie before or after.
+        let ticks = i128::from(self.guest_tsc(host_tsc).wrapping_sub(epoch.tsc) as i64);
+        let ns = ticks * 1_000_000_000 / i128::from(runtime::tsc::frequency_hz().max(1));
+        epoch.ns.wrapping_add(ns as u64)
+    }
+
+    /// Processor 0's, when the host's shows `host_tsc`.
+    fn guest_tsc(&self, host_tsc: u64) -> u64 {
+        host_tsc.wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
+    }
+}
+
 impl Vm for KvmVm {
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
         self.irqs.clone()
@@ -201,6 +234,16 @@ impl Vm for KvmVm {
 
     fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         self.doorbells.clone().map(|doorbells| doorbells as Arc<dyn Doorbells>)
+    }
+
+    fn save(&self) -> Result<VmState, Fault> {
+        let now = self.shared.clock.now();
+        Ok(VmState { chips: chips::save(&self.shared.vm, now)?, pv_epoch: self.pv_epoch()? })
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        chips::restore(&self.shared.vm, &state.chips)?;
+        self.time.restored(|host_tsc| self.pv_clock(state.pv_epoch, host_tsc))
     }
 
     fn log_stores(&self, on: bool) -> Result<(), Fault> {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use irqchip::{
-    Attention, Deadline, DeliveryMode, Destination, Effects, IrqSink, Lapic, LapicConfig, Lint,
-    Message, Msi, Now, PicPort, Pit, Router, Work, lowest_priority,
+    Attention, BadState, ChipsState, Deadline, DeliveryMode, Destination, Effects, IrqSink, Lapic,
+    LapicConfig, LapicState, Lint, Message, Msi, Now, PicPort, Pit, Router, Work, lowest_priority,
 };
 use runtime::{Clock, Timer, TimerTarget, Timers};
 use x86::MAX_PHYSICAL_BITS;
@@ -338,6 +338,11 @@ impl Chips {
         result
     }
 
+    /// What processor `index`'s TSC shows less the host's.
+    pub fn tsc_offset(&self, index: usize) -> u64 {
+        self.slots[index].tsc_offset.load(Ordering::Relaxed)
+    }
+
     /// Sets processor `index`'s TSC, which is now the host's plus `offset`, and with it the moment
     /// of a TSC deadline.
     pub fn set_tsc_offset(&self, index: usize, offset: u64) {
@@ -351,6 +356,42 @@ impl Chips {
             let offset = slot.tsc_offset.load(Ordering::Relaxed);
             self.set_tsc_offset(index, offset.wrapping_sub(ticks));
         }
+    }
+
+    // --- What is saved ------------------------------------------------------------------------
+
+    /// The shared controllers' state.
+    pub fn save(&self) -> ChipsState {
+        let pit = lock(&self.pit).save();
+        let (pic_master, pic_slave, ioapic) = lock(&self.router).save();
+        ChipsState { pic_master, pic_slave, ioapic, pit }
+    }
+
+    /// Takes over the shared controllers' state. Nobody hears of interrupts of before.
+    pub fn restore(&self, state: &ChipsState) -> Result<(), BadState> {
+        lock(&self.pit).restore(&state.pit)?;
+        self.with_router(|router| {
+            router.restore(&state.pic_master, &state.pic_slave, &state.ioapic);
+            // Another accelerator may not have told the local APIC of the pair's output.
+            Work { intr: Some(router.intr()), ..Work::default() }
+        });
+        self.with_pit(|_, _| ());
+        Ok(())
+    }
+
+    /// Processor `index`'s local APIC's state.
+    pub fn save_lapic(&self, index: usize) -> LapicState {
+        lock(&self.slots[index].lapic).save()
+    }
+
+    /// Takes over a local APIC's state. The processor's TSC is what it is to be.
+    pub fn restore_lapic(&self, index: usize, state: &LapicState) -> Result<(), BadState> {
+        let mut result = Ok(());
+        self.with_lapic(index, |lapic| {
+            result = lapic.restore(state);
+            Effects { timer_changed: true, page_changed: true, ..Effects::default() }
+        });
+        result
     }
 
     // --- What a processor does --------------------------------------------------------------

@@ -3,6 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use accel::PvClockState;
+
 use crate::ram::Ram;
 
 /// MSRs, the two old ones included.
@@ -75,6 +77,17 @@ impl PvClock {
             _ => return None,
         }
         Some(())
+    }
+
+    /// What the guest wrote.
+    pub fn save(&self) -> PvClockState {
+        PvClockState { system_time: self.system_time, wall_clock: self.wall_clock }
+    }
+
+    /// Takes over what the guest wrote. Its memory has what was published.
+    pub fn restore(&mut self, state: PvClockState) {
+        let PvClockState { system_time, wall_clock } = state;
+        *self = Self { system_time, wall_clock };
     }
 
     /// Writes `pvclock_vcpu_time_info`, if the guest has enabled it.

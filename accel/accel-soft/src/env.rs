@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{CpuBus, CpuidTable};
+use accel::{CpuBus, CpuidTable, PvEpoch};
 use iced_x86::Instruction;
 use irqchip::Lapic;
 use x86::cpuid::CpuidResult;
@@ -37,6 +37,19 @@ impl Shared {
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The paravirtual clock's epoch as processor 0's TSC tells it, which no pause changes.
+    pub fn pv_epoch(&self) -> PvEpoch {
+        let epoch = self.epoch();
+        PvEpoch { tsc: epoch.host_tsc.wrapping_add(self.chips.tsc_offset(0)), ns: epoch.ns }
+    }
+
+    /// Has the paravirtual clock count from there. Processor 0's TSC is what it is to be.
+    pub fn set_pv_epoch(&self, from: PvEpoch) {
+        let mut epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        epoch.host_tsc = from.tsc.wrapping_sub(self.chips.tsc_offset(0));
+        epoch.ns = from.ns;
+    }
+
     /// Has guest time and all TSCs go on from where they stood so many ticks ago. Each processor
     /// takes note of it when it runs next; until then, timers go by what is changed here.
     pub fn skip_time(&self, ticks: u64) {
@@ -61,7 +74,7 @@ pub(crate) struct SoftEnv {
     pub index: usize,
     cpuid: CpuidTable,
     native: NativeUnit,
-    pv_clock: PvClock,
+    pub pv_clock: PvClock,
     tsc_offset: u64,
     bus: Option<BusPointer>,
 }

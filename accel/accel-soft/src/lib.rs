@@ -20,8 +20,9 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{Accelerator, Fault, Vcpu, Vm, VmResources};
+use accel::{Accelerator, Fault, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
+use mem::vm_memory::GuestMemoryBackend;
 use x86::state::Activity;
 use x86::{Cpu, CpuState};
 
@@ -131,6 +132,8 @@ impl Accelerator for SoftAccelerator {
                 shared.watch.changed(page);
             }
         });
+        // What is stored to a private mapping shows in no other, so that there can be no mirror.
+        let is_shared = config.memory.iter().all(mem::is_shared);
         let vcpus = (0..config.cpus)
             .zip(contexts)
             .map(|(index, context)| {
@@ -152,7 +155,7 @@ impl Accelerator for SoftAccelerator {
                     Execution::Transcode { after, check } => {
                         let mirror = match Mirroring::wanted(after) {
                             Mirroring::Never => None,
-                            _ if index != 0 => None,
+                            _ if index != 0 || !is_shared => None,
                             wanted => Mirror::new(context.clone(), wanted == Mirroring::Always),
                         };
                         Transcoder::new(context, after, check, None, mirror).map_err(no_code)?
@@ -219,6 +222,16 @@ impl Vm for SoftVm {
             Some(vcpu) => Ok(Box::new(vcpu)),
             None => Err(Fault::Unsupported(format!("there is no processor {index} to take"))),
         }
+    }
+
+    fn save(&self) -> Result<VmState, Fault> {
+        Ok(VmState { chips: self.shared.chips.save(), pv_epoch: self.shared.pv_epoch() })
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        self.shared.chips.restore(&state.chips).map_err(|e| Fault::BadState(e.to_string()))?;
+        self.shared.set_pv_epoch(state.pv_epoch);
+        Ok(())
     }
 
     fn stop_time(&self) {

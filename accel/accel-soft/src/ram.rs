@@ -88,7 +88,7 @@ impl Ram {
     pub fn file(&self, gpa: u64, len: usize) -> Option<(RawFd, u64)> {
         let region = self.memory.find_region(GuestAddress(gpa))?;
         let offset = gpa - region.start_addr().raw_value();
-        let file = region.file_offset()?;
+        let file = region.file_offset().filter(|_| mem::is_shared(region))?;
         let fits = offset.checked_add(len as u64)? <= region.len();
         fits.then(|| (file.file().as_raw_fd(), file.start() + offset))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use accel::{CpuBus, DebugControl, Exit, Fault, Kicker, Statistics, Vcpu};
+use accel::{CpuBus, DebugControl, Exit, Fault, Kicker, Statistics, Vcpu, VcpuState};
 use irqchip::Attention;
 use x86::state::{Activity, Cr0, SegReg, Segment, SegmentAttributes};
 use x86::{Cpu, CpuState, state::Sections};
@@ -173,6 +173,31 @@ impl Vcpu for SoftVcpu {
         }
         self.cpu.state_changed();
         Ok(())
+    }
+
+    fn save(&mut self) -> Result<VcpuState, Fault> {
+        // A pause of which this processor has not run since.
+        self.skip_time();
+        let env = &self.cpu.env;
+        Ok(VcpuState {
+            cpu: self.cpu.state.clone(),
+            lapic: env.shared.chips.save_lapic(env.index),
+            pv_clock: env.pv_clock.save(),
+        })
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Fault> {
+        state.cpu.check().map_err(|what| {
+            Fault::BadState(format!("processor {} has {what}", self.cpu.env.index))
+        })?;
+        self.cpu.state = state.cpu.clone();
+        self.store(Sections::all())?;
+        let env = &mut self.cpu.env;
+        env.pv_clock.restore(state.pv_clock);
+        env.shared
+            .chips
+            .restore_lapic(env.index, &state.lapic)
+            .map_err(|e| Fault::BadState(format!("processor {}: {e}", env.index)))
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {

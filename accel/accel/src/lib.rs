@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod state;
 mod statistics;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use irqchip::IrqSink;
 use mem::GuestMemory;
 use runtime::{Clock, Doorbells, Timers};
+pub use state::{PvClockState, PvEpoch, VcpuState, VmState};
 pub use statistics::Statistics;
 pub use x86::cpuid::CpuidTable;
 pub use x86::state::{CpuState, Sections};
@@ -82,6 +84,28 @@ pub trait Vm: Send + Sync {
     /// start-up IPI.
     fn take_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Fault>;
 
+    /// The state of what processors share, while none is in [`Vcpu::run`] and guest time stands
+    /// still.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if the accelerator cannot do that.
+    fn save(&self) -> Result<VmState, Fault> {
+        Err(Fault::Unsupported("this accelerator does not save interrupt controllers".to_owned()))
+    }
+
+    /// Takes over a state, after the processors took over theirs and before any of them runs.
+    /// Devices have set their interrupt lines already. If time was [stopped](Self::stop_time), it will
+    /// go on from where it stands in the state.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::BadState`] if no machine can have such a state.
+    fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        let _ = state;
+        Err(Fault::Unsupported("this accelerator takes over no interrupt controllers".to_owned()))
+    }
+
     /// Has the time stand still that processors read themselves, by their TSCs and paravirtual
     /// clocks, and their timers with it. The machine's clock ([`VmResources::clock`]) must stand still,
     /// before and until time goes on. To be called while no processor is in [`Vcpu::run`]; none
@@ -150,6 +174,25 @@ pub trait Vcpu: Send {
 
     /// Makes changes to the sections `changed` of what [`load`](Self::load) showed take effect.
     fn store(&mut self, changed: Sections) -> Result<(), Fault>;
+
+    /// All of the processor's state.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Unsupported`] if the accelerator cannot do that.
+    fn save(&mut self) -> Result<VcpuState, Fault> {
+        Err(Fault::Unsupported("this accelerator does not save processors".to_owned()))
+    }
+
+    /// Takes over a state. The processor has not run yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::BadState`] if no processor can have such a state.
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Fault> {
+        let _ = state;
+        Err(Fault::Unsupported("this accelerator takes over no processors".to_owned()))
+    }
 
     /// Has `run` return with [`Exit::Debug`] where a debugger wants it, until this is called again.
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault>;
@@ -224,6 +267,9 @@ pub enum Fault {
     /// The configuration asks for something that this accelerator does not have.
     #[error("{0}")]
     Unsupported(String),
+    /// A saved state is one that there cannot be.
+    #[error("{0}; it was damaged or made up")]
+    BadState(String),
     /// The accelerator executed guest code wrongly, and noticed.
     #[error("{0}")]
     Wrong(String),

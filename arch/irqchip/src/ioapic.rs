@@ -1,7 +1,11 @@
 //! The I/O APIC: an 82093AA with 24 pins and the EOI register of its successors, version 0x20
 //! (Intel 82093AA datasheet; ICH9 datasheet, 13.5).
 
+mod state;
+
 use alloc::vec::Vec;
+
+pub use state::IoApicState;
 
 use crate::message::{DeliveryMode, Destination, Message, Trigger};
 

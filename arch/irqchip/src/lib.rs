@@ -27,13 +27,16 @@ mod msi;
 mod pic;
 mod pit;
 mod router;
+mod state;
 
-pub use ioapic::{IOAPIC_PINS, IoApic};
+pub use ioapic::{IOAPIC_PINS, IoApic, IoApicState};
 pub use lapic::{
-    Attention, Deadline, Effects, GeneralProtection, Lapic, LapicConfig, Lint, Now, TIMER_HZ,
+    Attention, Deadline, Effects, GeneralProtection, Lapic, LapicConfig, LapicState, Lint,
+    LvtState, Now, TIMER_HZ, TimerState,
 };
 pub use line::{IrqLine, IrqSink, Msi, MsiRoute, MsiTarget};
 pub use message::{DeliveryMode, Destination, Message, Trigger, lowest_priority};
-pub use pic::{PicPair, PicPort};
-pub use pit::{Irq0, PIT_HZ, Pit};
+pub use pic::{PicInit, PicPair, PicPort, PicState};
+pub use pit::{Irq0, PIT_HZ, Pit, PitAccess, PitChannelState, PitMode, PitPhase, PitState};
 pub use router::{Router, Work};
+pub use state::{BadState, ChipsState};

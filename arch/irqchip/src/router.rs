@@ -2,9 +2,9 @@
 
 use alloc::vec::Vec;
 
-use crate::ioapic::{IOAPIC_PINS, IoApic};
+use crate::ioapic::{IOAPIC_PINS, IoApic, IoApicState};
 use crate::message::Message;
-use crate::pic::{PicPair, PicPort};
+use crate::pic::{PicPair, PicPort, PicState};
 
 /// What a change at the [`Router`] makes necessary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,18 @@ impl Router {
             this.ioapic.reset();
             Vec::new()
         })
+    }
+
+    /// The state of the controllers now: the pair's two, and the I/O APIC's.
+    pub fn save(&self) -> (PicState, PicState, IoApicState) {
+        let (master, slave) = self.pic.save();
+        (master, slave, self.ioapic.save())
+    }
+
+    /// Takes over a state. What it causes has been caused already: by those who have saved it.
+    pub fn restore(&mut self, master: &PicState, slave: &PicState, ioapic: &IoApicState) {
+        self.pic.restore(master, slave);
+        self.ioapic.restore(ioapic);
     }
 
     /// Drives a global system interrupt.

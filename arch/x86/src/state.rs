@@ -4,6 +4,9 @@
 //! write the entry state into it, the interpreter works on it directly.
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
+
+mod check;
 
 /// Numbers of the general-purpose registers, as instructions encode them.
 pub mod gpr {
@@ -71,7 +74,7 @@ bitflags! {
     }
 
     /// CR0 (SDM Vol. 3, 2.5).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
     pub struct Cr0: u64 {
         /// Protection enable.
         const PE = 1 << 0;
@@ -98,7 +101,7 @@ bitflags! {
     }
 
     /// CR4 (SDM Vol. 3, 2.5).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
     pub struct Cr4: u64 {
         /// Virtual-8086 mode extensions.
         const VME = 1 << 0;
@@ -143,7 +146,7 @@ bitflags! {
     }
 
     /// IA32_EFER (SDM Vol. 3, 2.2.1).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
     pub struct Efer: u64 {
         /// SYSCALL enable.
         const SCE = 1 << 0;
@@ -196,7 +199,7 @@ impl SegReg {
 }
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Segment {
     /// The visible part.
     pub selector: u16,
@@ -210,7 +213,7 @@ pub struct Segment {
 
 /// Access rights of a segment in the layout of a descriptor's bits 40 to 55, with bit 16 for a
 /// register that was loaded with a null selector (SDM Vol. 3, 3.4.5 and 24.4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SegmentAttributes(pub u32);
 
 impl SegmentAttributes {
@@ -290,7 +293,7 @@ impl SegmentAttributes {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DescriptorTable {
     /// Linear address.
     pub base: u64,
@@ -300,7 +303,7 @@ pub struct DescriptorTable {
 
 /// Model-specific registers that belong to the processor itself. Those of the local APIC and of
 /// paravirtual interfaces live where they are implemented.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are those of SDM Vol. 4
 pub struct Msrs {
     pub star: u64,
@@ -328,7 +331,7 @@ pub struct Msrs {
 }
 
 /// What the processor is doing (SDM Vol. 3, 24.4.2 "activity state").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Activity {
     /// Executing instructions.
     #[default]
@@ -342,7 +345,7 @@ pub enum Activity {
 }
 
 /// x87, vector and mask registers. What an SSE or AVX register is the low part of lies in `zmm`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(64))]
 pub struct VectorState {
     /// ZMM0 to ZMM31.
@@ -354,7 +357,7 @@ pub struct VectorState {
 }
 
 /// The x87 part in the layout of FXSAVE64's first 160 bytes (SDM Vol. 1, 10.5.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(16))]
 pub struct X87State {
     /// Control word.
@@ -413,7 +416,7 @@ impl core::fmt::Debug for VectorState {
 }
 
 /// Everything that an instruction can see or change in its processor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuState {
     /// General-purpose registers by number; see [`gpr`].
     pub gpr: [u64; 16],

@@ -27,8 +27,10 @@ mod open;
 mod probe;
 mod qcow2;
 mod raw;
+mod switch;
 
 pub use disk::Disk;
 pub use error::{Cause, Error, Origin};
 pub use open::{Format, OpenOptions, open, open_overlay};
 pub use qcow2::{Backing, create_qcow2};
+pub use switch::Switch;

@@ -74,7 +74,7 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn Disk>, Error> {
 /// Opens `overlay`, a qcow2 image that takes a guest's writes and whose backing file is `base`,
 /// and makes it if there is none. `base` is only read; `base.readonly` is of no account.
 ///
-/// An overlay that exists must belong to `base`.
+/// An overlay that exists must belong to `base`, if need be by way of other overlays.
 pub fn open_overlay(overlay: &Path, base: &OpenOptions) -> Result<Arc<dyn Disk>, Error> {
     let exists = overlay.try_exists().map_err(|e| Error::host(overlay, "look for", e))?;
     if !exists {
@@ -82,7 +82,7 @@ pub fn open_overlay(overlay: &Path, base: &OpenOptions) -> Result<Arc<dyn Disk>,
             Format::Auto => guess(&HostFile::open(&base.path, false)?)?,
             format => format,
         };
-        let backing = Backing { path: base.path.clone(), format };
+        let backing = Backing { path: base.path.clone(), relative: false, format };
         let size = open(&base.clone().format(format).readonly(true))?.size();
         qcow2::create_qcow2(overlay, size, Some(&backing))?;
     }

@@ -176,7 +176,7 @@ fn an_overlay_survives() {
         Rng(3).fill(&mut data);
         std::fs::write(&base, data).unwrap();
         let image = dir.join("disk.qcow2");
-        let backing = block::Backing { path: base, format: Format::Raw };
+        let backing = block::Backing { path: base, relative: false, format: Format::Raw };
         block::create_qcow2(&image, SIZE, Some(&backing)).unwrap();
         image
     });

@@ -402,7 +402,7 @@ fn an_unnamed_backing_format_is_guessed_with_care() {
     create_qcow2(&path("plain.qcow2"), 1 << 20, None).unwrap();
     open(&OpenOptions::new(overlay("b.qcow2", "plain.qcow2", "qcow2"))).unwrap();
 
-    let secret = Backing { path: path("base.raw"), format: Format::Raw };
+    let secret = Backing { path: path("base.raw"), relative: false, format: Format::Raw };
     create_qcow2(&path("guest-wrote-this.raw"), 1 << 20, Some(&secret)).unwrap();
     let error = refused(&OpenOptions::new(overlay("c.qcow2", "guest-wrote-this.raw", "qcow2")));
     assert_eq!(error.cause(), Cause::Misconfigured);
@@ -417,7 +417,7 @@ fn new_images_are_whole_or_not_there() {
     for size in [0, 1000, u64::MAX, u64::MAX - 511, (2 << 50) + 512] {
         assert_eq!(cause(create_qcow2(&image, size, None)), Cause::Misconfigured);
     }
-    let untold = Backing { path: "base.raw".into(), format: Format::Auto };
+    let untold = Backing { path: "base.raw".into(), relative: false, format: Format::Auto };
     assert_eq!(cause(create_qcow2(&image, 512, Some(&untold))), Cause::Misconfigured);
     let nowhere = dir.path().join("nowhere/disk.qcow2");
     assert_eq!(cause(create_qcow2(&nowhere, 512, None)), Cause::Missing);

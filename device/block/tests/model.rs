@@ -144,7 +144,8 @@ fn qcow2_overlay_of_raw() {
         // Shorter than the overlay, and not a whole number of clusters or sectors.
         let path = raw_base(dir, SIZE - 300_001);
         let image = dir.join("disk.qcow2");
-        create_qcow2(&image, SIZE, Some(&Backing { path, format: Format::Raw })).unwrap();
+        create_qcow2(&image, SIZE, Some(&Backing { path, relative: false, format: Format::Raw }))
+            .unwrap();
         image
     });
 }

@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod snapshot;
 mod space;
 
+pub use snapshot::{BadState, Hex, Saved, Snapshot};
 pub use space::{AddressSpace, Conflict};
 
 /// A device as seen from an address space: a window of registers.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bus::BusDevice;
+use bus::{BadState, BusDevice, Snapshot};
 
 use crate::{PowerRequest, PowerSender};
 
@@ -84,6 +84,21 @@ impl BusDevice for SystemControlPortA {
         if self.fast_reset && !was_set {
             self.power.send(PowerRequest::Reset);
         }
+    }
+}
+
+/// The gate is saved by the keyboard controller.
+impl Snapshot for SystemControlPortA {
+    /// Bit 0.
+    type State = bool;
+
+    fn save(&self) -> bool {
+        self.fast_reset
+    }
+
+    fn restore(&mut self, fast_reset: bool) -> Result<(), BadState> {
+        self.fast_reset = fast_reset;
+        Ok(())
     }
 }
 

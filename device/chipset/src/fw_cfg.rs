@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bus::BusDevice;
+use bus::{BadState, BusDevice, Snapshot};
 use mem::GuestMemory;
 use mem::vm_memory::{Bytes, GuestAddress};
+use serde::{Deserialize, Serialize};
 
 /// First port of the device on a PC.
 pub const PORT: u16 = 0x510;
@@ -264,6 +265,34 @@ impl BusDevice for FwCfg {
     }
 }
 
+/// How far the guest is with reading.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FwCfgState {
+    selected: u16,
+    offset: u64,
+    dma_address_high: u32,
+}
+
+impl Snapshot for FwCfg {
+    type State = FwCfgState;
+
+    fn save(&self) -> FwCfgState {
+        FwCfgState {
+            selected: self.selected,
+            offset: self.offset as u64,
+            dma_address_high: self.dma_address_high,
+        }
+    }
+
+    fn restore(&mut self, state: FwCfgState) -> Result<(), BadState> {
+        self.select(state.selected);
+        self.offset = usize::try_from(state.offset).map_err(BadState::new)?;
+        self.dma_address_high = state.dma_address_high;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,6 +342,22 @@ mod tests {
         assert_eq!(&signature, b"QEMU");
         device.read(8, &mut signature);
         assert_eq!(&signature, b" CFG");
+    }
+
+    #[test]
+    fn reading_goes_on_in_another_one() {
+        let device = || {
+            let mut device = FwCfg::new(memory());
+            device.add_file("f", b"0123456789".as_slice()).unwrap();
+            device
+        };
+        let mut a = device();
+        assert_eq!(read(&mut a, 0x20, 4), b"0123");
+        let mut b = device();
+        b.restore(a.save()).unwrap();
+        let mut data = [0; 3];
+        b.read(1, &mut data);
+        assert_eq!(&data, b"456");
     }
 
     #[test]

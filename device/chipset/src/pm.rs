@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use bus::BusDevice;
+use bus::{BadState, BusDevice, Snapshot};
 use irqchip::IrqLine;
 use runtime::{Clock, Expire, Timer, Timers};
+use serde::{Deserialize, Serialize};
 
 use crate::{PowerRequest, PowerSender};
 
@@ -252,6 +253,45 @@ impl Expire for PowerManagement {
     }
 }
 
+/// What of the registers is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerManagementState {
+    status: u16,
+    enable: u16,
+    control: u16,
+    gpe_status: u64,
+    gpe_enable: u64,
+    /// How often the timer's highest bit has changed.
+    wraps_seen: u64,
+}
+
+impl Snapshot for PowerManagement {
+    type State = PowerManagementState;
+
+    fn save(&self) -> PowerManagementState {
+        PowerManagementState {
+            status: self.status.bits(),
+            enable: self.enable.bits(),
+            control: self.control.bits(),
+            gpe_status: self.gpe_status,
+            gpe_enable: self.gpe_enable,
+            wraps_seen: self.wraps_seen,
+        }
+    }
+
+    fn restore(&mut self, state: PowerManagementState) -> Result<(), BadState> {
+        self.status = Pm1::from_bits_truncate(state.status);
+        self.enable = Pm1::from_bits_truncate(state.enable) & spec::ENABLES;
+        self.control = Pm1Control::from_bits_truncate(state.control) - Pm1Control::SLP_EN;
+        self.gpe_status = state.gpe_status;
+        self.gpe_enable = state.gpe_enable;
+        self.wraps_seen = state.wraps_seen;
+        self.update();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +355,27 @@ mod tests {
         assert!(b.pm.lock().unwrap().press_power_button());
         assert!(b.pins.level(9));
         b.pm.lock().unwrap().reset();
+        assert!(!b.pins.level(9));
+    }
+
+    #[test]
+    fn another_one_goes_on() {
+        let a = bench(5_000_000_000);
+        a.set(PM1A_EVENT + 2, &0x0101u16.to_le_bytes());
+        a.set(PM1A_CONTROL, &(3u16 << 10).to_le_bytes());
+        a.set(GPE0 + 8, &[0x12]);
+        a.pm.lock().unwrap().raise_gpe(4);
+        a.pm.lock().unwrap().press_power_button();
+        let state = a.pm.lock().unwrap().save();
+        let b = bench(5_000_000_000);
+        b.pm.lock().unwrap().restore(state).unwrap();
+        assert!(b.pins.level(9));
+        for offset in (0..LEN as u16).filter(|at| !(TIMER..TIMER + 4).contains(at)) {
+            assert_eq!(b.get::<1>(offset), a.get::<1>(offset), "{offset:#x}");
+        }
+        b.set(PM1A_EVENT, &0x0100u16.to_le_bytes());
+        assert!(b.pins.level(9));
+        b.set(GPE0, &[0x10]);
         assert!(!b.pins.level(9));
     }
 

@@ -1,6 +1,6 @@
 //! The reset control register, port CF9h.
 
-use bus::BusDevice;
+use bus::{BadState, BusDevice, Snapshot};
 
 use crate::{PowerRequest, PowerSender};
 
@@ -56,6 +56,20 @@ impl BusDevice for ResetControl {
             // without firmware to pick up from: both kinds reset everything.
             self.power.send(PowerRequest::Reset);
         }
+    }
+}
+
+impl Snapshot for ResetControl {
+    /// The register.
+    type State = u8;
+
+    fn save(&self) -> u8 {
+        self.register
+    }
+
+    fn restore(&mut self, register: u8) -> Result<(), BadState> {
+        self.register = register & (spec::SYS_RST | spec::RST_CPU | spec::FULL_RST);
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@
 //! | ports 2000h-2017h | levels of GSIs 0 to 23 | [`TestIrqs`] |
 //! | memory FF00_0000h | 64 KiB that read as written | [`TestMemory`] |
 
-use bus::BusDevice;
+use bus::{BadState, BusDevice, Hex, Snapshot};
 use irqchip::IrqLine;
 
 /// Ports E0h to EBh. Attach 8 or 12 ports.
@@ -110,6 +110,48 @@ impl BusDevice for TestMemory {
         if let Some(bytes) = Self::range(offset, data.len()).and_then(|r| self.bytes.get_mut(r)) {
             bytes.copy_from_slice(data);
         }
+    }
+}
+
+impl Snapshot for TestPorts {
+    /// The value.
+    type State = [u8; 4];
+
+    fn save(&self) -> [u8; 4] {
+        self.value
+    }
+
+    fn restore(&mut self, value: [u8; 4]) -> Result<(), BadState> {
+        self.value = value;
+        Ok(())
+    }
+}
+
+/// The levels are the interrupt controllers'.
+impl Snapshot for TestIrqs {
+    type State = ();
+
+    fn save(&self) {}
+
+    fn restore(&mut self, (): ()) -> Result<(), BadState> {
+        Ok(())
+    }
+}
+
+impl Snapshot for TestMemory {
+    /// All of it.
+    type State = Hex;
+
+    fn save(&self) -> Hex {
+        Hex(self.bytes.clone())
+    }
+
+    fn restore(&mut self, Hex(bytes): Hex) -> Result<(), BadState> {
+        if bytes.len() as u64 != Self::LEN {
+            return Err(BadState::new("the test memory has another length"));
+        }
+        self.bytes = bytes;
+        Ok(())
     }
 }
 

@@ -43,14 +43,17 @@ impl Address {
 ///
 /// CONFIG_ADDRESS answers dword accesses only; a byte access to 0xCF9 goes to the reset control
 /// register of the chipset, which hides there.
-pub(crate) struct ConfigPorts {
+pub struct ConfigPorts {
     root: Arc<PciRoot>,
     reset_control: Option<Arc<Mutex<dyn BusDevice>>>,
-    address: u32,
+    pub(crate) address: u32,
 }
 
 impl ConfigPorts {
-    pub fn new(root: Arc<PciRoot>, reset_control: Option<Arc<Mutex<dyn BusDevice>>>) -> Self {
+    pub(crate) fn new(
+        root: Arc<PciRoot>,
+        reset_control: Option<Arc<Mutex<dyn BusDevice>>>,
+    ) -> Self {
         Self { root, reset_control, address: 0 }
     }
 

@@ -138,6 +138,17 @@ impl ConfigSpace {
         }
     }
 
+    /// All bytes.
+    pub fn bytes(&self) -> &[u8; spec::CONFIG_SIZE] {
+        &self.bytes
+    }
+
+    /// Whether the registers by which software knows a device are those of this one.
+    pub fn is_same_device(&self, bytes: &[u8; spec::CONFIG_SIZE]) -> bool {
+        let same = |at: usize, len: usize| bytes[at..at + len] == self.bytes[at..at + len];
+        same(spec::VENDOR_ID, 4) && same(spec::REVISION_ID, 4) && same(spec::SUBSYSTEM_VENDOR_ID, 4)
+    }
+
     /// All registers, to be put back by [`ConfigSpace::restore`].
     pub fn snapshot(&self) -> Box<[u8; spec::CONFIG_SIZE]> {
         self.bytes.clone()

@@ -47,6 +47,22 @@ impl Function {
         }))
     }
 
+    pub fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    pub fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    pub fn interrupts(&self) -> Option<&Interrupts> {
+        self.interrupts.as_ref()
+    }
+
+    pub fn device(&self) -> &dyn PciDevice {
+        &*self.device
+    }
+
     pub fn device_mut(&mut self) -> &mut dyn PciDevice {
         &mut *self.device
     }
@@ -105,6 +121,20 @@ impl Function {
                 }
             });
         }
+    }
+
+    /// Changes anything, and has BARs and the device follow what configuration space then says.
+    pub fn change<E>(
+        this: &Arc<Mutex<Self>>,
+        decoder: &Decoder,
+        change: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut function = this.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_bus_master = function.config.command() & command::BUS_MASTER != 0;
+        change(&mut function)?;
+        function.place_bars(this, decoder);
+        function.apply_command(was_bus_master);
+        Ok(())
     }
 
     /// The bus is reset.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bus::BadState;
 use irqchip::{IrqLine, Msi, MsiRoute, MsiTarget};
 
 use crate::msix::Msix;
+use crate::snapshot::{self, InterruptsState};
 
 /// How a device raises interrupts: MSI-X vectors, or INTA. Cheap to clone, callable from any
 /// thread. Until the device is added to a bus, nothing is connected and nothing is sent.
@@ -102,6 +104,23 @@ impl Interrupts {
 
     pub(crate) fn pba_read(&self, offset: usize, data: &mut [u8]) {
         self.state().msix.pba_read(offset, data);
+    }
+
+    pub(crate) fn save(&self) -> InterruptsState {
+        let state = self.state();
+        snapshot::save_msix(&state.msix, state.intx)
+    }
+
+    /// `control`: what the MSI-X capability says. The command register is told later.
+    pub(crate) fn restore(
+        &self,
+        saved: &InterruptsState,
+        control: (bool, bool),
+    ) -> Result<(), BadState> {
+        let mut state = self.state();
+        snapshot::restore_msix(&mut state.msix, saved, control)?;
+        state.intx = saved.intx;
+        Ok(())
     }
 
     pub(crate) fn reset(&self) {

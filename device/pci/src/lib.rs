@@ -20,8 +20,10 @@ mod host_bridge;
 mod interrupts;
 mod msix;
 mod root;
+mod snapshot;
 mod spec;
 
+pub use access::ConfigPorts;
 pub use allocator::Windows;
 pub use description::{
     Bar, BarKind, Capability, Class, Description, DescriptionError, Doorbell, Identity, MsixLayout,
@@ -31,9 +33,12 @@ pub use root::{AddError, DEVICES, ECAM_SIZE, PciRoot};
 
 use std::ops::Range;
 
+use bus::BadState;
+use serde_json::Value;
+
 /// A function on the bus, as its model implements it.
 ///
-/// All methods are called on a vCPU thread (or the machine's thread, for the last three) under
+/// All methods are called on a vCPU thread (or the machine's thread, for the last five) under
 /// the function's lock, so they must not wait for I/O. The bus calls `description` once, when the
 /// device is added.
 pub trait PciDevice: Send {
@@ -67,6 +72,22 @@ pub trait PciDevice: Send {
     /// The bus is reset: back to the state after construction. Work in flight has ended when
     /// this returns.
     fn reset(&mut self);
+
+    /// What of the device changes while a guest runs, beyond configuration space and MSI-X, which
+    /// are the bus's. The machine stands still.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be said as JSON: a mistake in the device.
+    fn save(&self) -> Result<Value, BadState>;
+
+    /// Takes over what [`PciDevice::save`] gave: the device was made from the same configuration,
+    /// and is paused. The state may have been read from anywhere.
+    ///
+    /// # Errors
+    ///
+    /// If no such device can have this state.
+    fn restore(&mut self, state: Value) -> Result<(), BadState>;
 
     /// The machine stops: no guest memory is touched and no interrupt is raised after this
     /// returns, until [`PciDevice::resume`].

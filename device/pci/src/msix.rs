@@ -38,6 +38,25 @@ impl Msix {
         (self.enabled, self.function_mask, self.bus_master) = (false, false, false);
     }
 
+    /// The table.
+    pub fn table(&self) -> &[u8] {
+        &self.table
+    }
+
+    /// A bit for each vector that waits.
+    pub fn pending(&self) -> &[u64] {
+        &self.pending
+    }
+
+    /// Has vectors wait, as far as they exist.
+    pub fn set_pending(&mut self, pending: &[u64]) {
+        let vectors = self.vectors();
+        for (word, (to, from)) in self.pending.iter_mut().zip(pending).enumerate() {
+            let beyond = usize::from(vectors) - 64 * word;
+            *to = from & if beyond < 64 { (1 << beyond) - 1 } else { u64::MAX };
+        }
+    }
+
     pub fn vectors(&self) -> u16 {
         (self.table.len() / ENTRY) as u16 // made from a u16
     }

@@ -158,7 +158,7 @@ impl PciRoot {
     pub fn config_ports(
         self: &Arc<Self>,
         reset_control: Option<Arc<Mutex<dyn BusDevice>>>,
-    ) -> Arc<Mutex<dyn BusDevice>> {
+    ) -> Arc<Mutex<ConfigPorts>> {
         Arc::new(Mutex::new(ConfigPorts::new(self.clone(), reset_control)))
     }
 
@@ -175,6 +175,15 @@ impl PciRoot {
     /// Lets devices go on after [`PciRoot::pause`].
     pub fn resume(&self) {
         self.each(|f| f.lock().unwrap_or_else(PoisonError::into_inner).device_mut().resume());
+    }
+
+    /// All functions by their device numbers.
+    pub(crate) fn functions(&self) -> BTreeMap<u8, Arc<Mutex<Function>>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     fn each(&self, mut act: impl FnMut(&Arc<Mutex<Function>>)) {

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::{AddressSpace, BusDevice};
+use bus::{AddressSpace, BadState, BusDevice, Saved};
 use irqchip::{IrqLine, IrqSink, Msi, MsiTarget};
 use pci::{
     Bar, BarKind, Capability, Class, Description, ECAM_SIZE, Identity, Interrupts, MsixLayout,
     PciDevice, PciRoot, Windows,
 };
 use proptest::prelude::*;
+use serde_json::Value;
 
 const ECAM: u64 = 0xb000_0000;
 
@@ -77,6 +78,13 @@ impl PciDevice for Card {
     }
     fn reset(&mut self) {
         self.log.lock().unwrap().push("reset".to_owned());
+    }
+    fn save(&self) -> Result<Value, BadState> {
+        Ok("what the card says".into())
+    }
+    fn restore(&mut self, state: Value) -> Result<(), BadState> {
+        self.log.lock().unwrap().push(format!("restored {state}"));
+        Ok(())
     }
 }
 
@@ -376,5 +384,58 @@ proptest! {
         pc.root.reset();
         prop_assert_eq!(pc.read(u64::from(pc.cfg(a, 0x14))), 0x1010_1010);
         prop_assert_eq!(pc.read(u64::from(pc.cfg(b, 0x14))), 0x1010_1010);
+    }
+}
+
+/// The state of the function `device`, to be saved and restored.
+fn saved(pc: &Pc, device: u8) -> Arc<dyn Saved> {
+    pc.root.saved().into_iter().find(|(number, _)| *number == device).unwrap().1
+}
+
+#[test]
+fn another_bus_goes_on() {
+    let (a, b) = (Pc::new(), Pc::new());
+    let (card, raised, _) = a.add_card();
+    let (_, raised_there, log) = b.add_card();
+    let msix = a.capability(card, 0x11).unwrap();
+    // BARs elsewhere, bus master, MSI-X with one vector unmasked and another that waits.
+    a.set_cfg(card, 0x14, 0xc123_4000);
+    a.set_cfg(card, 0x18, 0x4000_0000);
+    a.set_cfg(card, 0x1c, 0x90);
+    a.set_cfg(card, 0x04, 0x0407);
+    a.set_cfg(card, msix, 0x8000_0000);
+    let table = 0x90_4000_1000u64;
+    for (vector, control) in [(0u64, 0u32), (1, 1)] {
+        let entry = table + 16 * vector;
+        a.memory.write(entry, &0xfee0_1000u64.to_le_bytes());
+        a.memory.write(entry + 8, &(0x40 + vector as u32).to_le_bytes());
+        a.memory.write(entry + 12, &control.to_le_bytes());
+    }
+    raised.raise(1);
+    a.io.write(0xcf8, &0x8000_0810u32.to_le_bytes());
+
+    let state = saved(&a, card).save().unwrap();
+    saved(&b, card).restore(&state).unwrap();
+    assert_eq!(*log.lock().unwrap(), ["restored \"what the card says\"", "master true"]);
+    for register in (0..0x100).step_by(4) {
+        assert_eq!(b.cfg(card, register), a.cfg(card, register), "{register:#x}");
+    }
+    assert!(b.sink.messages.lock().unwrap().is_empty());
+    raised_there.raise(0);
+    let message = |n: u32| Msi { address: 0xfee0_1000, data: n };
+    assert_eq!(*b.sink.messages.lock().unwrap(), [message(0x40)]);
+    b.memory.write(table + 16 + 12, &0u32.to_le_bytes());
+    assert_eq!(*b.sink.messages.lock().unwrap(), [message(0x40), message(0x41)]);
+    b.memory.write(0xc123_4008, &[5]);
+    assert_eq!(log.lock().unwrap().last().unwrap(), "bar 1 0x8 [5]");
+
+    // What is another device's, or nobody's, is refused.
+    assert!(saved(&b, 0).restore(&state).is_err());
+    let text = String::from_utf8(state).unwrap();
+    for (from, to) in
+        [("\"config\":\"3412", "\"config\":\"3413"), ("\"pending\":[2]", "\"pending\":[2,0]")]
+    {
+        assert!(text.contains(from), "{text}");
+        assert!(saved(&b, card).restore(text.replace(from, to).as_bytes()).is_err());
     }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod snapshot;
 mod spec;
 mod uart;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bus::BusDevice;
+use bus::{BusDevice, Snapshot};
 use chardev::{Backend, Chardev};
 use irqchip::{IrqLine, IrqSink, Msi};
 use proptest::prelude::*;
@@ -277,4 +277,30 @@ proptest! {
             prop_assert_eq!(level, iir[0] & IIR_NONE == 0);
         }
     }
+}
+
+#[test]
+fn another_port_goes_on() {
+    let mut a = Bench::new();
+    a.set(IIR_FCR, 0xc1);
+    a.set(LCR, 0x83);
+    a.set(RBR_THR_DLL, 1);
+    a.set(LCR, 0x03);
+    a.set(SCR, 0x5a);
+    a.set(IER_DLM, 0x01);
+    a.far.write_all(b"abc").unwrap();
+    a.eventually("input", |a| a.port.lock().unwrap().rx.len() == 3);
+    let state = serde_json::to_string(&a.port.lock().unwrap().save()).unwrap();
+    let mut b = Bench::new();
+    b.port.lock().unwrap().restore(serde_json::from_str(&state).unwrap()).unwrap();
+    b.eventually("the guest is told of characters that wait", Bench::irq);
+    for register in [IER_DLM, LCR, MCR, SCR] {
+        assert_eq!(b.get(register), a.get(register));
+    }
+    assert_eq!([b.get(RBR_THR_DLL), b.get(RBR_THR_DLL), b.get(RBR_THR_DLL)], *b"abc");
+    assert!(!b.irq());
+    b.set(RBR_THR_DLL, b'x');
+    b.hear("x");
+    b.far.write_all(b"d").unwrap();
+    b.eventually("input", |b| b.port.lock().unwrap().rx.len() == 1);
 }

@@ -18,31 +18,31 @@ const MAX_TIMEOUT_NS: u64 = 1_000_000;
 pub struct Serial {
     // Wiring.
     irq: IrqLine,
-    console: Arc<Chardev>,
+    pub(crate) console: Arc<Chardev>,
     clock: Arc<Clock>,
-    timer: Timer,
+    pub(crate) timer: Timer,
 
     // Volatile state.
-    ier: InterruptEnable,
-    fcr: FifoControl,
-    lcr: LineControl,
-    mcr: ModemControl,
-    msr: ModemStatus,
-    scr: u8,
-    divisor: u16,
+    pub(crate) ier: InterruptEnable,
+    pub(crate) fcr: FifoControl,
+    pub(crate) lcr: LineControl,
+    pub(crate) mcr: ModemControl,
+    pub(crate) msr: ModemStatus,
+    pub(crate) scr: u8,
+    pub(crate) divisor: u16,
     /// Receive FIFO, or the receiver buffer register as a FIFO of one.
-    rx: VecDeque<u8>,
+    pub(crate) rx: VecDeque<u8>,
     /// Transmit FIFO or holding register. Holds something only while the console takes no more.
-    tx: VecDeque<u8>,
-    overrun: bool,
+    pub(crate) tx: VecDeque<u8>,
+    pub(crate) overrun: bool,
     /// The holding register has become empty and IIR has not told so.
-    thre_pending: bool,
+    pub(crate) thre_pending: bool,
     /// The receive FIFO has waited for long enough.
-    timeout_pending: bool,
+    pub(crate) timeout_pending: bool,
     /// When it will have (guest time in ns). The timer may be set for earlier.
-    timeout_at: Option<u64>,
+    pub(crate) timeout_at: Option<u64>,
     /// The level of the interrupt line.
-    irq_level: bool,
+    pub(crate) irq_level: bool,
 }
 
 impl Serial {
@@ -216,7 +216,10 @@ impl Serial {
         self.update_irq();
     }
 
-    fn drain_transmitter(&mut self) {
+    pub(crate) fn drain_transmitter(&mut self) {
+        if self.tx.is_empty() {
+            return;
+        }
         while !self.tx.is_empty() {
             let sent = self.console.write(self.tx.as_slices().0);
             if sent == 0 {
@@ -355,7 +358,7 @@ impl Serial {
 
     /// Drives the interrupt line. A PC gates it with OUT2; QEMU does not, and some kernels that
     /// were only ever run there leave OUT2 off, so neither does this.
-    fn update_irq(&mut self) {
+    pub(crate) fn update_irq(&mut self) {
         let level = self.interrupt().is_some();
         if level != self.irq_level {
             self.irq_level = level;
@@ -390,9 +393,7 @@ impl FrontEndMut for Serial {
     }
 
     fn room(&mut self) {
-        if !self.tx.is_empty() {
-            self.drain_transmitter();
-        }
+        self.drain_transmitter();
     }
 }
 

@@ -7,9 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use bus::{BadState, Hex};
 use chardev::{Chardev, FrontEnd};
 use mem::GuestMemory;
 use runtime::Event;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::Error;
 use crate::device::{DeviceType, VirtioDevice};
@@ -36,6 +39,16 @@ pub fn console(chardev: Arc<Chardev>, memory: GuestMemory) -> Result<VirtioPci, 
     let front: Weak<dyn FrontEnd> = Arc::<Port>::downgrade(&port);
     chardev.attach(front);
     VirtioPci::new(Box::new(Console { chardev, port }), memory)
+}
+
+/// What of the console is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConsoleState {
+    /// Input that waits for the guest.
+    input: Hex,
+    /// How much of the chain at the head of the transmit queue has left.
+    sent: u64,
 }
 
 struct Console {
@@ -98,6 +111,25 @@ impl VirtioDevice for Console {
         if queue == TRANSMITQ {
             self.port.sent.store(0, Ordering::Relaxed);
         }
+    }
+
+    fn save(&self) -> Result<Value, BadState> {
+        let state = ConsoleState {
+            input: Hex(self.port.input().iter().copied().collect()),
+            sent: self.port.sent.load(Ordering::Relaxed) as u64,
+        };
+        serde_json::to_value(state).map_err(BadState::new)
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), BadState> {
+        let state: ConsoleState = serde_json::from_value(state).map_err(BadState::new)?;
+        if state.input.0.len() > INPUT {
+            return Err(BadState::new("more input waits than can"));
+        }
+        *self.port.input() = state.input.0.into();
+        let sent = usize::try_from(state.sent).map_err(BadState::new)?;
+        self.port.sent.store(sent, Ordering::Relaxed);
+        Ok(())
     }
 
     fn task(&self, queue: usize, _features: u64) -> Box<dyn QueueTask> {

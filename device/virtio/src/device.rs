@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bus::BadState;
 use mem::{GuestAddress, GuestMemory};
 use runtime::Event;
+use serde_json::Value;
 use virtio_queue::{Queue, QueueState};
 use vm_memory::GuestMemoryBackend;
 
@@ -37,6 +39,22 @@ pub trait VirtioDevice: Send {
         let _ = queue;
     }
 
+    /// What of it changes while a guest runs, beyond registers and queues: `Value::Null`, if there
+    /// is nothing. No task runs.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be said as JSON: a mistake in the device.
+    fn save(&self) -> Result<Value, BadState>;
+
+    /// Takes over what [`save`](Self::save) gave, in a device that was made from the same
+    /// configuration. The state may have been read from anywhere.
+    ///
+    /// # Errors
+    ///
+    /// If no such device can have this state.
+    fn restore(&mut self, state: Value) -> Result<(), BadState>;
+
     /// What serves a queue, given the features that the driver has accepted.
     fn task(&self, queue: usize, features: u64) -> Box<dyn QueueTask>;
 }
@@ -60,16 +78,16 @@ pub enum DeviceType {
 pub(crate) struct Device {
     // Configuration.
     model: Box<dyn VirtioDevice>,
-    offered: u64,
+    pub(crate) offered: u64,
     // Wiring.
     memory: GuestMemory,
     shared: Arc<Shared>,
     // Volatile state.
-    device_feature_select: u32,
-    driver_feature_select: u32,
-    accepted: u64,
-    status: u8,
-    queue_select: u16,
+    pub(crate) device_feature_select: u32,
+    pub(crate) driver_feature_select: u32,
+    pub(crate) accepted: u64,
+    pub(crate) status: u8,
+    pub(crate) queue_select: u16,
     queues: Vec<QueueSlot>,
     bus_master: bool,
     paused: bool,
@@ -127,6 +145,22 @@ impl Device {
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The queues' registers, and their positions as of the last time when they were at home.
+    pub fn queue_states(&self) -> impl Iterator<Item = &QueueState> {
+        self.queues.iter().map(|slot| &slot.state)
+    }
+
+    /// Sets the registers and positions of all queues, which are at home.
+    pub fn set_queue_states(&mut self, states: &[QueueState]) {
+        for (slot, state) in self.queues.iter_mut().zip(states) {
+            slot.state = *state;
+        }
     }
 
     pub fn queues(&self) -> usize {
@@ -370,7 +404,7 @@ impl Drop for Device {
 }
 
 /// Whether all three parts of a queue are in guest memory (2.7).
-fn in_memory(state: &QueueState, memory: &GuestMemory) -> bool {
+pub(crate) fn in_memory(state: &QueueState, memory: &GuestMemory) -> bool {
     let size = usize::from(state.size);
     [
         (state.desc_table, 16 * size),

@@ -26,6 +26,7 @@ mod pci_transport;
 mod queue;
 mod rng;
 mod shared;
+mod snapshot;
 mod spec;
 mod vsock;
 mod worker;

@@ -3,8 +3,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use bus::BadState;
 use mem::GuestMemory;
 use net::Backend;
+
+use serde_json::Value;
 
 use crate::Error;
 use crate::device::{DeviceType, VirtioDevice};
@@ -61,6 +64,14 @@ impl VirtioDevice for Net {
         let mut config = self.mac.to_vec();
         config.extend(spec::S_LINK_UP.to_le_bytes());
         config
+    }
+
+    fn save(&self) -> Result<Value, BadState> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, _state: Value) -> Result<(), BadState> {
+        Ok(())
     }
 
     fn task(&self, queue: usize, _features: u64) -> Box<dyn QueueTask> {

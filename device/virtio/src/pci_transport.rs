@@ -5,10 +5,12 @@
 
 use std::ops::Range;
 
+use bus::BadState;
 use mem::GuestMemory;
 use pci::{
     Bar, BarKind, Capability, Class, Description, Doorbell, Identity, MsixLayout, PciDevice,
 };
+use serde_json::Value;
 
 use crate::Error;
 use crate::device::{Device, DeviceType, VirtioDevice};
@@ -181,6 +183,14 @@ impl PciDevice for VirtioPci {
 
     fn reset(&mut self) {
         self.device.reset();
+    }
+
+    fn save(&self) -> Result<Value, BadState> {
+        self.device.save()
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), BadState> {
+        self.device.restore(state)
     }
 
     fn pause(&mut self) {

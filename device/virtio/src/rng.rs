@@ -1,7 +1,10 @@
 //! The entropy device (5.4): random bytes from the host's kernel.
 
+use bus::BadState;
 use mem::GuestMemory;
 use rustix::rand::{GetRandomFlags, getrandom};
+
+use serde_json::Value;
 
 use crate::Error;
 use crate::chain::Chain;
@@ -38,6 +41,14 @@ impl VirtioDevice for Rng {
 
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    fn save(&self) -> Result<Value, BadState> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, _state: Value) -> Result<(), BadState> {
+        Ok(())
     }
 
     fn task(&self, _queue: usize, _features: u64) -> Box<dyn QueueTask> {

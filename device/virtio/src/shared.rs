@@ -70,6 +70,10 @@ impl Shared {
         self.needs_reset.load(Ordering::Relaxed)
     }
 
+    pub fn set_needs_reset(&self, needs_reset: bool) {
+        self.needs_reset.store(needs_reset, Ordering::Relaxed);
+    }
+
     /// Reads ISR status, which clears it and lowers INTA (4.1.4.5).
     pub fn read_isr(&self) -> u8 {
         let mut isr = self.isr();
@@ -111,7 +115,7 @@ impl Shared {
         }
     }
 
-    fn isr(&self) -> MutexGuard<'_, u8> {
+    pub(crate) fn isr(&self) -> MutexGuard<'_, u8> {
         self.isr.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,9 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bus::BadState;
 use hybrid_vsock::{GUEST_CID, HEADER, Header, MAX_PAYLOAD, Vsock};
 use mem::GuestMemory;
+use serde_json::Value;
 
 use crate::Error;
 use crate::device::{DeviceType, VirtioDevice};
@@ -18,6 +21,9 @@ mod spec {
     pub const F_STREAM: u64 = 1;
     pub const RECEIVEQ: usize = 0;
     pub const TRANSMITQ: usize = 1;
+    pub const EVENTQ: usize = 2;
+    /// The connections are gone, and the guest's address may be another one (5.10.6.7).
+    pub const EVENT_TRANSPORT_RESET: u32 = 0;
 }
 
 const QUEUE_SIZE: u16 = 128;
@@ -26,11 +32,13 @@ const QUEUE_SIZE: u16 = 128;
 /// connections of any other end.
 pub fn vsock(host: Arc<Vsock>, memory: GuestMemory) -> Result<VirtioPci, Error> {
     host.reset();
-    VirtioPci::new(Box::new(Socket { host }), memory)
+    VirtioPci::new(Box::new(Socket { host, was_cut: Arc::default() }), memory)
 }
 
 struct Socket {
     host: Arc<Vsock>,
+    /// The guest is to be told that its connections are gone.
+    was_cut: Arc<AtomicBool>,
 }
 
 impl VirtioDevice for Socket {
@@ -52,8 +60,25 @@ impl VirtioDevice for Socket {
     }
 
     /// Without one of its queues, no connection is what it was.
-    fn queue_reset(&mut self, _queue: usize) {
+    fn queue_reset(&mut self, queue: usize) {
         self.host.reset();
+        if queue == spec::EVENTQ {
+            self.was_cut.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Its connections end with programs outside of the machine, so that nothing of them can be saved.
+    fn save(&self) -> Result<Value, BadState> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), BadState> {
+        if state != Value::Null {
+            return Err(BadState::new("a socket device saves nothing"));
+        }
+        self.host.reset();
+        self.was_cut.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn task(&self, queue: usize, _features: u64) -> Box<dyn QueueTask> {
@@ -65,7 +90,7 @@ impl VirtioDevice for Socket {
                 Box::new(Receive { host, buffer: buffer(HEADER + MAX_PAYLOAD) })
             }
             spec::TRANSMITQ => Box::new(Transmit { host, buffer: buffer(MAX_PAYLOAD) }),
-            _ => Box::new(Events),
+            _ => Box::new(Events { was_cut: self.was_cut.clone() }),
         }
     }
 }
@@ -133,11 +158,25 @@ impl QueueTask for Transmit {
     }
 }
 
-/// Tells the guest of nothing: its address never changes while it runs (5.10.6.7).
-struct Events;
+/// Tells the guest that it lost its connections, as the copy of one that keeps them. Its address
+/// never changes while it runs (5.10.6.7).
+struct Events {
+    was_cut: Arc<AtomicBool>,
+}
 
 impl QueueTask for Events {
-    fn serve(&mut self, _queue: &mut VirtQueue) -> Result<Wake, QueueError> {
+    fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
+        while self.was_cut.load(Ordering::Relaxed) {
+            let Some(chain) = queue.pop_or_arm()? else { break };
+            let event = spec::EVENT_TRANSPORT_RESET.to_le_bytes();
+            if chain.writable.len() < event.len() {
+                return Err(QueueError::TooShort);
+            }
+            chain.writable.write(queue.memory(), 0, &event)?;
+            queue.push(chain, event.len() as u32)?;
+            self.was_cut.store(false, Ordering::Relaxed);
+            queue.notify()?;
+        }
         Ok(Wake::Doorbell)
     }
 }

@@ -100,6 +100,28 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
         .map_err(|e| Error::Layout(e.to_string()))
 }
 
+/// RAM for `ranges` that begins as `file` says, which has them one after the other. The file itself
+/// is not changed; it must stay as it is. Pages are read when the guest touches them, and those that
+/// it only reads it shares with everybody else who has mapped the file.
+pub fn copy_on_write(ranges: &[RamRange], file: File) -> Result<GuestMemory, Error> {
+    let mib = check(ranges)?;
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let map = |range: &RamRange| {
+        let from = FileOffset::from_arc(file.clone(), offset);
+        offset += range.len; // `check` has added them up.
+        map_region(range, from, libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+    };
+    let regions: Result<Vec<_>, _> = ranges.iter().map(map).collect();
+    GuestMemory::from_regions(regions.map_err(|e| e.of(mib))?)
+        .map_err(|e| Error::Layout(e.to_string()))
+}
+
+/// Whether what is stored to a region shows in its file, and in other mappings of it.
+pub fn is_shared(region: &GuestRegionMmap<CodeMarks>) -> bool {
+    region.flags() & libc::MAP_SHARED != 0
+}
+
 /// Refuses what no host could have; how much it is in MiB.
 fn check(ranges: &[RamRange]) -> Result<u64, Error> {
     let total = ranges
@@ -160,22 +182,28 @@ impl Backing {
         let end = end.ok_or_else(|| Unmapped::Layout("sizes add up to too much".to_owned()))?;
         self.file.set_len(end).map_err(Unmapped::Host)?;
         self.len = end;
-        let mapping = MmapRegion::build(
-            Some(FileOffset::from_arc(self.file.clone(), offset)),
-            range.len as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | flags,
-        )
-        .map_err(|e| match e {
-            vm_memory::mmap::MmapRegionError::Mmap(source) => Unmapped::Host(source),
-            other => Unmapped::Layout(other.to_string()),
-        })?;
-        // SAFETY: the mapping was just made, with this length. That the host may use huge pages for
-        // it changes nothing that can be seen; where it does not, it says so, and nobody minds.
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
-        GuestRegionMmap::new(mapping, GuestAddress(range.start))
-            .ok_or_else(|| Unmapped::Layout(format!("{range:x?} ends past 2^64")))
+        let from = FileOffset::from_arc(self.file.clone(), offset);
+        map_region(range, from, libc::MAP_SHARED | flags)
     }
+}
+
+/// Maps a part of a file as a run of RAM.
+fn map_region(range: &RamRange, from: FileOffset, flags: libc::c_int) -> Result<Region, Unmapped> {
+    let mapping = MmapRegion::build(
+        Some(from),
+        range.len as usize,
+        libc::PROT_READ | libc::PROT_WRITE,
+        flags,
+    )
+    .map_err(|e| match e {
+        vm_memory::mmap::MmapRegionError::Mmap(source) => Unmapped::Host(source),
+        other => Unmapped::Layout(other.to_string()),
+    })?;
+    // SAFETY: the mapping was just made, with this length. That the host may use huge pages for
+    // it changes nothing that can be seen; where it does not, it says so, and nobody minds.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+    GuestRegionMmap::new(mapping, GuestAddress(range.start))
+        .ok_or_else(|| Unmapped::Layout(format!("{range:x?} ends past 2^64")))
 }
 
 /// The host's RAM and swap space in bytes, used or not; no bound if the host does not say.
@@ -207,6 +235,26 @@ mod tests {
         assert_eq!(m.read_obj::<u64>(GuestAddress(0x1_0000_0000)).unwrap(), 7);
         assert!(m.read_obj::<u64>(GuestAddress(0x2ffc)).is_err());
         assert_eq!(m.num_regions(), 2);
+    }
+
+    #[test]
+    fn what_is_copied_on_write_leaves_its_file_alone() {
+        let shared = allocate(&[RamRange { start: 0, len: 0x2000 }]).unwrap();
+        shared.write_obj(7u64, GuestAddress(0x1000)).unwrap();
+        let file = || {
+            let region = shared.iter().next().unwrap();
+            region.file_offset().unwrap().file().try_clone().unwrap()
+        };
+        let ranges =
+            [RamRange { start: 0, len: 0x1000 }, RamRange { start: 0x10_0000, len: 0x1000 }];
+        let (a, b) =
+            (copy_on_write(&ranges, file()).unwrap(), copy_on_write(&ranges, file()).unwrap());
+        let at = GuestAddress(0x10_0000);
+        assert_eq!(a.read_obj::<u64>(at).unwrap(), 7);
+        a.write_obj(8u64, at).unwrap();
+        assert_eq!(b.read_obj::<u64>(at).unwrap(), 7);
+        assert_eq!(shared.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 7);
+        assert!(a.iter().all(|region| !is_shared(region)) && shared.iter().all(is_shared));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod image;
 pub mod lifecycle;
 mod net;
 mod network;
+pub mod snapshot;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,6 +26,7 @@ use lifecycle::{
 pub use lifecycle::{ShellArg, StatsArgs};
 pub use net::{ForwardArg, NetArg};
 pub use network::{NetworkCommand, reach};
+use snapshot::{CloneArgs, SnapshotCommand};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +39,7 @@ Examples:
   lodge console web                        its console; Ctrl-] q leaves it
   lodge exec -it web -- bash               a shell in it; `lodge cp` copies files
   lodge stop web                           have it switch itself off
+  lodge snapshot create web before         keep it as it is now; `snapshot restore web before`
   lodge stats web                          why the guest web is slow
   lodge network create lab                 a network between guests: `lodge run ... --net lab`
   lodge check                              what this machine can do, and why not";
@@ -189,6 +192,15 @@ this adds one:  lodge image build debian:12 --force --include openssh-server")]
     Inspect(Names),
     /// Print what happens to guests: starts, ends, resets, pauses
     Events(EventsArgs),
+    /// Keep guests as they are at a moment, memory and disks together, and go back there
+    #[command(after_help = snapshot::EXAMPLES)]
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Start copies of a guest that go on where it is
+    #[command(after_help = snapshot::CLONE_EXAMPLES)]
+    Clone(CloneArgs),
     /// Show what running guests use; with a name, why that guest is slow
     #[command(after_long_help = stats::help())]
     Stats(StatsArgs),

@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod run;
 mod size;
+mod snapshot;
 mod socket;
 mod stats;
 mod sys;
@@ -63,6 +64,8 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Ssh(args) => agent::ssh::run(&args),
         Command::Inspect(args) => lifecycle::inspect::run(&args),
         Command::Events(args) => lifecycle::events::run(&args),
+        Command::Snapshot { command } => snapshot::run(&command),
+        Command::Clone(args) => snapshot::clone::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Completion { shell } => completion::print_script(shell),
         Command::Man { directory } => manual::write_man(directory.as_deref()),

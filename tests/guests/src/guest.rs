@@ -79,30 +79,15 @@ impl<'a> Launch<'a> {
     /// Starts it.
     #[must_use]
     pub fn start(mut self) -> Guest {
-        let file = |end: &str| {
-            let path = self.lab.path(&format!("{}.{end}", self.name));
-            let file = File::create(&path).expect("a file in the lab");
-            (path, file)
-        };
-        let (_, transcript) = file("console");
-        let (errors_path, errors) = file("stderr");
-        let mut child = self
-            .command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .expect("lodge starts");
-        let keyboard = child.stdin.take().expect("its input is ours");
-        let output = child.stdout.take().expect("its output is ours");
-        Guest {
-            name: self.name,
-            child,
-            console: Console::new(keyboard, output, transcript),
-            errors_path,
-            root_password: self.lab.image().root_password(),
-            shell: Shell::default(),
-        }
+        Guest::over(self.lab, &self.name, &mut self.command, Shell::default())
+    }
+
+    /// Starts it in the background, and sits down at its console.
+    #[must_use]
+    pub fn start_in_background(mut self) -> Guest {
+        let status = self.command.arg("--detach").stdout(Stdio::null()).status();
+        assert!(status.expect("lodge starts").success(), "{} does not start", self.name);
+        Guest::at_console(self.lab, &self.name, Shell::default())
     }
 }
 
@@ -126,6 +111,47 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// A guest that is in the background, at whose console we sit down. Its shell is as it was left.
+    fn at_console(lab: &Lab, name: &str, shell: Shell) -> Guest {
+        Guest::over(lab, name, lab.lodge().args(["console", name, "--tail", "0"]), shell)
+    }
+
+    /// Sits down at the console of a guest in the background again, which may go on under another
+    /// name, from a moment at which its shell waited for a command.
+    #[must_use]
+    pub fn again(self, lab: &Lab, name: &str) -> Guest {
+        let shell = self.shell.clone();
+        drop(self);
+        Guest::at_console(lab, name, shell)
+    }
+
+    /// A guest at whose console `command` is.
+    fn over(lab: &Lab, name: &str, command: &mut Command, shell: Shell) -> Guest {
+        let file = |end: &str| {
+            let path = lab.path(&format!("{name}.{end}"));
+            let file = File::options().create(true).append(true).open(&path);
+            (path, file.expect("a file in the lab"))
+        };
+        let (_, transcript) = file("console");
+        let (errors_path, errors) = file("stderr");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .expect("lodge starts");
+        let keyboard = child.stdin.take().expect("its input is ours");
+        let output = child.stdout.take().expect("its output is ours");
+        Guest {
+            name: name.to_owned(),
+            child,
+            console: Console::new(keyboard, output, transcript),
+            errors_path,
+            root_password: lab.image().root_password(),
+            shell,
+        }
+    }
+
     /// Waits for the login prompt, logs in as root, and waits until the system is up.
     #[track_caller]
     pub fn log_in(&mut self) {

@@ -10,7 +10,7 @@ pub struct Outcome {
 }
 
 /// Frames commands, so that their output can be told from anything else.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Shell {
     commands: u32,
 }

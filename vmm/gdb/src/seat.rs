@@ -58,7 +58,7 @@ impl Seat {
     pub fn pass(
         &self,
         vcpu: &mut dyn Vcpu,
-        mut go_on: impl FnMut(&dyn Vcpu) -> bool,
+        mut go_on: impl FnMut(&mut dyn Vcpu) -> bool,
     ) -> Result<bool, Fault> {
         let mut state = self.state();
         loop {

@@ -38,6 +38,17 @@ pub enum BuildError {
     /// Devices contradict each other.
     #[error("the machine's devices contradict each other: {0}")]
     Wiring(String),
+    /// A file could not be put in its place.
+    #[error("cannot arrange {} in its directory: {source}", path.display())]
+    Place {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The host gives no random bytes.
+    #[error("this host gives no random bytes: {0}")]
+    Random(io::Error),
     /// The last data could not be written.
     #[error(
         "cannot write the last data to the disk {}: {source}; check the host's file system, and \
@@ -82,6 +93,8 @@ impl BuildError {
             Self::Network(_)
             | Self::Virtio(virtio::Error::Doorbell(_))
             | Self::Event(_)
+            | Self::Place { .. }
+            | Self::Random(_)
             | Self::Flush { .. } => FailureKind::Host,
             Self::Virtio(virtio::Error::Serial(_))
             | Self::Pci(_)

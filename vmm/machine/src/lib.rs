@@ -10,11 +10,15 @@ pub mod acpi;
 pub mod boot;
 mod error;
 pub mod firmware;
+mod generation;
+mod layers;
 mod machine;
 mod memory_map;
+mod snapshot;
 mod wiring;
 
 pub use chipset::{PowerRequest, PowerRequests};
 pub use error::BuildError;
+pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};

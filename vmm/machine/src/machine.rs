@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::CpuBus;
+use block::Disk;
 use bus::AddressSpace;
 use chardev::Chardev;
 use chipset::{PowerManagement, PowerRequest, PowerRequests, PowerSender};
@@ -11,13 +12,15 @@ use irqchip::IrqSink;
 use mem::GuestMemory;
 use pci::PciRoot;
 use runtime::{Doorbells, Timers};
+use state::Sections;
 use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
 use crate::boot::{self, Entry};
+use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
 use crate::wiring::storage::{AttachedDisk, MadeFiles};
-use crate::{BuildError, MemoryMap, acpi, firmware, wiring};
+use crate::{BuildError, MemoryMap, acpi, firmware, generation, layers, wiring};
 
 /// What a machine is built from.
 pub struct Parts<'a> {
@@ -27,8 +30,10 @@ pub struct Parts<'a> {
     pub map: MemoryMap,
     /// The physical address width that CPUID tells the guest.
     pub phys_bits: u8,
-    /// RAM as `map` says, all zero.
+    /// RAM as `map` says: all zero, or as it was saved.
     pub memory: GuestMemory,
+    /// The machine is one that was saved: for each disk, the layer that it stands on then.
+    pub restored: Option<&'a [Option<String>]>,
     /// The accelerator's interrupt controllers.
     pub irq: Arc<dyn IrqSink>,
     /// Who rings doorbells without a processor leaving the guest, if the accelerator can.
@@ -58,11 +63,15 @@ pub struct Machine {
     pci: Arc<PciRoot>,
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
+    saved: SavedDevices,
+    /// What is kept once everything was restored.
+    made: Mutex<Option<MadeFiles>>,
     power: PowerSender,
     requests: PowerRequests,
     map: MemoryMap,
     phys_bits: u8,
-    entry: Entry,
+    /// `None`: the processors go on where they were.
+    entry: Option<Entry>,
     _timers: Arc<Timers>,
 }
 
@@ -73,9 +82,15 @@ impl Machine {
         let board = Board::new(&parts, power.clone());
 
         // What fails most often comes first, before the host is asked for anything else.
-        let tables = acpi::Tables::build(&wiring::platform(&parts))?;
-        tables.write(&parts.memory)?;
-        let entry = boot::load(&parts.config.boot, &parts.memory, &parts.map, tables.address)?;
+        let entry = match parts.restored {
+            Some(_) => None,
+            None => {
+                let tables = acpi::Tables::build(&wiring::platform(&parts))?;
+                tables.write(&parts.memory)?;
+                Some(boot::load(&parts.config.boot, &parts.memory, &parts.map, tables.address)?)
+            }
+        };
+        generation::renew(&parts.memory, parts.map.generation_id())?;
 
         let pm = wiring::chipset::attach(&board)?;
         wiring::chipset::attach_serial(&board)?;
@@ -86,7 +101,14 @@ impl Machine {
         let disks = wiring::storage::attach(&board, &mut made)?;
         wiring::network::attach(&board)?;
         wiring::pci::attach_console_rng_and_vsock(&board)?;
-        made.keep();
+        let saved = board.take_saved();
+        let made = match parts.restored {
+            Some(_) => Some(made),
+            None => {
+                made.keep()?;
+                None
+            }
+        };
 
         let Board { memory_space, ports, pci, .. } = board;
         Ok(Self {
@@ -95,6 +117,8 @@ impl Machine {
             pci,
             pm,
             disks,
+            saved,
+            made: Mutex::new(made),
             power,
             requests,
             map: parts.map,
@@ -108,8 +132,10 @@ impl Machine {
     /// the bootstrap processor its way into the kernel.
     pub fn prepare_processor(&self, index: u32, state: &mut CpuState) {
         firmware::set_memory_types(state, &self.map, self.phys_bits);
-        if index == 0 {
-            self.entry.apply(state);
+        if index == 0
+            && let Some(entry) = &self.entry
+        {
+            entry.apply(state);
         }
     }
 
@@ -139,16 +165,95 @@ impl Machine {
         self.pci.resume();
     }
 
-    /// Ends all devices' work and flushes the disks. The processors have stopped.
-    pub fn stop(&self) -> Result<(), Failure> {
-        self.pci.pause();
+    /// Adds the devices' state, for a machine that is paused.
+    ///
+    /// # Errors
+    ///
+    /// If a device cannot say what its state is: a mistake in it.
+    pub fn save(&self, state: &mut Sections) -> Result<(), Failure> {
+        self.saved.save(state)
+    }
+
+    /// Has the devices take over their state, in a machine that was built to be restored and that is
+    /// paused.
+    ///
+    /// # Errors
+    ///
+    /// If the state is another machine's, or damaged.
+    pub fn restore(&self, state: &Sections) -> Result<(), Failure> {
+        self.saved.restore(state)
+    }
+
+    /// Tells the guest that it goes on from a copy of itself. The interrupt controllers have been
+    /// restored.
+    pub fn announce_copy(&self) {
+        generation::announce(&self.pm);
+    }
+
+    /// What the machine was restored to is its own from now on: what its disks were before is gone.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn keep_restored(&self) -> Result<(), Failure> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(made.map_or(Ok(()), MadeFiles::keep)?)
+    }
+
+    /// Whether the disks can be [frozen](Machine::freeze_disks).
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn check_disks(&self) -> Result<(), Failure> {
+        match self.disks.iter().find(|d| d.config.overlay.is_none() && !d.disk.is_readonly()) {
+            None => Ok(()),
+            Some(disk) => Err(Failure::configuration(format!(
+                "the guest writes to {} itself, and what it will write next would change its                  snapshots, too: give the disk an overlay, or let the guest only read it",
+                disk.path.display()
+            ))),
+        }
+    }
+
+    /// Has what is on the disks that are written to stay as it is, in layers whose names begin so,
+    /// while the guest goes on in overlays. The machine is paused. The value is the layer of each
+    /// disk.
+    ///
+    /// # Errors
+    ///
+    /// The host's. All disks are as they were, or have one more layer.
+    pub fn freeze_disks(&self, id: &str) -> Result<Vec<Option<String>>, Failure> {
+        self.check_disks()?;
+        let freeze = |(index, disk): (usize, &AttachedDisk)| {
+            if disk.disk.is_readonly() {
+                return Ok(None);
+            }
+            let layer = layers::name(id, index);
+            layers::freeze(disk, &layer)?;
+            Ok(Some(layer))
+        };
+        self.disks.iter().enumerate().map(freeze).collect()
+    }
+
+    /// Writes what the guest has written to stable storage.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn flush_disks(&self) -> Result<(), Failure> {
         let mut result = Ok(());
-        for AttachedDisk { path, disk } in self.disks.iter().filter(|d| !d.disk.is_readonly()) {
+        for AttachedDisk { path, disk, .. } in self.disks.iter().filter(|d| !d.disk.is_readonly()) {
             if let Err(source) = disk.flush() {
                 result = Err(BuildError::Flush { path: path.clone(), source }.into());
             }
         }
         result
+    }
+
+    /// Ends all devices' work and flushes the disks. The processors have stopped.
+    pub fn stop(&self) -> Result<(), Failure> {
+        self.pci.pause();
+        self.flush_disks()
     }
 }
 

@@ -144,6 +144,11 @@ impl MemoryMap {
         })
     }
 
+    /// Where the generation ID is, 16 bytes in a page that the guest sees as reserved.
+    pub fn generation_id(&self) -> u64 {
+        self.firmware.end() - 4 * KIB
+    }
+
     /// All RAM, also what the firmware keeps: what `mem::allocate` wants.
     pub fn ram(&self) -> &[RamRange] {
         &self.ram

@@ -84,6 +84,7 @@ impl Bench {
             memory: mem::allocate(map.ram()).unwrap(),
             map,
             phys_bits: 40,
+            restored: None,
             doorbells: None,
             irq: self.pins.clone(),
             timers: Arc::new(Timers::new(clock).unwrap()),

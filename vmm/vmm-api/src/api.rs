@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Accelerator, Event};
+use crate::{Accelerator, Event, VmConfig};
 
 /// What each path begins with. A change that a client of before could not live with gets another.
 pub const API_PREFIX: &str = "/v1";
@@ -66,6 +66,37 @@ impl Default for StopRequest {
     fn default() -> Self {
         Self { timeout_s: 60 }
     }
+}
+
+/// The body of `POST /v1/snapshots`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The snapshot's name, which no other of the guest has.
+    pub name: String,
+}
+
+/// A snapshot: `snapshots/NAME/snapshot.json` in the guest's directory, and an element of
+/// `GET /v1/snapshots`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// The version of Lodge that made it.
+    pub version: String,
+    /// What ran the guest's processors.
+    pub accelerator: Accelerator,
+    /// How much memory the guest has, in bytes.
+    pub memory_bytes: u64,
+    /// For how long the guest stood still, in microseconds.
+    pub pause_us: u64,
+    /// For each disk, the file in the guest's directory that has what was on it; `None` for those that
+    /// the guest only reads.
+    pub layers: Vec<Option<String>>,
+    /// What the guest was made of.
+    pub config: VmConfig,
 }
 
 /// One line of `GET /v1/events`: something that happened, and when.

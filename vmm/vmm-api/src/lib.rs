@@ -14,7 +14,8 @@ mod statistics;
 mod validate;
 
 pub use api::{
-    API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, StopRequest, VSOCK_PROTOCOL,
+    API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
+    StopRequest, VSOCK_PROTOCOL,
 };
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,

@@ -26,7 +26,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use vmm_api::{
-    CONSOLE_PROTOCOL, Failure, Instance, Statistics, StopRequest, VSOCK_PROTOCOL, VmConfig,
+    CONSOLE_PROTOCOL, Failure, Instance, Snapshot, SnapshotRequest, Statistics, StopRequest,
+    VSOCK_PROTOCOL, VmConfig,
 };
 
 pub use error::Error;
@@ -140,6 +141,25 @@ impl Client {
     pub fn stop(&mut self, request: StopRequest) -> Result<(), Error> {
         let body = serde_json::to_vec(&request).map_err(Failure::internal)?;
         self.order("/v1/stop", body.into())
+    }
+
+    /// Has a snapshot made, which takes as long as the guest's memory takes to write.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn make_snapshot(&mut self, request: &SnapshotRequest) -> Result<(), Error> {
+        let body = serde_json::to_vec(request).map_err(Failure::internal)?;
+        self.order("/v1/snapshots", body.into())
+    }
+
+    /// The guest's snapshots, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn snapshots(&mut self) -> Result<Vec<Snapshot>, Error> {
+        self.get("/v1/snapshots")
     }
 
     /// What has happened to the guest and, to `follow`, what happens until its end.

@@ -13,7 +13,7 @@ use vmm_api::Failure;
 const MAX_WAITING: usize = 64;
 
 /// Something to be done with the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Have processors, devices and time stand still.
     Pause,
@@ -23,6 +23,11 @@ pub enum Command {
     PressPowerButton,
     /// Reset the machine, as its reset button would.
     Reset,
+    /// Keep the guest as it is now.
+    Snapshot {
+        /// The name that it is to have.
+        name: String,
+    },
     /// End the guest: by its power button, and after so long without being asked.
     Stop {
         /// How long it may take to switch itself off.

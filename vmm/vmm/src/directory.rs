@@ -47,6 +47,12 @@ impl Directory {
         self.open(EVENTS, MAX_EVENTS).map_err(cannot_keep(EVENTS))
     }
 
+    /// Another descriptor of it, if there is one.
+    pub fn handle(&self) -> Result<Option<OwnedFd>, Failure> {
+        let again = |fd: &OwnedFd| fd.try_clone().map_err(cannot_keep("snapshots"));
+        self.0.as_ref().map(again).transpose()
+    }
+
     /// The host's end of the guest's socket device, whose Unix sockets are in the directory.
     pub fn vsock(&self) -> Result<Vsock, Failure> {
         let directory = self.0.as_ref().map(OwnedFd::try_clone).transpose();

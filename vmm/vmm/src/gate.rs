@@ -15,6 +15,12 @@ struct State {
     closed: bool,
     /// Threads that neither wait at the gate nor have ended.
     running: usize,
+    /// Threads that wait at the gate.
+    waiting: usize,
+    /// How many errands there were.
+    errands: u64,
+    /// How many threads have not done the last one yet.
+    undone: usize,
 }
 
 /// A thread that may run guest code. Dropped, it never will again.
@@ -53,6 +59,16 @@ impl Gate {
         all_wait
     }
 
+    /// Has each of the threads that wait do its errand, and waits until all have. The gate is closed.
+    pub fn send_on_errand(&self) {
+        let mut state = self.state();
+        state.errands += 1;
+        state.undone = state.waiting;
+        self.changed.notify_all();
+        let done = self.changed.wait_while(state, |state| state.undone > 0);
+        drop(done.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Lets all threads pass.
     pub fn open(&self) {
         self.state().closed = false;
@@ -61,21 +77,54 @@ impl Gate {
 }
 
 impl Runner<'_> {
-    /// Waits while the gate is closed; `before` and `after` are called if so.
-    pub fn pass(&self, before: impl FnOnce(), after: impl FnOnce()) {
+    /// Waits while the gate is closed; `before` and `after` are called if so, and in between `errand`
+    /// each time that the thread is [sent](Gate::send_on_errand), all of them with `owner`.
+    pub fn pass<T: ?Sized>(
+        &self,
+        owner: &mut T,
+        before: impl FnOnce(&mut T),
+        mut errand: impl FnMut(&mut T),
+        after: impl FnOnce(&mut T),
+    ) {
         let Gate { changed, .. } = self.0;
         let mut state = self.0.state();
         if !state.closed {
             return;
         }
-        before();
+        before(owner);
         state.running -= 1;
+        state.waiting += 1;
         changed.notify_all();
-        state =
-            changed.wait_while(state, |state| state.closed).unwrap_or_else(PoisonError::into_inner);
+        let mut seen = state.errands;
+        loop {
+            state = changed
+                .wait_while(state, |state| state.closed && state.errands == seen)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.errands == seen {
+                break;
+            }
+            seen = state.errands;
+            drop(state);
+            // A panic is no reason for others to wait.
+            let done = Done(self.0);
+            errand(owner);
+            drop(done);
+            state = self.0.state();
+        }
+        state.waiting -= 1;
         state.running += 1;
         drop(state);
-        after();
+        after(owner);
+    }
+}
+
+/// An errand is over, in whatever way.
+struct Done<'a>(&'a Gate);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.state().undone -= 1;
+        self.0.changed.notify_all();
     }
 }
 
@@ -96,6 +145,7 @@ mod tests {
     fn nobody_runs_while_the_gate_is_closed() {
         const PATIENCE: Duration = Duration::from_secs(60);
         let (gate, stop) = (Gate::default(), AtomicBool::new(false));
+        let errands = AtomicU64::new(0);
         let rounds = [const { AtomicU64::new(0) }; 3];
         thread::scope(|scope| {
             for round in &rounds {
@@ -103,7 +153,10 @@ mod tests {
                 scope.spawn(|| {
                     let runner = gate.runner();
                     while !stop.load(Ordering::SeqCst) {
-                        runner.pass(|| {}, || {});
+                        let errand = |errands: &mut &AtomicU64| {
+                            errands.fetch_add(1, Ordering::SeqCst);
+                        };
+                        runner.pass(&mut &errands, |_| {}, errand, |_| {});
                         round.fetch_add(1, Ordering::SeqCst);
                         thread::yield_now();
                     }
@@ -115,6 +168,10 @@ mod tests {
                 let before = seen();
                 thread::sleep(Duration::from_millis(2));
                 assert_eq!(seen(), before);
+                errands.store(0, Ordering::SeqCst);
+                gate.send_on_errand();
+                gate.send_on_errand();
+                assert_eq!(errands.load(Ordering::SeqCst), 2 * rounds.len() as u64);
                 gate.open();
                 while seen().iter().zip(before).any(|(now, before)| *now == before) {
                     thread::yield_now();
@@ -131,6 +188,6 @@ mod tests {
         gate.expect();
         let runner = gate.runner();
         assert!(!gate.close(|| {}, Duration::from_millis(5)));
-        runner.pass(|| panic!("it is open again"), || {});
+        runner.pass(&mut (), |_| panic!("it is open again"), |_| {}, |_| {});
     }
 }

@@ -6,6 +6,7 @@
 
 mod accelerators;
 mod api;
+mod assembly;
 mod bounded_file;
 mod consoles;
 mod control;
@@ -20,6 +21,7 @@ mod meter;
 mod running;
 mod session;
 mod signals;
+mod snapshot;
 mod taps;
 
 use std::fs;
@@ -36,6 +38,7 @@ use vmm_api::{Event, Failure, StopReason, VmConfig};
 use api::Api;
 use directory::Directory;
 use launcher::Launcher;
+use snapshot::Opened;
 
 /// Runs one guest in this process. Usually started by `lodge run`.
 #[derive(Debug, Parser)]
@@ -53,7 +56,7 @@ struct Args {
     status_fd: Option<RawFd>,
     /// Start no guest: say as JSON on standard output what this host's KVM is good for, and what the
     /// accelerator "auto" stands for here.
-    #[arg(long, conflicts_with_all = ["config_fd", "config", "status_fd", "api_fd", "directory_fd", "lock_fd", "detached"])]
+    #[arg(long, conflicts_with_all = ["config_fd", "config", "status_fd", "api_fd", "directory_fd", "lock_fd", "restore_fd", "detached"])]
     probe: bool,
     /// Serve the API, JSON by HTTP/1.1, at this inherited file descriptor, a Unix stream socket that
     /// listens.
@@ -66,6 +69,10 @@ struct Args {
     /// Keep this inherited file descriptor open, and with it the lock that it holds.
     #[arg(long, value_name = "K")]
     lock_fd: Option<RawFd>,
+    /// Go on from the snapshot in the directory that this inherited file descriptor is open for, instead
+    /// of starting the guest's kernel.
+    #[arg(long, value_name = "S")]
+    restore_fd: Option<RawFd>,
     /// Go on when the other end of --status-fd is closed.
     #[arg(long)]
     detached: bool,
@@ -126,10 +133,18 @@ fn run(args: &Args, launcher: &mut Launcher, api: &mut Option<Api>) -> Result<St
     let events = directory.events()?;
     let api = api.insert(Api::new(args.api_fd, directory, launcher.journal())?);
     let config = read_config(args)?;
+    let snapshot = args.restore_fd.map(open_snapshot).transpose()?;
     if let Some(events) = events {
         launcher.journal().keep_in(events);
     }
-    session::run(config, launcher, api)
+    session::run(config, snapshot, launcher, api)
+}
+
+fn open_snapshot(fd: RawFd) -> Result<Opened, Failure> {
+    let directory = fds::inherited(fd).map_err(|e| {
+        Failure::host(format!("cannot use the snapshot's directory, descriptor {fd}: {e}"))
+    })?;
+    Opened::new(directory)
 }
 
 /// Logs go to standard error. `LODGE_LOG` says how much: `debug`, or `info,virtio=trace`.

@@ -1,5 +1,6 @@
 //! A machine with its processors running.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,20 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use accel::{Accelerator, Exit, Fault, Kicker, Sections, Vcpu, Vm, VmResources};
+use accel::{CpuidTable, Exit, Fault, Kicker, Vcpu, VcpuState, Vm, VmState};
 use gdb::{Debugger, Seat};
-use hybrid_vsock::Vsock;
-use machine::{Machine, MemoryMap, Parts, PowerRequest};
-use runtime::{Clock, Timers};
-use vmm_api::{Failure, VmConfig};
+use machine::{Machine, PowerRequest};
+use mem::GuestMemory;
+use runtime::Clock;
+use vmm_api::Failure;
 
-use crate::accelerators;
-use crate::consoles::Consoles;
+use crate::assembly::{Assembly, no_thread};
 use crate::debugging::Debugging;
 use crate::gate::{Gate, Runner};
 use crate::meter::Meter;
 use crate::signals;
-use crate::taps::Taps;
 
 /// How long processors may take to come to a stop. One may be in the midst of a device's work.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,8 +33,11 @@ pub struct Running {
     failures: Arc<Failures>,
     /// The interrupt controllers live as long as this.
     vm: Arc<dyn Vm>,
+    memory: GuestMemory,
     clock: Arc<Clock>,
-    is_paused: bool,
+    cpuid: CpuidTable,
+    /// While paused: the host's TSC when that began.
+    paused: Option<u64>,
 }
 
 /// The threads of the processors.
@@ -45,6 +47,8 @@ struct Processors {
     meters: Vec<Arc<Meter>>,
     stop: Arc<AtomicBool>,
     gate: Arc<Gate>,
+    /// Where each leaves its state on an errand.
+    saved: Arc<Mutex<BTreeMap<usize, Result<VcpuState, Fault>>>>,
 }
 
 /// The first failure of a processor.
@@ -54,65 +58,13 @@ struct Failures {
 }
 
 impl Running {
-    /// Builds the machine that `config` describes, loads its kernel and starts its processors.
-    pub fn start(
-        config: &VmConfig,
-        accelerator: &dyn Accelerator,
-        consoles: &Consoles,
-        vsock: &Arc<Vsock>,
-        taps: &Taps,
-        debugging: Option<&Debugging>,
-    ) -> Result<Self, Failure> {
-        let cpuid = accelerators::cpuid(config.cpu_model, accelerator)?;
-        let phys_bits = machine::physical_address_bits(&cpuid);
-        let map =
-            MemoryMap::new(config.memory_mib << 20, phys_bits).map_err(Failure::configuration)?;
-        let memory = if config.hugepages {
-            accelerators::check_hugepages(accelerator)?;
-            mem::allocate_huge(map.ram())
-        } else {
-            mem::allocate(map.ram())
-        };
-        let memory = memory.map_err(Failure::host)?;
-        let clock = Arc::new(Clock::stopped_at(0));
-        let timers = Arc::new(Timers::new(clock.clone()).map_err(no_thread)?);
+    /// Starts the processors of a machine.
+    pub fn start(assembly: Assembly, debugging: Option<&Debugging>) -> Result<Self, Failure> {
+        let Assembly { machine, vm, vcpus, memory, clock, cpuid } = assembly;
         let event = runtime::Event::new()
             .map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
         let failures = Arc::new(Failures { first: Mutex::default(), event });
-        let vm = accelerator
-            .create_vm(VmResources {
-                memory: memory.clone(),
-                clock: clock.clone(),
-                timers: timers.clone(),
-                cpus: config.cpus,
-                cpuid,
-                hyperv: config.hyperv,
-            })
-            .map_err(fault)?;
-        let machine = Arc::new(Machine::build(Parts {
-            config,
-            map,
-            phys_bits,
-            memory: memory.clone(),
-            irq: vm.irq_sink(),
-            doorbells: vm.doorbells(),
-            timers,
-            serial: consoles.serial.clone(),
-            serial2: consoles.serial2.clone(),
-            virtio_console: consoles.virtio.clone(),
-            debug_console: consoles.debug.clone(),
-            taps: taps.clone(),
-            vsock: vsock.clone(),
-        })?);
-
-        let mut vcpus = Vec::new();
-        for index in 0..config.cpus {
-            let mut vcpu = vm.take_vcpu(index).map_err(fault)?;
-            let sections = Sections::GENERAL | Sections::SYSTEM | Sections::MSRS;
-            machine.prepare_processor(index, vcpu.load(sections).map_err(fault)?);
-            vcpu.store(sections).map_err(fault)?;
-            vcpus.push(vcpu);
-        }
+        vm.resume_time();
         clock.resume();
         let mut seats = debugging.map(Debugging::seats).transpose()?;
         let mut processors = Processors::default();
@@ -121,17 +73,17 @@ impl Running {
             processors.start(index, vcpu, seat, &machine, &failures).map_err(no_thread)?;
         }
         let debugger = match debugging.zip(seats) {
-            Some((debugging, seats)) => Some(debugging.start(seats, memory)?),
+            Some((debugging, seats)) => Some(debugging.start(seats, memory.clone())?),
             None => None,
         };
-        Ok(Self { processors, debugger, machine, failures, vm, clock, is_paused: false })
+        Ok(Self { processors, debugger, machine, failures, vm, memory, clock, cpuid, paused: None })
     }
 
     /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
     /// changes the guest's memory, and nothing it can read tells it of the pause. Harmless if it is
     /// paused already.
     pub fn pause(&mut self) -> Result<(), Failure> {
-        if self.is_paused {
+        if self.paused.is_some() {
             return Ok(());
         }
         if !self.processors.pause() {
@@ -142,14 +94,14 @@ impl Running {
         }
         self.clock.pause();
         self.vm.stop_time();
-        self.is_paused = true;
+        self.paused = Some(runtime::tsc::read());
         self.machine.pause();
         Ok(())
     }
 
     /// Ends a pause. Harmless if there is none.
     pub fn resume(&mut self) {
-        if !std::mem::take(&mut self.is_paused) {
+        if self.paused.take().is_none() {
             return;
         }
         self.vm.resume_time();
@@ -160,7 +112,42 @@ impl Running {
 
     /// Whether the guest is paused.
     pub fn is_paused(&self) -> bool {
-        self.is_paused
+        self.paused.is_some()
+    }
+
+    /// The host's TSC when the pause began, if there is one.
+    pub fn paused_since(&self) -> Option<u64> {
+        self.paused
+    }
+
+    /// The devices.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// All of RAM, which changes at any time but in a pause.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Guest time.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What CPUID tells the guest.
+    pub fn cpuid(&self) -> &CpuidTable {
+        &self.cpuid
+    }
+
+    /// The state of each processor, in a pause.
+    pub fn save_processors(&self) -> Result<Vec<VcpuState>, Failure> {
+        self.processors.save()
+    }
+
+    /// The state of what processors share, in a pause.
+    pub fn save_chips(&self) -> Result<VmState, Failure> {
+        self.vm.save().map_err(fault)
     }
 
     /// Has the machine be reset, as by its reset button.
@@ -229,6 +216,7 @@ impl Processors {
         self.meters.push(meter.clone());
         let machine = machine.clone();
         let (stop, gate) = (self.stop.clone(), self.gate.clone());
+        let saved = self.saved.clone();
         let failures = failures.clone();
         gate.expect();
         let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
@@ -242,6 +230,7 @@ impl Processors {
                         machine: &machine,
                         stop: &stop,
                         runner,
+                        saved: &saved,
                         failures: &failures,
                         meter: &meter,
                         seat,
@@ -261,6 +250,20 @@ impl Processors {
     /// Stops the processors until the gate is opened; false if they do not come to it.
     fn pause(&self) -> bool {
         self.gate.close(|| self.kick(), PAUSE_PATIENCE)
+    }
+
+    /// The states of all, which wait at the gate.
+    fn save(&self) -> Result<Vec<VcpuState>, Failure> {
+        let saved = || self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved().clear();
+        self.gate.send_on_errand();
+        let states = std::mem::take(&mut *saved());
+        if states.len() != self.threads.len() {
+            return Err(Failure::configuration(
+                "a processor of the guest has just ended; the guest is about to be reset",
+            ));
+        }
+        states.into_values().map(|state| state.map_err(fault)).collect()
     }
 
     fn kick(&self) {
@@ -292,6 +295,7 @@ struct Thread<'a> {
     machine: &'a Machine,
     stop: &'a AtomicBool,
     runner: Runner<'a>,
+    saved: &'a Mutex<BTreeMap<usize, Result<VcpuState, Fault>>>,
     failures: &'a Failures,
     meter: &'a Meter,
     seat: Option<&'a Seat>,
@@ -328,9 +332,17 @@ impl Thread<'_> {
 
     /// Answers who asks for the processor's numbers, and waits while the guest is paused. Whether
     /// the thread shall go on then.
-    fn go_on(&self, vcpu: &dyn Vcpu) -> bool {
+    fn go_on(&self, vcpu: &mut dyn Vcpu) -> bool {
         self.meter.answer(|| vcpu.statistics());
-        self.runner.pass(|| self.meter.rest(vcpu.statistics()), || self.meter.go_on());
+        let keep = |state| {
+            self.saved.lock().unwrap_or_else(PoisonError::into_inner).insert(self.index, state);
+        };
+        self.runner.pass(
+            vcpu,
+            |vcpu| self.meter.rest(vcpu.statistics()),
+            |vcpu| keep(vcpu.save()),
+            |_| self.meter.go_on(),
+        );
         !self.stop.load(Ordering::SeqCst)
     }
 }
@@ -364,10 +376,7 @@ pub fn fault(fault: Fault) -> Failure {
     match fault {
         Fault::Host { .. } => Failure::host(fault),
         Fault::Unsupported(_) => Failure::configuration(fault),
+        Fault::BadState(_) => Failure::artifact(fault),
         Fault::Wrong(_) => Failure::internal(fault),
     }
-}
-
-fn no_thread(error: io::Error) -> Failure {
-    Failure::host(format!("cannot start a thread: {error}; raise the limit on processes"))
 }

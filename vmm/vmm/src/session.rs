@@ -14,12 +14,14 @@ use vmm_api::{Event, Failure, RunState, StopReason, VmConfig};
 
 use crate::accelerators::{self, Choice};
 use crate::api::{Api, Shown};
+use crate::assembly::{Assembly, Links};
 use crate::consoles::Consoles;
 use crate::control::Command;
 use crate::debugging::Debugging;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals};
+use crate::snapshot::Opened;
 use crate::taps;
 use brake::{Advice, Brake};
 use wait::Wait;
@@ -32,8 +34,11 @@ enum Ending {
 }
 
 /// Runs the guest to its end.
+///
+/// `snapshot`: it goes on from there.
 pub fn run(
     config: VmConfig,
+    snapshot: Option<Opened>,
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
@@ -42,12 +47,14 @@ pub fn run(
     let consoles = Consoles::open(&config, api)?;
     let mut signals = Signals::new()?;
     let choice = accelerators::choose(config.accelerator)?;
-    run_on(&choice, &Arc::new(config), &consoles, &mut signals, launcher, api)
+    let config = Arc::new(config);
+    run_on(&choice, &config, snapshot, &consoles, &mut signals, launcher, api)
 }
 
 fn run_on(
     choice: &Choice,
     config: &Arc<VmConfig>,
+    mut snapshot: Option<Opened>,
     consoles: &Consoles,
     signals: &mut Signals,
     launcher: &mut Launcher,
@@ -60,8 +67,14 @@ fn run_on(
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
-        let mut running =
-            Running::start(config, accelerator, consoles, &vsock, &taps, debugging.as_ref())?;
+        // A reset leads back to the guest's kernel, not to the snapshot.
+        let snapshot = snapshot.take();
+        let links = Links { consoles, vsock: &vsock, taps: &taps };
+        let assembly = match &snapshot {
+            Some(snapshot) => Assembly::restore(config, accelerator, links, snapshot)?,
+            None => Assembly::boot(config, accelerator, links)?,
+        };
+        let mut running = Running::start(assembly, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {
@@ -72,6 +85,11 @@ fn run_on(
             begun,
             meters: running.meters(),
         })?;
+        // The guest runs already. Whoever started it hears of that once it is sure to go on.
+        if let Some(snapshot) = snapshot {
+            snapshot.finish_verification()?;
+            running.machine().keep_restored()?;
+        }
         launcher.tell(&if resets > 0 {
             Event::Reset
         } else {

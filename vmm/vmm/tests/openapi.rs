@@ -199,6 +199,13 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
     assert_eq!(instance["state"], "paused");
     description.ask(&vmm, "POST", "/v1/power-button", 409);
     description.ask(&vmm, "POST", "/v1/resume", 204);
+    description.ask_with(&vmm, "POST", "/v1/snapshots", "", "{\"name\":\"one\"}", 204);
+    description.ask_with(&vmm, "POST", "/v1/snapshots", "", "{\"name\":\"one\"}", 409);
+    description.ask_with(&vmm, "POST", "/v1/snapshots", "", "{\"name\":1}", 400);
+    description.ask_with(&vmm, "POST", "/v1/snapshots", "", &" ".repeat(100_000), 413);
+    let snapshots = description.ask(&vmm, "GET", "/v1/snapshots", 200);
+    let snapshots: Value = serde_json::from_slice(&snapshots.body).unwrap();
+    assert_eq!(snapshots[0]["name"], "one");
     description.ask(&vmm, "POST", "/v1/reset", 204);
     wait("the reset", || vmm.client().instance().unwrap().resets == 1);
     description.ask(&vmm, "GET", "/v1/events?follow=false", 200);

@@ -1,6 +1,7 @@
 //! A processor's state between KVM's structures and [`CpuState`].
 
 mod events;
+pub mod lapic;
 mod msrs;
 mod registers;
 mod vector;

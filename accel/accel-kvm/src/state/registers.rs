@@ -119,6 +119,20 @@ pub fn store_system(vcpu: &VcpuFd, abilities: &Abilities, state: &CpuState) -> R
     set(vcpu, abilities, &s).map_err(|e| refused("segments and control registers", e))
 }
 
+/// IA32_APIC_BASE.
+pub fn apic_base(vcpu: &VcpuFd) -> Result<u64, Fault> {
+    let s = vcpu.get_sregs().map_err(|e| failed("cannot read a processor's segments", e))?;
+    Ok(s.apic_base)
+}
+
+/// Sets IA32_APIC_BASE, and with it the local APIC's mode.
+pub fn set_apic_base(vcpu: &VcpuFd, base: u64) -> Result<(), Fault> {
+    let mut s = vcpu.get_sregs().map_err(|e| failed("cannot read a processor's segments", e))?;
+    s.apic_base = base;
+    s.interrupt_bitmap = [0; 4];
+    vcpu.set_sregs(&s).map_err(|e| refused("local APIC's base", e))
+}
+
 /// PAE paging, which keeps the page-directory-pointer-table entries in the processor.
 fn is_pae(state: &CpuState) -> bool {
     state.cr0.contains(Cr0::PG) && state.cr4.contains(Cr4::PAE) && !state.is_long_mode()

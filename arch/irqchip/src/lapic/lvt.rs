@@ -2,7 +2,7 @@
 //! (SDM Vol. 3, 11.5).
 
 use super::timer::{Mode, Now};
-use super::{Lapic, regs};
+use super::{Lapic, LvtState, regs};
 use crate::message::{DeliveryMode, Trigger};
 
 /// An interrupt pin of the processor.
@@ -25,18 +25,7 @@ impl Lint {
     }
 }
 
-/// The table's entries, each masked after reset.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Lvt {
-    timer: u32,
-    thermal: u32,
-    performance: u32,
-    lint0: u32,
-    lint1: u32,
-    error: u32,
-}
-
-impl Default for Lvt {
+impl Default for LvtState {
     fn default() -> Self {
         Self {
             timer: regs::LVT_MASKED,
@@ -49,7 +38,7 @@ impl Default for Lvt {
     }
 }
 
-impl Lvt {
+impl LvtState {
     pub(super) fn timer(&self) -> u32 {
         self.timer
     }

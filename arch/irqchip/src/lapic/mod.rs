@@ -11,6 +11,7 @@ mod interrupts;
 mod ipi;
 mod lvt;
 mod regs;
+mod state;
 mod timer;
 mod vectors;
 
@@ -20,11 +21,11 @@ mod tests;
 use bitflags::bitflags;
 
 use crate::message::Message;
-use lvt::Lvt;
-use timer::{Mode, Timer};
+use timer::Mode;
 use vectors::VectorSet;
 
 pub use lvt::Lint;
+pub use state::{LapicState, LvtState, TimerState};
 pub use timer::{Deadline, Now, TIMER_HZ};
 
 /// What distinguishes one local APIC from another, and what the processor's CPUID promises.
@@ -102,8 +103,8 @@ pub struct Lapic {
     /// Errors since it was last written.
     errors: u32,
     icr: u64,
-    lvt: Lvt,
-    timer: Timer,
+    lvt: LvtState,
+    timer: TimerState,
 
     // Signals that the processor has not yet taken.
     nmi: bool,
@@ -131,8 +132,8 @@ impl Lapic {
             esr: 0,
             errors: 0,
             icr: 0,
-            lvt: Lvt::default(),
-            timer: Timer::default(),
+            lvt: LvtState::default(),
+            timer: TimerState::default(),
             nmi: false,
             init: false,
             startup: None,

@@ -1,6 +1,6 @@
 //! The local APIC's timer (SDM Vol. 3, 11.5.4).
 
-use super::regs;
+use super::{TimerState, regs};
 
 /// The timer's input clock before division, in Hz: one tick is one nanosecond. A CPUID leaf 15H
 /// that is offered to the guest must name this as the core crystal clock.
@@ -30,7 +30,7 @@ pub enum Deadline {
 
 /// The timer's mode, from its LVT entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     OneShot,
     Periodic,
     TscDeadline,
@@ -53,20 +53,7 @@ impl Mode {
     }
 }
 
-/// The counter. While it runs, everything follows from the moment when it will next be zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Timer {
-    /// Divide configuration register.
-    pub(super) divide: u32,
-    /// Initial count register.
-    pub(super) initial: u32,
-    /// When the count reaches zero, in ns; `None` if it stands at zero.
-    due: Option<u64>,
-    /// IA32_TSC_DEADLINE; 0 if disarmed.
-    pub(super) tsc_deadline: u64,
-}
-
-impl Timer {
+impl TimerState {
     /// Nanoseconds per count (figure 11-10).
     fn divisor(&self) -> u64 {
         let code = (self.divide & 3) | ((self.divide >> 1) & 4);
@@ -175,13 +162,13 @@ mod tests {
             (0b1011, 1),
         ];
         for (divide, divisor) in divisors {
-            assert_eq!(Timer { divide, ..Timer::default() }.divisor(), divisor);
+            assert_eq!(TimerState { divide, ..TimerState::default() }.divisor(), divisor);
         }
     }
 
     #[test]
     fn one_shot_counts_to_zero_once() {
-        let mut timer = Timer { divide: 0b0011, ..Timer::default() };
+        let mut timer = TimerState { divide: 0b0011, ..TimerState::default() };
         timer.set_initial(Mode::OneShot, 1000, 5);
         assert_eq!(timer.count(Mode::OneShot, 5), 1000);
         assert_eq!(timer.count(Mode::OneShot, 5 + 16), 999);
@@ -194,7 +181,7 @@ mod tests {
 
     #[test]
     fn periodic_keeps_its_phase_when_served_late() {
-        let mut timer = Timer { divide: 0b1011, ..Timer::default() };
+        let mut timer = TimerState { divide: 0b1011, ..TimerState::default() };
         timer.set_initial(Mode::Periodic, 1_000_000, 0);
         assert!(timer.expire(Mode::Periodic, at(1_000_700)));
         assert_eq!(timer.deadline(Mode::Periodic), Some(Deadline::Ns(2_000_000)));
@@ -205,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_tiny_period_does_not_flood_the_host() {
-        let mut timer = Timer { divide: 0b1011, ..Timer::default() };
+        let mut timer = TimerState { divide: 0b1011, ..TimerState::default() };
         timer.set_initial(Mode::Periodic, 1, 0);
         assert!(timer.expire(Mode::Periodic, at(1)));
         assert_eq!(timer.deadline(Mode::Periodic), Some(Deadline::Ns(1 + MIN_INTERVAL)));
@@ -213,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_new_divisor_takes_over_the_count() {
-        let mut timer = Timer { divide: 0b1011, ..Timer::default() };
+        let mut timer = TimerState { divide: 0b1011, ..TimerState::default() };
         timer.set_initial(Mode::OneShot, 1000, 0);
         timer.set_divide(Mode::OneShot, 0b0000, 400);
         assert_eq!(timer.count(Mode::OneShot, 400), 600);
@@ -225,7 +212,7 @@ mod tests {
         fn the_periodic_count_is_that_of_a_naive_counter(
             initial in 1u32..500, divide in 0u32..16, polls in prop::collection::vec(0u64..5000, 1..40),
         ) {
-            let mut timer = Timer { divide: divide & 0b1011, ..Timer::default() };
+            let mut timer = TimerState { divide: divide & 0b1011, ..TimerState::default() };
             let divisor = timer.divisor();
             timer.set_initial(Mode::Periodic, initial, 7);
             let mut now = 7;
@@ -240,7 +227,7 @@ mod tests {
 
         #[test]
         fn nothing_overflows(initial: u32, divide: u32, start: u64, now: u64) {
-            let mut timer = Timer::default();
+            let mut timer = TimerState::default();
             for mode in [Mode::OneShot, Mode::Periodic] {
                 timer.set_initial(mode, initial, start);
                 timer.set_divide(mode, divide, now);

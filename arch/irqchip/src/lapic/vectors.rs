@@ -2,7 +2,7 @@
 
 /// 256 bits, seen by software as eight 32-bit registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct VectorSet([u32; 8]);
+pub(super) struct VectorSet(pub(super) [u32; 8]);
 
 impl VectorSet {
     fn position(vector: u8) -> (usize, u32) {

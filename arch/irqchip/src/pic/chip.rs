@@ -1,18 +1,6 @@
 //! One 8259A programmable interrupt controller (Intel 8259A datasheet, 231468).
 
-/// Where the initialisation sequence stands (datasheet, figure 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Init {
-    /// Powered up and never initialised: no interrupts yet.
-    Never,
-    /// The next write to A0=1 is ICW2.
-    Icw2,
-    /// ... is ICW3.
-    Icw3,
-    /// ... is ICW4.
-    Icw4,
-    Done,
-}
+use super::state::{PicInit, PicState};
 
 // ICW1.
 const ICW1: u8 = 1 << 4;
@@ -37,79 +25,35 @@ const SPURIOUS: u8 = 7;
 pub(super) struct Chip {
     // Configuration: the inputs that are always level-sensitive, since a slave drives them.
     cascade_inputs: u8,
-
-    // Wiring: the levels of IR0 to IR7, which no initialisation changes.
-    lines: u8,
-
-    // Edge/level control register of the chipset.
-    elcr: u8,
-
-    // Interrupt request, mask and in-service registers. For level-sensitive inputs the request
-    // is the line itself.
-    edges: u8,
-    imr: u8,
-    isr: u8,
-
-    // Initialisation.
-    init: Init,
-    wants_icw4: bool,
-    single: bool,
-    vector_base: u8,
-    auto_eoi: bool,
-    special_fully_nested: bool,
-
-    // Operation.
-    /// The input of the highest priority; 0 unless rotated.
-    highest: u8,
-    rotate_on_auto_eoi: bool,
-    special_mask: bool,
-    read_isr: bool,
-    poll: bool,
+    /// The rest. For level-sensitive inputs the request is the line itself.
+    pub(super) registers: PicState,
 }
 
 impl Chip {
     pub(super) fn new(cascade_inputs: u8) -> Self {
-        Self {
-            cascade_inputs,
-            lines: 0,
-            elcr: 0,
-            edges: 0,
-            imr: 0,
-            isr: 0,
-            init: Init::Never,
-            wants_icw4: false,
-            single: false,
-            vector_base: 0,
-            auto_eoi: false,
-            special_fully_nested: false,
-            highest: 0,
-            rotate_on_auto_eoi: false,
-            special_mask: false,
-            read_isr: false,
-            poll: false,
-        }
+        Self { cascade_inputs, registers: PicState::default() }
     }
 
     pub(super) fn reset(&mut self) {
-        *self = Self { lines: self.lines, ..Self::new(self.cascade_inputs) };
+        self.registers = PicState { lines: self.registers.lines, ..PicState::default() };
     }
 
     pub(super) fn elcr(&self) -> u8 {
-        self.elcr
+        self.registers.elcr
     }
 
     pub(super) fn set_elcr(&mut self, value: u8) {
-        self.elcr = value;
-        self.edges &= !value;
+        self.registers.elcr = value;
+        self.registers.edges &= !value;
     }
 
     fn level_inputs(&self) -> u8 {
-        self.elcr | self.cascade_inputs
+        self.registers.elcr | self.cascade_inputs
     }
 
     /// The interrupt request register.
     fn irr(&self) -> u8 {
-        self.edges | (self.lines & self.level_inputs())
+        self.registers.edges | (self.registers.lines & self.level_inputs())
     }
 
     /// Drives input `ir`, 0 to 7. An edge is kept until it is acknowledged, even if the line
@@ -117,35 +61,35 @@ impl Chip {
     pub(super) fn set_line(&mut self, ir: u8, level: bool) {
         let bit = 1 << (ir & 7);
         if level {
-            self.edges |= bit & !self.lines & !self.level_inputs();
-            self.lines |= bit;
+            self.registers.edges |= bit & !self.registers.lines & !self.level_inputs();
+            self.registers.lines |= bit;
         } else {
-            self.lines &= !bit;
+            self.registers.lines &= !bit;
         }
     }
 
     /// The input of the highest priority among `inputs`.
     fn first(&self, inputs: u8) -> Option<u8> {
-        let rotated = inputs.rotate_right(self.highest.into());
-        (rotated != 0).then(|| (rotated.trailing_zeros() as u8 + self.highest) & 7)
+        let rotated = inputs.rotate_right(self.registers.highest.into());
+        (rotated != 0).then(|| (rotated.trailing_zeros() as u8 + self.registers.highest) & 7)
     }
 
     /// How far `ir` is from the highest priority, which is 0.
     fn rank(&self, ir: u8) -> u8 {
-        ir.wrapping_sub(self.highest) & 7
+        ir.wrapping_sub(self.registers.highest) & 7
     }
 
     /// The input that interrupts now: requested, not masked, and of a higher priority than what
     /// is in service.
     fn request(&self) -> Option<u8> {
-        if self.init != Init::Done {
+        if self.registers.init != PicInit::Done {
             return None;
         }
-        let ir = self.first(self.irr() & !self.imr)?;
-        let mut blocking = self.isr;
-        if self.special_mask {
+        let ir = self.first(self.irr() & !self.registers.imr)?;
+        let mut blocking = self.registers.isr;
+        if self.registers.special_mask {
             // Levels whose mask is set no longer hold others back ("Special Mask Mode").
-            blocking &= !self.imr;
+            blocking &= !self.registers.imr;
         }
         match self.first(blocking) {
             None => Some(ir),
@@ -153,7 +97,7 @@ impl Chip {
             // A slave's request passes the one it already has in service.
             Some(served)
                 if served == ir
-                    && self.special_fully_nested
+                    && self.registers.special_fully_nested
                     && self.cascade_inputs & (1 << ir) != 0 =>
             {
                 Some(ir)
@@ -172,28 +116,28 @@ impl Chip {
     pub(super) fn acknowledge(&mut self) -> Option<u8> {
         let ir = self.request()?;
         let bit = 1 << ir;
-        self.edges &= !bit;
-        if !self.auto_eoi {
-            self.isr |= bit;
-        } else if self.rotate_on_auto_eoi {
-            self.highest = (ir + 1) & 7;
+        self.registers.edges &= !bit;
+        if !self.registers.auto_eoi {
+            self.registers.isr |= bit;
+        } else if self.registers.rotate_on_auto_eoi {
+            self.registers.highest = (ir + 1) & 7;
         }
         Some(ir)
     }
 
     pub(super) fn vector(&self, ir: Option<u8>) -> u8 {
-        self.vector_base | ir.unwrap_or(SPURIOUS)
+        self.registers.vector_base | ir.unwrap_or(SPURIOUS)
     }
 
     /// Reads A0=0 (`false`) or A0=1.
     pub(super) fn read(&mut self, a0: bool) -> u8 {
-        if core::mem::take(&mut self.poll) {
+        if core::mem::take(&mut self.registers.poll) {
             // The read is the acknowledge ("Poll Command").
             return self.acknowledge().map_or(0, |ir| 0x80 | ir);
         }
-        match (a0, self.read_isr) {
-            (true, _) => self.imr,
-            (false, true) => self.isr,
+        match (a0, self.registers.read_isr) {
+            (true, _) => self.registers.imr,
+            (false, true) => self.registers.isr,
             (false, false) => self.irr(),
         }
     }
@@ -213,38 +157,39 @@ impl Chip {
 
     /// ICW1. Its trigger bit is the ELCR's business on a PC.
     fn write_icw1(&mut self, value: u8) {
-        *self = Self {
-            lines: self.lines,
-            elcr: self.elcr,
-            init: Init::Icw2,
+        let PicState { lines, elcr, vector_base, .. } = self.registers;
+        self.registers = PicState {
+            lines,
+            elcr,
+            init: PicInit::Icw2,
             wants_icw4: value & ICW1_IC4 != 0,
             single: value & ICW1_SINGLE != 0,
-            vector_base: self.vector_base,
-            ..Self::new(self.cascade_inputs)
+            vector_base,
+            ..PicState::default()
         };
     }
 
     fn write_data(&mut self, value: u8) {
-        self.init = match self.init {
-            Init::Never | Init::Done => {
-                self.imr = value;
+        self.registers.init = match self.registers.init {
+            PicInit::Never | PicInit::Done => {
+                self.registers.imr = value;
                 return;
             }
-            Init::Icw2 => {
-                self.vector_base = value & 0xf8;
-                match (self.single, self.wants_icw4) {
-                    (false, _) => Init::Icw3,
-                    (true, true) => Init::Icw4,
-                    (true, false) => Init::Done,
+            PicInit::Icw2 => {
+                self.registers.vector_base = value & 0xf8;
+                match (self.registers.single, self.registers.wants_icw4) {
+                    (false, _) => PicInit::Icw3,
+                    (true, true) => PicInit::Icw4,
+                    (true, false) => PicInit::Done,
                 }
             }
             // The board has settled who is whose slave.
-            Init::Icw3 if self.wants_icw4 => Init::Icw4,
-            Init::Icw3 => Init::Done,
-            Init::Icw4 => {
-                self.auto_eoi = value & ICW4_AUTO_EOI != 0;
-                self.special_fully_nested = value & ICW4_SPECIAL_FULLY_NESTED != 0;
-                Init::Done
+            PicInit::Icw3 if self.registers.wants_icw4 => PicInit::Icw4,
+            PicInit::Icw3 => PicInit::Done,
+            PicInit::Icw4 => {
+                self.registers.auto_eoi = value & ICW4_AUTO_EOI != 0;
+                self.registers.special_fully_nested = value & ICW4_SPECIAL_FULLY_NESTED != 0;
+                PicInit::Done
             }
         };
     }
@@ -252,22 +197,22 @@ impl Chip {
     fn write_ocw2(&mut self, value: u8) {
         let ir = value & 7;
         match value >> 5 {
-            0b000 => self.rotate_on_auto_eoi = false,
-            0b100 => self.rotate_on_auto_eoi = true,
+            0b000 => self.registers.rotate_on_auto_eoi = false,
+            0b100 => self.registers.rotate_on_auto_eoi = true,
             0b001 => {
                 self.end_highest();
             }
             0b101 => {
                 if let Some(ir) = self.end_highest() {
-                    self.highest = (ir + 1) & 7;
+                    self.registers.highest = (ir + 1) & 7;
                 }
             }
-            0b011 => self.isr &= !(1 << ir),
+            0b011 => self.registers.isr &= !(1 << ir),
             0b111 => {
-                self.isr &= !(1 << ir);
-                self.highest = (ir + 1) & 7;
+                self.registers.isr &= !(1 << ir);
+                self.registers.highest = (ir + 1) & 7;
             }
-            0b110 => self.highest = (ir + 1) & 7,
+            0b110 => self.registers.highest = (ir + 1) & 7,
             // 010: no operation.
             _ => {}
         }
@@ -275,19 +220,23 @@ impl Chip {
 
     /// Non-specific EOI. In special mask mode it does not see masked levels.
     fn end_highest(&mut self) -> Option<u8> {
-        let visible = if self.special_mask { self.isr & !self.imr } else { self.isr };
+        let visible = if self.registers.special_mask {
+            self.registers.isr & !self.registers.imr
+        } else {
+            self.registers.isr
+        };
         let ir = self.first(visible)?;
-        self.isr &= !(1 << ir);
+        self.registers.isr &= !(1 << ir);
         Some(ir)
     }
 
     fn write_ocw3(&mut self, value: u8) {
         if value & OCW3_SET_SPECIAL_MASK != 0 {
-            self.special_mask = value & OCW3_SPECIAL_MASK != 0;
+            self.registers.special_mask = value & OCW3_SPECIAL_MASK != 0;
         }
-        self.poll = value & OCW3_POLL != 0;
-        if !self.poll && value & OCW3_READ != 0 {
-            self.read_isr = value & OCW3_READ_ISR != 0;
+        self.registers.poll = value & OCW3_POLL != 0;
+        if !self.registers.poll && value & OCW3_READ != 0 {
+            self.registers.read_isr = value & OCW3_READ_ISR != 0;
         }
     }
 }

@@ -2,11 +2,13 @@
 //! (Intel 8259A datasheet, 231468; ICH9 datasheet, 5.8 and 13.4).
 
 mod chip;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
 use chip::Chip;
+pub use state::{PicInit, PicState};
 
 /// The master's input that the slave drives.
 const CASCADE: u8 = 2;

@@ -1,8 +1,13 @@
 //! One counter of the 8254, in ticks of its own clock (Intel 8254 datasheet, 231164).
 
+use serde::{Deserialize, Serialize};
+
+use crate::BadState;
+
 /// The counting modes (datasheet, "Mode Definitions").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PitMode {
     /// Mode 0: output rises when the count ends.
     TerminalCount = 0,
     /// Mode 1: output is low for one count after each rising gate.
@@ -17,7 +22,7 @@ pub(super) enum Mode {
     HardwareStrobe = 5,
 }
 
-impl Mode {
+impl PitMode {
     fn from_control(control: u8) -> Self {
         match (control >> 1) & 7 {
             0 => Self::TerminalCount,
@@ -39,67 +44,110 @@ impl Mode {
 }
 
 /// Which bytes of the 16-bit count a port access moves ("Control Word Format", RW).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PitAccess {
+    /// The low byte alone; the other is zero.
     Low = 1,
+    /// The high byte alone.
     High = 2,
+    /// Both, one after the other.
     LowThenHigh = 3,
 }
 
 /// What the counting element does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PitPhase {
     /// No count since the control word, or none that was triggered.
     Idle,
     /// It was loaded at tick `since` and has counted from there; before, it waits for its clock.
-    Counting { since: i64 },
+    Counting {
+        /// The tick.
+        since: i64,
+    },
     /// The gate stopped it after `elapsed` ticks.
-    Stopped { elapsed: i64 },
+    Stopped {
+        /// Ticks.
+        elapsed: i64,
+    },
 }
 
 /// A counter. Times are ticks since an arbitrary start and must not run backwards; a time before
 /// the last one counts as the last one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Channel {
-    mode: Mode,
-    bcd: bool,
-    access: Access,
-    gate: bool,
+///
+/// It is plain data, and saved as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PitChannelState {
+    /// The counting mode.
+    pub mode: PitMode,
+    /// Counts are decimal.
+    pub bcd: bool,
+    /// Which bytes port accesses move.
+    pub access: PitAccess,
+    /// The gate's level.
+    pub gate: bool,
 
     /// Count register: what software wrote last, 1 to 65536; `None` since the control word.
-    written: Option<i64>,
+    pub written: Option<i64>,
     /// What the counting element was loaded with.
-    loaded: i64,
-    phase: Phase,
+    pub loaded: i64,
+    /// What the counting element does.
+    pub phase: PitPhase,
     /// When a count that was written during a period takes over.
-    switch_at: Option<i64>,
+    pub switch_at: Option<i64>,
     /// A count has been written that is not loaded yet.
-    null_count: bool,
+    pub null_count: bool,
 
     /// The first byte of a two-byte write.
-    low_byte: Option<u8>,
+    pub low_byte: Option<u8>,
     /// The next read gives the second byte.
-    read_high: bool,
-    latched_count: Option<u16>,
-    latched_status: Option<u8>,
+    pub read_high: bool,
+    /// A count that was latched.
+    pub latched_count: Option<u16>,
+    /// A status byte that was latched.
+    pub latched_status: Option<u8>,
 
     /// The tick up to which rising edges of the output were noticed.
-    seen: i64,
-    rose: bool,
+    pub seen: i64,
+    /// The output has risen since that was last asked.
+    pub rose: bool,
 }
 
-impl Channel {
+/// Ticks and counts beyond this would overflow: three centuries are less.
+const FARTHEST: i64 = 1 << 60;
+
+impl PitChannelState {
+    /// Whether a counter can be in this state.
+    pub(super) fn check(&self) -> Result<(), BadState> {
+        let counts = 1..=0x1_0000;
+        let ticks = -FARTHEST..=FARTHEST;
+        let phase = match self.phase {
+            PitPhase::Idle => 0,
+            PitPhase::Counting { since } => since,
+            PitPhase::Stopped { elapsed } => elapsed,
+        };
+        if !counts.contains(&self.loaded) || self.written.is_some_and(|n| !counts.contains(&n)) {
+            return Err(BadState("a counter of the PIT has a count that does not exist"));
+        }
+        if [phase, self.switch_at.unwrap_or(0), self.seen].iter().any(|at| !ticks.contains(at)) {
+            return Err(BadState("a counter of the PIT has a time that is out of this world"));
+        }
+        Ok(())
+    }
+
     pub(super) fn new(gate: bool) -> Self {
         Self {
             // The datasheet leaves the state after power-up open. A high output that stays is
             // the least harmful.
-            mode: Mode::SquareWave,
+            mode: PitMode::SquareWave,
             bcd: false,
-            access: Access::LowThenHigh,
+            access: PitAccess::LowThenHigh,
             gate,
             written: None,
             loaded: 1,
-            phase: Phase::Idle,
+            phase: PitPhase::Idle,
             switch_at: None,
             null_count: true,
             low_byte: None,
@@ -114,15 +162,15 @@ impl Channel {
     /// Programs the counter; `control` is no latch command.
     pub(super) fn control(&mut self, control: u8, now: i64) {
         self.change(now, |this, _| {
-            this.mode = Mode::from_control(control);
+            this.mode = PitMode::from_control(control);
             this.bcd = control & 1 != 0;
             this.access = match (control >> 4) & 3 {
-                1 => Access::Low,
-                2 => Access::High,
-                _ => Access::LowThenHigh,
+                1 => PitAccess::Low,
+                2 => PitAccess::High,
+                _ => PitAccess::LowThenHigh,
             };
             this.written = None;
-            this.phase = Phase::Idle;
+            this.phase = PitPhase::Idle;
             this.switch_at = None;
             this.null_count = true;
             this.low_byte = None;
@@ -146,7 +194,7 @@ impl Channel {
         if self.latched_status.is_none() {
             let output = u8::from(self.output());
             let null_count = match self.phase {
-                Phase::Counting { since } => self.null_count || self.seen < since,
+                PitPhase::Counting { since } => self.null_count || self.seen < since,
                 _ => self.null_count,
             };
             self.latched_status = Some(
@@ -166,10 +214,10 @@ impl Channel {
         }
         let [low, high] = self.latched_count.unwrap_or_else(|| self.count()).to_le_bytes();
         let (byte, done) = match (self.access, self.read_high) {
-            (Access::Low, _) => (low, true),
-            (Access::High, _) => (high, true),
-            (Access::LowThenHigh, false) => (low, false),
-            (Access::LowThenHigh, true) => (high, true),
+            (PitAccess::Low, _) => (low, true),
+            (PitAccess::High, _) => (high, true),
+            (PitAccess::LowThenHigh, false) => (low, false),
+            (PitAccess::LowThenHigh, true) => (high, true),
         };
         self.read_high = !done;
         if done {
@@ -180,17 +228,17 @@ impl Channel {
 
     pub(super) fn write(&mut self, value: u8, now: i64) {
         let count = match (self.access, self.low_byte.take()) {
-            (Access::Low, _) => u16::from(value),
-            (Access::High, _) => u16::from(value) << 8,
-            (Access::LowThenHigh, None) => {
+            (PitAccess::Low, _) => u16::from(value),
+            (PitAccess::High, _) => u16::from(value) << 8,
+            (PitAccess::LowThenHigh, None) => {
                 self.low_byte = Some(value);
-                if self.mode == Mode::TerminalCount {
+                if self.mode == PitMode::TerminalCount {
                     // "Writing the first byte disables counting. OUT is set low immediately."
-                    self.change(now, |this, _| this.phase = Phase::Idle);
+                    self.change(now, |this, _| this.phase = PitPhase::Idle);
                 }
                 return;
             }
-            (Access::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
+            (PitAccess::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
         };
         let count = self.decode(count);
         self.change(now, |this, now| this.set_count(count, now));
@@ -201,22 +249,22 @@ impl Channel {
         self.null_count = true;
         match self.phase {
             _ if self.mode.triggered() => {}
-            Phase::Counting { since } if self.mode.periodic() => {
+            PitPhase::Counting { since } if self.mode.periodic() => {
                 // The present period, or half of one in mode 3, is finished first.
                 let elapsed = (now - since).max(0);
                 let start = now.max(since) - elapsed % self.loaded;
                 let half = start + (self.loaded + 1) / 2;
-                self.switch_at = Some(if self.mode == Mode::SquareWave && now < half {
+                self.switch_at = Some(if self.mode == PitMode::SquareWave && now < half {
                     half
                 } else {
                     start + self.loaded
                 });
             }
-            Phase::Stopped { .. } if self.mode.periodic() => {}
+            PitPhase::Stopped { .. } if self.mode.periodic() => {}
             _ => {
                 self.load(now);
                 if !self.gate {
-                    self.phase = Phase::Stopped { elapsed: 0 };
+                    self.phase = PitPhase::Stopped { elapsed: 0 };
                 }
             }
         }
@@ -226,7 +274,7 @@ impl Channel {
     fn load(&mut self, now: i64) {
         let Some(count) = self.written else { return };
         self.loaded = count;
-        self.phase = Phase::Counting { since: now + 1 };
+        self.phase = PitPhase::Counting { since: now + 1 };
         self.switch_at = None;
         self.null_count = false;
     }
@@ -238,15 +286,18 @@ impl Channel {
         self.change(now, |this, now| {
             this.gate = gate;
             match (this.mode, this.phase) {
-                (Mode::OneShot | Mode::HardwareStrobe, _) if !gate => {}
-                (_, Phase::Counting { since }) if !gate => {
-                    this.phase = Phase::Stopped { elapsed: (now - since).max(0) };
+                (PitMode::OneShot | PitMode::HardwareStrobe, _) if !gate => {}
+                (_, PitPhase::Counting { since }) if !gate => {
+                    this.phase = PitPhase::Stopped { elapsed: (now - since).max(0) };
                     this.switch_at = None;
                 }
-                (Mode::TerminalCount | Mode::SoftwareStrobe, Phase::Stopped { elapsed }) => {
-                    this.phase = Phase::Counting { since: now - elapsed };
+                (
+                    PitMode::TerminalCount | PitMode::SoftwareStrobe,
+                    PitPhase::Stopped { elapsed },
+                ) => {
+                    this.phase = PitPhase::Counting { since: now - elapsed };
                 }
-                (Mode::TerminalCount | Mode::SoftwareStrobe, _) => {}
+                (PitMode::TerminalCount | PitMode::SoftwareStrobe, _) => {}
                 // A trigger.
                 _ if gate => this.load(now),
                 _ => {}
@@ -257,19 +308,19 @@ impl Channel {
     /// OUT at the tick last seen.
     fn output(&self) -> bool {
         let elapsed = match self.phase {
-            Phase::Idle => return self.mode != Mode::TerminalCount,
+            PitPhase::Idle => return self.mode != PitMode::TerminalCount,
             // The gate forces the output of the periodic modes high.
-            Phase::Stopped { .. } if self.mode.periodic() => return true,
-            Phase::Stopped { elapsed } => elapsed,
-            Phase::Counting { since } => (self.seen - since).max(0),
+            PitPhase::Stopped { .. } if self.mode.periodic() => return true,
+            PitPhase::Stopped { elapsed } => elapsed,
+            PitPhase::Counting { since } => (self.seen - since).max(0),
         };
         let n = self.loaded;
         match self.mode {
-            Mode::TerminalCount | Mode::OneShot => elapsed >= n,
+            PitMode::TerminalCount | PitMode::OneShot => elapsed >= n,
             // A count of 1 is illegal; the output then stays.
-            Mode::RateGenerator => n == 1 || elapsed % n != n - 1,
-            Mode::SquareWave => elapsed % n < (n + 1) / 2,
-            Mode::SoftwareStrobe | Mode::HardwareStrobe => elapsed != n,
+            PitMode::RateGenerator => n == 1 || elapsed % n != n - 1,
+            PitMode::SquareWave => elapsed % n < (n + 1) / 2,
+            PitMode::SoftwareStrobe | PitMode::HardwareStrobe => elapsed != n,
         }
     }
 
@@ -281,14 +332,14 @@ impl Channel {
     /// The counting element at the tick last seen, as software reads it.
     fn count(&self) -> u16 {
         let elapsed = match self.phase {
-            Phase::Idle => 0,
-            Phase::Stopped { elapsed } => elapsed,
-            Phase::Counting { since } => (self.seen - since).max(0),
+            PitPhase::Idle => 0,
+            PitPhase::Stopped { elapsed } => elapsed,
+            PitPhase::Counting { since } => (self.seen - since).max(0),
         };
         let n = self.loaded;
         let count = match self.mode {
-            Mode::RateGenerator => n - elapsed % n,
-            Mode::SquareWave => {
+            PitMode::RateGenerator => n - elapsed % n,
+            PitMode::SquareWave => {
                 let position = elapsed % n;
                 let half = (n + 1) / 2;
                 let position = if position < half { position } else { position - half };
@@ -334,11 +385,13 @@ impl Channel {
 
     /// The count that was written during a period takes over.
     fn switch(&mut self, at: i64) {
-        let (Some(count), Phase::Counting { since }) = (self.written, self.phase) else { return };
+        let (Some(count), PitPhase::Counting { since }) = (self.written, self.phase) else {
+            return;
+        };
         let second_half = (at - since) % self.loaded != 0;
         self.loaded = count;
         let since = if second_half { at - (count + 1) / 2 } else { at };
-        self.phase = Phase::Counting { since };
+        self.phase = PitPhase::Counting { since };
         self.switch_at = None;
         self.null_count = false;
     }
@@ -354,13 +407,15 @@ impl Channel {
 
     /// When the output rises next after `after`, if the present load goes on.
     fn next_rise_of_load(&self, after: i64) -> Option<i64> {
-        let Phase::Counting { since } = self.phase else { return None };
+        let PitPhase::Counting { since } = self.phase else { return None };
         let n = self.loaded;
         let rise = match self.mode {
-            Mode::TerminalCount | Mode::OneShot => since + n,
-            Mode::RateGenerator | Mode::SquareWave if n == 1 => return None,
-            Mode::RateGenerator | Mode::SquareWave => since + ((after - since).max(0) / n + 1) * n,
-            Mode::SoftwareStrobe | Mode::HardwareStrobe => since + n + 1,
+            PitMode::TerminalCount | PitMode::OneShot => since + n,
+            PitMode::RateGenerator | PitMode::SquareWave if n == 1 => return None,
+            PitMode::RateGenerator | PitMode::SquareWave => {
+                since + ((after - since).max(0) / n + 1) * n
+            }
+            PitMode::SoftwareStrobe | PitMode::HardwareStrobe => since + n + 1,
         };
         (rise > after).then_some(rise)
     }

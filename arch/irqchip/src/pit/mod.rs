@@ -2,11 +2,13 @@
 //! channel (Intel 8254 datasheet, 231164; ICH9 datasheet, 5.7 and 13.3, 13.7.1).
 
 mod channel;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
-use channel::Channel;
+pub use channel::{PitAccess, PitChannelState, PitMode, PitPhase};
+pub use state::PitState;
 
 /// The counters' clock in Hz, rounded: 315/264 MHz.
 pub const PIT_HZ: u64 = 1_193_182;
@@ -51,7 +53,7 @@ impl Irq0 {
 /// [deadline](Self::next_deadline) has come, [`poll`](Self::poll) says what becomes of IRQ 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pit {
-    channels: [Channel; 3],
+    channels: [PitChannelState; 3],
     /// The writable bits of port 0x61.
     port61: u8,
     /// The earliest tick for the next wake-up.
@@ -77,7 +79,11 @@ impl Pit {
     /// The timer after power-up: nothing counts. The gates of channels 0 and 1 are wired high.
     pub fn new() -> Self {
         Self {
-            channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
+            channels: [
+                PitChannelState::new(true),
+                PitChannelState::new(true),
+                PitChannelState::new(false),
+            ],
             port61: 0,
             not_before: 0,
         }

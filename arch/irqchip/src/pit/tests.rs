@@ -1,6 +1,6 @@
 extern crate std;
 
-use super::channel::{Channel, Mode};
+use super::channel::{PitChannelState as Channel, PitMode as Mode};
 use super::*;
 use proptest::prelude::*;
 use std::vec::Vec;

@@ -51,22 +51,24 @@ pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
     Ok(Qcow2Disk::new(image, host, &header, size, order))
 }
 
-/// Requires that the image in `host` has `base` as its backing file.
+/// Requires that the image in `host` stands on `base`, directly or by way of other images.
 pub(crate) fn require_backing(host: &HostFile, base: &Path) -> Result<(), Error> {
-    let header = header::read(host)?;
-    let same = match &header.backing {
-        Some(backing) => {
-            let path = resolve(host.path(), &backing.name)?;
-            let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
-            let base = identity(base).map_err(|e| Error::host(base, "open", e))?;
-            let backing = identity(&path)
-                .map_err(|e| Error::host(&path, "open", e).wanted_by(host.path()))?;
-            backing == base
-        }
-        None => false,
+    let identity = |path: &Path| {
+        fs::metadata(path).map(|m| (m.dev(), m.ino())).map_err(|e| Error::host(path, "open", e))
     };
-    if same {
-        return Ok(());
+    let wanted = identity(base)?;
+    let header = header::read(host)?;
+    let mut next = header.backing.clone();
+    let mut overlay = host.path().to_owned();
+    for _ in 0..MAX_DEPTH {
+        let Some(backing) = next else { break };
+        let path = resolve(&overlay, &backing.name)?;
+        if identity(&path).map_err(|e| e.wanted_by(&overlay))? == wanted {
+            return Ok(());
+        }
+        let layer = open_backing(&overlay, &backing).map_err(|e| e.wanted_by(&overlay))?;
+        next = layer.header.and_then(|header| header.backing);
+        overlay = path;
     }
     Err(Error::new(
         Cause::Misconfigured,

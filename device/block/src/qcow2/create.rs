@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 /// The backing file of a new image.
 #[derive(Clone, Debug)]
 pub struct Backing {
-    /// The file. The image records it as an absolute path.
+    /// The file. The image records it as an absolute path, unless it is to be `relative`.
     pub path: PathBuf,
+    /// The path is recorded relative to the directory of the image, in or below which the file must
+    /// lie: both can be moved together, and the file be a link.
+    pub relative: bool,
     /// Its format. Recorded in the image, so it must be told: not [`Format::Auto`].
     pub format: Format,
 }
@@ -85,7 +88,7 @@ fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<
     }
     let (name, format) = match backing {
         None => (String::new(), ""),
-        Some(Backing { path: backing, format }) => {
+        Some(Backing { path: backing, relative, format }) => {
             let absolute =
                 std::path::absolute(backing).map_err(|e| Error::host(backing, "find", e))?;
             let format = match format {
@@ -98,7 +101,8 @@ fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<
                     );
                 }
             };
-            match absolute.to_str() {
+            let recorded = if *relative { below(&absolute, path)? } else { absolute.clone() };
+            match recorded.to_str() {
                 Some(name) if name.len() <= MAX_BACKING_NAME => (name.to_owned(), format),
                 _ => {
                     return misconfigured(
@@ -128,6 +132,20 @@ fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<
     }
     image.resize((clusters * CLUSTER) as usize, 0);
     Ok(image)
+}
+
+/// The path of `file`, which lies in or below the directory of `image`, from there.
+fn below(file: &Path, image: &Path) -> Result<PathBuf, Error> {
+    let image = std::path::absolute(image).map_err(|e| Error::host(image, "find", e))?;
+    let relative = file.strip_prefix(directory(&image)).map(Path::to_owned);
+    relative.map_err(|_| {
+        Error::new(
+            Cause::Misconfigured,
+            &image,
+            format!("'{}' is not below its directory", file.display()),
+            "put the backing file there",
+        )
+    })
 }
 
 fn header(size: u64, l1_entries: u64, backing: &str, backing_format: &str) -> Vec<u8> {

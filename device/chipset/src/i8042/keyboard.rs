@@ -3,6 +3,9 @@
 
 use std::collections::VecDeque;
 
+use bus::BadState;
+use serde::{Deserialize, Serialize};
+
 /// How many bytes of scan codes a keyboard keeps.
 const BUFFER: usize = 16;
 /// How many bytes of answers it may owe; a host that sends more commands than it reads answers
@@ -41,6 +44,20 @@ enum CodeSet {
     Two = 2,
 }
 
+/// What of a keyboard is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyboardState {
+    scanning: bool,
+    /// The scan code set: 1 or 2.
+    set: u8,
+    awaits_parameter: Option<u8>,
+    answers: Vec<u8>,
+    keys: Vec<u8>,
+    last_sent: u8,
+    translating_break: bool,
+}
+
 /// The keyboard.
 #[derive(Debug)]
 pub struct Keyboard {
@@ -67,6 +84,40 @@ impl Keyboard {
             last_sent: 0,
             translating_break: false,
         }
+    }
+
+    /// Its state now.
+    pub fn save(&self) -> KeyboardState {
+        KeyboardState {
+            scanning: self.scanning,
+            set: self.set as u8,
+            awaits_parameter: self.awaits_parameter,
+            answers: self.answers.iter().copied().collect(),
+            keys: self.keys.iter().copied().collect(),
+            last_sent: self.last_sent,
+            translating_break: self.translating_break,
+        }
+    }
+
+    /// Takes over a state.
+    pub fn restore(&mut self, state: KeyboardState) -> Result<(), BadState> {
+        if state.answers.len() > ANSWERS || state.keys.len() > BUFFER {
+            return Err(BadState::new("the keyboard holds more than it can"));
+        }
+        *self = Self {
+            scanning: state.scanning,
+            set: match state.set {
+                1 => CodeSet::One,
+                2 => CodeSet::Two,
+                _ => return Err(BadState::new("the keyboard has no such scan codes")),
+            },
+            awaits_parameter: state.awaits_parameter,
+            answers: state.answers.into(),
+            keys: state.keys.into(),
+            last_sent: state.last_sent,
+            translating_break: state.translating_break,
+        };
+        Ok(())
     }
 
     /// Takes whole scan codes of set 2.

@@ -2,6 +2,7 @@
 //! port. Nothing is plugged into the second port, for a mouse.
 
 mod keyboard;
+mod snapshot;
 mod spec;
 
 #[cfg(test)]
@@ -20,7 +21,8 @@ pub const DATA: u64 = 0;
 pub const COMMAND: u64 = 4;
 
 /// Where a byte in the output buffer comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Source {
     /// The controller or the keyboard: IRQ 1.
     Keyboard,

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::test_wiring::Pins;
 use crate::{At, PowerRequests, power_channel};
+use bus::Snapshot;
 
 struct Bench {
     device: Arc<Mutex<I8042>>,
@@ -58,7 +59,7 @@ impl Bench {
 fn linux_probes_the_controller() {
     // drivers/input/serio/i8042.c: i8042_controller_selftest() to i8042_check_aux().
     let b = bench();
-    assert_eq!(b.read_all(), []);
+    assert!(b.read_all().is_empty());
     b.command(SELF_TEST);
     assert_eq!(b.read(), 0x55);
     b.command(0x20);
@@ -148,13 +149,13 @@ fn a_disabled_keyboard_keeps_its_keys_and_a_full_one_drops_them() {
     for _ in 0..20 {
         b.key(&[0x1c]);
     }
-    assert_eq!(b.read_all(), []);
+    assert!(b.read_all().is_empty());
     b.command(ENABLE_KEYBOARD);
     assert_eq!(b.read_all(), [0x1e; 16]);
     b.data(0xf5);
     assert_eq!(b.read_all(), [0xfa]);
     b.key(&[0x1c]);
-    assert_eq!(b.read_all(), []);
+    assert!(b.read_all().is_empty());
 }
 
 #[test]
@@ -204,5 +205,35 @@ proptest! {
             waiting += 1;
         }
         prop_assert!(waiting <= 40);
+    }
+}
+
+proptest! {
+    /// After any accesses, a controller that takes over the state goes on as the first one does.
+    #[test]
+    fn another_one_goes_on(
+        before in prop::collection::vec((0u8..4, any::<u8>()), 0..60),
+        after in prop::collection::vec((0u8..4, any::<u8>()), 0..60),
+    ) {
+        let drive = |b: &Bench, (kind, value): (u8, u8)| {
+            match kind {
+                0 => b.data(value),
+                1 => b.command(value),
+                2 => b.key(&[value]),
+                _ => return (b.read(), b.status(), b.pins.level(1), b.pins.level(12)),
+            }
+            (0, b.status(), b.pins.level(1), b.pins.level(12))
+        };
+        let (a, b) = (bench(), bench());
+        for step in before {
+            drive(&a, step);
+        }
+        let state = a.device.lock().unwrap().save();
+        let text = serde_json::to_string(&state).unwrap();
+        b.device.lock().unwrap().restore(serde_json::from_str(&text).unwrap()).unwrap();
+        prop_assert_eq!(b.a20.is_open(), a.a20.is_open());
+        for step in after {
+            prop_assert_eq!(drive(&b, step), drive(&a, step));
+        }
     }
 }

@@ -13,19 +13,20 @@ pub struct Now {
     pub wall: i128,
 }
 
-const SECOND: i128 = 1_000_000_000;
+/// In ns.
+pub(super) const SECOND: i128 = 1_000_000_000;
 
 /// The chip's memory and clock.
 pub struct Chip {
     /// All bytes. Time and date are kept here only while updates are held.
-    memory: [u8; spec::SIZE],
+    pub(super) memory: [u8; spec::SIZE],
     /// Time of day minus the host's UTC, in ns.
-    offset: i128,
-    flags: RegisterC,
+    pub(super) offset: i128,
+    pub(super) flags: RegisterC,
     /// The second of the time of day up to which updates and alarms are in `flags`.
-    second_seen: i64,
+    pub(super) second_seen: i64,
     /// The tick of the periodic interrupt up to which it is in `flags`.
-    tick_seen: u64,
+    pub(super) tick_seen: u64,
 }
 
 /// The registers that show time and date.

@@ -4,6 +4,7 @@ mod alarm;
 mod calendar;
 mod chip;
 mod contents;
+mod snapshot;
 mod spec;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::chip::{Chip, Now};
 use super::spec::*;
 use super::{CmosConfig, Rtc, calendar, contents};
 use crate::test_wiring::Pins;
-use bus::BusDevice;
+use bus::{BusDevice, Snapshot};
 use runtime::{Clock, Timers};
 use std::sync::Arc;
 
@@ -256,4 +256,37 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn another_clock_goes_on() {
+    let clock = Arc::new(Clock::stopped_at(7 * S));
+    let timers = Timers::new(clock).unwrap();
+    let pins = [Pins::new(), Pins::new()];
+    let rtcs = [0, 1].map(|n: usize| Rtc::new(config(), pins[n].line(8), &timers));
+    let [a, b] = rtcs.each_ref().map(|rtc| rtc.lock().unwrap());
+    let (mut a, mut b) = (a, b);
+    for (index, value) in [(REGISTER_B, RegisterB::HOURS_24.bits() | 0x80), (YEAR, 0x31), (0x40, 9)]
+    {
+        a.write(0, &[index]);
+        a.write(1, &[value]);
+    }
+    let state = serde_json::to_string(&a.save()).unwrap();
+    b.restore(serde_json::from_str(&state).unwrap()).unwrap();
+    let mut seen = [[0]; 2];
+    b.read(1, &mut seen[1]);
+    assert_eq!(seen[1], [9], "the index is kept");
+    for index in [REGISTER_A, REGISTER_B, YEAR, CENTURY, 0x34, 0x40] {
+        a.write(0, &[index]);
+        b.write(0, &[index]);
+        a.read(1, &mut seen[0]);
+        b.read(1, &mut seen[1]);
+        assert_eq!(seen[0], seen[1], "{index:#x}");
+    }
+    assert!(
+        b.restore(
+            serde_json::from_str(&state.replace("\"memory\":\"", "\"memory\":\"00")).unwrap()
+        )
+        .is_err()
+    );
 }

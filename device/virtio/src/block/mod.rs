@@ -5,7 +5,9 @@ mod request;
 use std::sync::Arc;
 
 use block::Disk;
+use bus::BadState;
 use mem::GuestMemory;
+use serde_json::Value;
 
 use self::request::BlockTask;
 use crate::Error;
@@ -121,6 +123,14 @@ impl VirtioDevice for Block {
         put(52, &1u32.to_le_bytes()); // segments per write zeroes
         put(56, &[1]); // write zeroes may unmap
         config
+    }
+
+    fn save(&self) -> Result<Value, BadState> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, _state: Value) -> Result<(), BadState> {
+        Ok(())
     }
 
     fn task(&self, _queue: usize, features: u64) -> Box<dyn QueueTask> {

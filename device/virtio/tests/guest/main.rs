@@ -7,5 +7,6 @@ mod driver;
 mod hostile;
 mod net;
 mod rng;
+mod saved;
 mod transport;
 mod vsock;

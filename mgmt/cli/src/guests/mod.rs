@@ -6,6 +6,7 @@
 //! | `guest.toml` | what the guest is made of, for `lodge start` ([`definition`](crate::run::definition)) |
 //! | `guest.json` | what else is known of it ([`Record`]) |
 //! | `disk.qcow2` | where the guest of an image writes to |
+//! | `snapshots`, `layer-*.qcow2` | its snapshots, and what was on its disk then ([`snapshot`](crate::snapshot)) |
 //! | `api.sock`, `vmm.pid` | while it runs: its VMM's API and process number |
 //! | `vsock.sock` | while it runs: where programs connect to ports in the guest |
 //! | `events.jsonl`, `console.log`, `vmm.log` | what happened; written by its VMM |

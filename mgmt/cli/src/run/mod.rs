@@ -112,7 +112,13 @@ fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
             eprintln!("lodge: log in as {}, password {}", login.user, login.password);
         }
     }
-    let launch = Launch { config: &plan.config, guest: guest.as_ref(), api, detached: false };
+    let launch = Launch {
+        config: &plan.config,
+        guest: guest.as_ref(),
+        api,
+        detached: false,
+        snapshot: None,
+    };
     let result = vmm::run_to_end(launch, plan.here);
     drop(guest);
     result
@@ -123,12 +129,22 @@ fn start_detached(mut plan: Plan, guest: Guest) -> Result<(), Failure> {
     if plan.here {
         plan.config.serial = ConsoleConfig::Api;
     }
-    network::bring_up(&plan.config)?;
+    launch_detached(&plan.config, guest, None)
+}
+
+/// Starts a guest that goes on without this program, and to begin with from a snapshot, if there is
+/// one.
+pub fn launch_detached(
+    config: &VmConfig,
+    guest: Guest,
+    snapshot: Option<&Path>,
+) -> Result<(), Failure> {
+    network::bring_up(config)?;
     let api = guest.listen().map_err(|error| {
         Failure::host(format!("cannot listen in {}: {error}", guest.directory().display()))
     })?;
-    let (config, api) = (&plan.config, Some(api));
-    vmm::start_detached(Launch { config, guest: Some(&guest), api, detached: true })?;
+    let (api, detached) = (Some(api), true);
+    vmm::start_detached(Launch { config, guest: Some(&guest), api, detached, snapshot })?;
     guest.hand_over();
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use vmm_api::{ConsoleConfig, Event, Failure, VmConfig};
 
+use crate::failure;
 use crate::guests::{Guest, VMM_LOG};
 use crate::sys::{self, Signals};
 
@@ -100,6 +101,8 @@ pub struct Launch<'a> {
     pub api: Option<UnixListener>,
     /// It goes on when this program ends.
     pub detached: bool,
+    /// The directory of a snapshot from which the guest goes on.
+    pub snapshot: Option<&'a Path>,
 }
 
 /// A VMM that was started.
@@ -114,7 +117,7 @@ impl Launch<'_> {
     /// Starts the VMM. `console`: the guest's first serial port leads there.
     pub fn start(self, console: Option<OwnedFd>) -> Result<Launched, Failure> {
         let program = find_program()?;
-        let Launch { config, guest, api, detached } = self;
+        let Launch { config, guest, api, detached, snapshot } = self;
         let plumbing = |error: io::Error| Failure::host(format!("cannot start a guest: {error}"));
 
         let (config_reader, mut config_writer) = io::pipe().map_err(plumbing)?;
@@ -147,6 +150,12 @@ impl Launch<'_> {
                 command.args([option, &number(&fd)]);
                 held.push(fd);
             }
+        }
+        if let Some(snapshot) = snapshot {
+            let directory = fs::File::open(snapshot).map_err(failure::io("open", snapshot))?;
+            let fd = inheritable(directory).map_err(plumbing)?;
+            command.args(["--restore-fd", &number(&fd)]);
+            held.push(fd);
         }
         if detached {
             command.arg("--detached").stdout(Stdio::null());

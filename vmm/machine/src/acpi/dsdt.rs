@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, PackageBuilder, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, Package, PackageBuilder, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -19,7 +19,9 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
     host_bridge(platform, &mut devices);
     motherboard(platform, &mut devices);
     legacy_devices(platform, &mut devices);
+    generation_counter(platform, &mut devices);
     aml.extend(Scope::raw("\\_SB_".into(), devices));
+    generation_event(platform, &mut aml);
 
     let mut dsdt = table(*b"DSDT", 2);
     dsdt.append_slice(&aml);
@@ -118,6 +120,29 @@ fn motherboard(platform: &Platform, out: &mut Vec<u8>) {
         &ResourceTemplate::new(vec![&ecam, &event, &control, &timer, &gpe0]),
     );
     Device::new("MBRD".into(), vec![&hid, &uid, &resources]).to_aml_bytes(out);
+}
+
+/// The generation ID (Microsoft, "Virtual Machine Generation ID", 3.1): `ADDR` says where it is. Some
+/// systems know no `_CID` of more than eight characters.
+fn generation_counter(platform: &Platform, out: &mut Vec<u8>) {
+    let at = platform.map.generation_id();
+    let hid = Name::new("_HID".into(), &"LODG0001");
+    let cid = Name::new("_CID".into(), &Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"]));
+    let ddn = Name::new("_DDN".into(), &"VM_Gen_Counter");
+    let (low, high) = (at as u32, (at >> 32) as u32);
+    let address = Package::new(vec![&low, &high]);
+    let address = Name::new("ADDR".into(), &address);
+    Device::new("VGEN".into(), vec![&hid, &cid, &ddn, &address]).to_aml_bytes(out);
+}
+
+/// `\_GPE._Enn` (5.6.4.1): an edge of the event is news of the generation ID.
+fn generation_event(platform: &Platform, out: &mut Vec<u8>) {
+    let device = Path::new("\\_SB_.VGEN");
+    let value = 0x80u8;
+    let notify = Notify::new(&device, &value);
+    let name = format!("_E{:02X}", platform.generation_event);
+    let method = Method::new(name.as_str().into(), 0, false, vec![&notify]);
+    Scope::new("\\_GPE".into(), vec![&method]).to_aml_bytes(out);
 }
 
 /// What a PC has had at fixed ports since long ago, and fw_cfg.

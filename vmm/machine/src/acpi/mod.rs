@@ -35,6 +35,8 @@ pub struct Platform<'a> {
     pub serial: Vec<(u16, u32)>,
     /// First port of the fw_cfg device.
     pub fw_cfg: u16,
+    /// The general-purpose event that tells of a new generation ID, below 16.
+    pub generation_event: u32,
 }
 
 /// The ports of the fixed hardware (4.8), and what goes into them.
@@ -103,7 +105,8 @@ impl Tables {
         Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
         tables.bytes[..rsdp.len()].copy_from_slice(&rsdp);
 
-        if tables.bytes.len() as u64 > platform.map.firmware.len {
+        let room = platform.map.generation_id() - platform.map.firmware.start;
+        if tables.bytes.len() as u64 > room {
             return Err(TooManyProcessors(platform.cpus));
         }
         Ok(tables)

@@ -25,6 +25,7 @@ fn platform(map: &MemoryMap, cpus: u32) -> Platform<'_> {
         pci_intx: [16, 17, 18, 19],
         serial: vec![(0x3f8, 4), (0x2f8, 3)],
         fw_cfg: 0x510,
+        generation_event: 0,
     }
 }
 

@@ -33,8 +33,8 @@ pub fn attach(board: &Board) -> Result<Arc<Mutex<PowerManagement>>, BuildError> 
         power.clone(),
     )));
     let command = At::new(i8042.clone(), i8042::COMMAND);
-    board.attach_ports("keyboard data", port::KEYBOARD_DATA, 1, i8042)?;
-    board.attach_ports("keyboard command", port::KEYBOARD_COMMAND, 1, command)?;
+    board.attach_ports("keyboard", port::KEYBOARD_DATA, 1, i8042)?;
+    board.attach_window("keyboard command", port::KEYBOARD_COMMAND, 1, command)?;
 
     let port_a = Arc::new(Mutex::new(SystemControlPortA::new(a20, power.clone())));
     board.attach_ports("system control A", port::SYSTEM_CONTROL_A, 1, port_a)?;

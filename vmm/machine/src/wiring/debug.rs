@@ -37,6 +37,7 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
         board.attach_ports("test interrupts", port::TEST_IRQS, gsi::COUNT.into(), irqs)?;
         let memory = Arc::new(Mutex::new(TestMemory::new()));
         let window = TEST_MEMORY..=TEST_MEMORY + TestMemory::LEN - 1;
+        board.keep("test memory", memory.clone());
         board.memory_space.attach("test memory", window, memory)?;
     }
     Ok(())

@@ -7,15 +7,17 @@ pub mod network;
 pub mod pci;
 pub mod storage;
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use ::chipset::{PowerSender, ResetControl, pm};
 use ::pci::PciRoot;
-use bus::{AddressSpace, BusDevice};
+use bus::{AddressSpace, BusDevice, Saved, Snapshot};
 use irqchip::IrqLine;
 
 use crate::acpi::{Platform, PmRegisters};
-use crate::{BuildError, Parts};
+use crate::snapshot::SavedDevices;
+use crate::{BuildError, Parts, generation};
 
 /// Interrupts of the fixed devices (ISA) and of PCI.
 mod gsi {
@@ -57,6 +59,7 @@ pub struct Board<'a> {
     pub ports: Arc<AddressSpace>,
     pub pci: Arc<PciRoot>,
     pub power: PowerSender,
+    saved: RefCell<SavedDevices>,
 }
 
 impl<'a> Board<'a> {
@@ -65,14 +68,41 @@ impl<'a> Board<'a> {
         let memory_space = Arc::new(AddressSpace::new());
         let ports = Arc::new(AddressSpace::new());
         let pci = pci::root(parts, &memory_space, &ports);
-        Self { parts, memory_space, ports, pci, power }
+        Self { parts, memory_space, ports, pci, power, saved: RefCell::default() }
+    }
+
+    /// Has a device's state be saved.
+    fn keep(&self, name: &str, device: Arc<dyn Saved>) {
+        self.saved.borrow_mut().add(name, device);
+    }
+
+    /// All devices, whose states are to be saved. Those on the PCI bus are among them, so that it must
+    /// be complete.
+    pub fn take_saved(&self) -> SavedDevices {
+        for (number, function) in self.pci.saved() {
+            self.keep(&format!("pci/{number:02}"), function);
+        }
+        self.saved.take()
     }
 
     fn irq(&self, gsi: u32) -> IrqLine {
         IrqLine::new(self.parts.irq.clone(), gsi)
     }
 
-    fn attach_ports(
+    /// Attaches a device, whose state is saved under its name.
+    fn attach_ports<T: BusDevice + Snapshot + 'static>(
+        &self,
+        name: &str,
+        first: u16,
+        len: u64,
+        device: Arc<Mutex<T>>,
+    ) -> Result<(), BuildError> {
+        self.keep(name, device.clone());
+        self.attach_window(name, first, len, device)
+    }
+
+    /// Attaches a further window of a device.
+    fn attach_window(
         &self,
         name: &str,
         first: u16,
@@ -106,5 +136,6 @@ pub fn platform<'a>(parts: &'a Parts) -> Platform<'a> {
         pci_intx: gsi::PCI_INTX,
         serial: vec![(port::COM1, gsi::COM1), (port::COM2, gsi::COM2)],
         fw_cfg: ::chipset::fw_cfg::PORT,
+        generation_event: generation::EVENT,
     }
 }

@@ -37,6 +37,7 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
     let window = ecam..=ecam + ECAM_SIZE - 1;
     board.memory_space.attach("ECAM", window, board.pci.ecam())?;
     let reset = Arc::new(Mutex::new(ResetControl::new(board.power.clone())));
+    board.keep("reset control", reset.clone());
     board.attach_ports(
         "PCI configuration",
         port::PCI_CONFIG,

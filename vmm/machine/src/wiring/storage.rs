@@ -1,29 +1,33 @@
 //! Disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Disk, Format, OpenOptions};
+use block::{Disk, Format, OpenOptions, Switch};
 use virtio::BlockOptions;
 use vmm_api::{BlockConfig, DiskFormat};
 
 use super::Board;
 use crate::BuildError;
+use crate::layers::{self, Overlay};
 
 /// A disk that the guest uses.
 pub struct AttachedDisk {
     /// The file that takes the guest's writes.
     pub path: PathBuf,
     /// The same, open.
-    pub disk: Arc<dyn Disk>,
+    pub disk: Arc<Switch>,
+    /// What it is made of.
+    pub config: BlockConfig,
 }
 
 /// Opens the disks and puts them on the bus, in the order of the configuration. Overlays that are
 /// made for that are noted in `made`.
 pub fn attach(board: &Board, made: &mut MadeFiles) -> Result<Vec<AttachedDisk>, BuildError> {
     let mut disks = Vec::new();
-    for config in &board.parts.config.disks {
-        let disk = open(config, made)?;
+    for (index, config) in board.parts.config.disks.iter().enumerate() {
+        let layer = board.parts.restored.and_then(|layers| layers.get(index)?.as_deref());
+        let disk = Arc::new(Switch::new(open(config, layer, made)?));
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
@@ -31,44 +35,72 @@ pub fn attach(board: &Board, made: &mut MadeFiles) -> Result<Vec<AttachedDisk>, 
         let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
         let path = config.overlay.as_ref().unwrap_or(&config.path).clone();
-        disks.push(AttachedDisk { path, disk });
+        disks.push(AttachedDisk { path, disk, config: config.clone() });
     }
     Ok(disks)
 }
 
-fn open(config: &BlockConfig, made: &mut MadeFiles) -> Result<Arc<dyn Disk>, block::Error> {
+/// How the configuration wants its image opened.
+pub fn image(config: &BlockConfig) -> OpenOptions {
     let format = match config.format {
         DiskFormat::Auto => Format::Auto,
         DiskFormat::Raw => Format::Raw,
         DiskFormat::Qcow2 => Format::Qcow2,
     };
-    let image = OpenOptions { path: config.path.clone(), format, readonly: config.readonly };
+    OpenOptions { path: config.path.clone(), format, readonly: config.readonly }
+}
+
+fn open(
+    config: &BlockConfig,
+    layer: Option<&str>,
+    made: &mut MadeFiles,
+) -> Result<Arc<dyn Disk>, block::Error> {
+    let image = image(config);
     let Some(overlay) = &config.overlay else { return block::open(&image) };
+    if let Some(layer) = layer {
+        let Overlay { disk, file } = layers::begin(overlay, layer)?;
+        made.replacing.push((file, overlay.clone()));
+        return Ok(disk);
+    }
     let is_there = overlay.symlink_metadata().is_ok();
     let disk = block::open_overlay(overlay, &image)?;
     if !is_there {
-        made.0.push(overlay.clone());
+        made.new.push(overlay.clone());
     }
     Ok(disk)
 }
 
 /// Files that were made for a machine. They are removed again if the machine does not come to be.
 #[derive(Debug, Default)]
-pub struct MadeFiles(Vec<PathBuf>);
+pub struct MadeFiles {
+    new: Vec<PathBuf>,
+    /// A file, and what it is to replace.
+    replacing: Vec<(PathBuf, PathBuf)>,
+}
 
 impl MadeFiles {
-    /// The machine is there: the files stay.
-    pub fn keep(mut self) {
-        self.0.clear();
+    /// The machine is there: the files stay, and take the places of others.
+    pub fn keep(mut self) -> Result<(), BuildError> {
+        self.new.clear();
+        while let Some((file, old)) = self.replacing.pop() {
+            layers::put_in_place(&file, &old).map_err(|source| {
+                remove(&file);
+                BuildError::Place { path: old, source }
+            })?;
+        }
+        Ok(())
     }
 }
 
 impl Drop for MadeFiles {
     fn drop(&mut self) {
-        for path in &self.0 {
-            if let Err(e) = std::fs::remove_file(path) {
-                tracing::warn!("cannot remove {}, which is not needed: {e}", path.display());
-            }
-        }
+        self.new.iter().for_each(|path| remove(path));
+        self.replacing.iter().for_each(|(path, _)| remove(path));
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(e) = std::fs::remove_file(path) {
+        tracing::warn!("cannot remove {}, which is not needed: {e}", path.display());
     }
 }

@@ -9,7 +9,7 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use vmm_api::{Failure, StopRequest};
+use vmm_api::{Failure, SnapshotRequest, StopRequest};
 
 use super::body::{Answer, empty, json, mistake, refused};
 use super::query::Query;
@@ -23,7 +23,7 @@ const MAX_BODY: usize = 64 << 10;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a path and a method stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Endpoint {
     Instance,
     Config,
@@ -34,6 +34,8 @@ enum Endpoint {
     Vsock,
     Order(Command),
     Stop,
+    Snapshots,
+    MakeSnapshot,
 }
 
 /// All there is. docs/api/openapi.json describes exactly these.
@@ -50,6 +52,8 @@ const ENDPOINTS: &[(Method, &str, Endpoint)] = &[
     (Method::POST, "/v1/power-button", Endpoint::Order(Command::PressPowerButton)),
     (Method::POST, "/v1/reset", Endpoint::Order(Command::Reset)),
     (Method::POST, "/v1/stop", Endpoint::Stop),
+    (Method::GET, "/v1/snapshots", Endpoint::Snapshots),
+    (Method::POST, "/v1/snapshots", Endpoint::MakeSnapshot),
 ];
 
 /// Answers one request.
@@ -84,6 +88,14 @@ pub async fn answer(
             }
             Err(answer) => answer,
         },
+        Endpoint::Snapshots => match shared.snapshots() {
+            Ok(snapshots) => json(StatusCode::OK, &snapshots),
+            Err(failure) => refused(&failure),
+        },
+        Endpoint::MakeSnapshot => match body::<SnapshotRequest>(request).await {
+            Ok(SnapshotRequest { name }) => order(&shared, Command::Snapshot { name }).await,
+            Err(answer) => answer,
+        },
     }
 }
 
@@ -97,11 +109,13 @@ fn find(request: &Request<Incoming>) -> Result<(Endpoint, Query), Box<Answer>> {
             format_args!("this VMM has no {path}: it may be of another version than who asks"),
         )));
     };
-    let allowed = allowed.as_str();
+    let first = allowed.to_string();
+    let others = here.clone().skip(1).map(|(method, ..)| format!(", {method}"));
+    let allowed = first + &others.collect::<String>();
     let Some((.., endpoint)) = here.find(|(method, ..)| method == request.method()) else {
         let mut answer =
             mistake(StatusCode::METHOD_NOT_ALLOWED, format_args!("{path} is for {allowed} only"));
-        if let Ok(allowed) = HeaderValue::from_str(allowed) {
+        if let Ok(allowed) = HeaderValue::from_str(&allowed) {
             answer.headers_mut().insert(ALLOW, allowed);
         }
         return Err(Box::new(answer));
@@ -114,7 +128,7 @@ fn find(request: &Request<Incoming>) -> Result<(Endpoint, Query), Box<Answer>> {
         _ => &[],
     };
     Query::parse(request.uri().query().unwrap_or_default(), known)
-        .map(|query| (*endpoint, query))
+        .map(|query| (endpoint.clone(), query))
         .map_err(|message| Box::new(mistake(StatusCode::BAD_REQUEST, message)))
 }
 

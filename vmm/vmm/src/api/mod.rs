@@ -26,7 +26,7 @@ use std::time::Instant;
 use hybrid_vsock::Vsock;
 use tokio::sync::watch;
 use vmm_api::{
-    AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState,
+    AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState, Snapshot,
     Statistics, VmConfig,
 };
 
@@ -36,6 +36,7 @@ use crate::fds;
 use crate::hub::{Ends, Hub};
 use crate::journal::{Journal, unix_ms};
 use crate::meter::{self, Meter};
+use crate::snapshot;
 
 /// A machine as clients see it.
 #[derive(Clone)]
@@ -64,6 +65,8 @@ struct Shared {
     journal: Arc<Journal>,
     /// `None`: the first serial port leads elsewhere.
     console: Option<Arc<Hub>>,
+    /// The guest's, if it has one.
+    directory: Option<OwnedFd>,
     /// `None`: there is no guest that could be connected to.
     vsock: Option<Arc<Vsock>>,
 }
@@ -130,6 +133,16 @@ impl Api {
         self.listener.is_some() || self.server.is_some()
     }
 
+    /// The guest's directory, if it has one.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// What the guest is made of, and what runs it, if clients have seen it yet.
+    pub fn shown(&self) -> Option<Shown> {
+        self.shared.as_ref().map(|shared| shared.shown())
+    }
+
     /// What clients want done.
     pub fn orders(&self) -> &Orders {
         &self.orders
@@ -166,6 +179,7 @@ impl Api {
             orders: self.orders.clone(),
             journal: self.journal.clone(),
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
+            directory: self.directory.handle()?,
             vsock: self.vsock.clone(),
         });
         self.shared = Some(shared.clone());
@@ -202,6 +216,11 @@ impl Api {
 }
 
 impl Shared {
+    /// The guest's snapshots.
+    fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
+        self.directory.as_ref().map_or(Ok(Vec::new()), snapshot::list)
+    }
+
     fn shown(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -138,6 +138,7 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let result = run_on(
         &asked_for(accelerator),
         &config.into(),
+        None,
         &consoles,
         &mut signals,
         &mut launcher,
@@ -249,6 +250,7 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
         run_on(
             &asked_for(accelerator),
             &config.into(),
+            None,
             &consoles,
             &mut signals,
             &mut launcher,
@@ -288,6 +290,7 @@ fn a_machine_that_cannot_be_built_says_why() {
     let failure = run_on(
         &asked_for(accelerator),
         &config.into(),
+        None,
         &consoles,
         &mut signals,
         &mut launcher,

@@ -11,6 +11,7 @@ use crate::control::{Command, Outcome};
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{Signals, Wish};
+use crate::snapshot;
 
 /// How long a guest may take to switch itself off when a signal asks it to.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
@@ -121,7 +122,7 @@ impl<'a> Wait<'a> {
             order.answer(Ok(()));
             return now;
         }
-        let outcome = self.carry_out(order.command);
+        let outcome = self.carry_out(order.command.clone());
         order.answer(outcome);
         false
     }
@@ -150,6 +151,10 @@ impl<'a> Wait<'a> {
                 conflict("the guest does not listen to its power button")
             }
             Command::PressPowerButton => Ok(()),
+            Command::Snapshot { .. } if self.asked.is_some() => {
+                conflict("the guest is about to end")
+            }
+            Command::Snapshot { name } => self.make_snapshot(&name),
             Command::Reset => {
                 self.running.request_reset();
                 Ok(())
@@ -157,6 +162,15 @@ impl<'a> Wait<'a> {
             // Is looked at by the caller.
             Command::Stop { .. } => Ok(()),
         }
+    }
+
+    fn make_snapshot(&mut self, name: &str) -> Outcome {
+        let Some((shown, directory)) = self.api.shown().zip(self.api.directory().handle()?) else {
+            return Err(Failure::configuration(
+                "this guest has no directory that a snapshot could be kept in",
+            ));
+        };
+        snapshot::create(name, self.running, &shown, &directory)
     }
 
     /// Ends a pause, if there is one.

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,15 @@ pub const WRITES: &[u8] = &[
     0xeb, 0xee,
 ];
 
+/// xor ebx, ebx; again: mov dx, 0x3fd; in al, dx; test al, 1; jz again; mov dx, 0x3f8; in al, dx;
+/// inc bl; inc byte [0x200000]; mov al, bl; out dx, al; mov al, [0x200000]; out dx, al; jmp again:
+/// counts what it reads, in a register and in memory, and writes both
+pub const COUNTS: &[u8] = &[
+    0x31, 0xdb, 0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec,
+    0xfe, 0xc3, 0xfe, 0x05, 0x00, 0x00, 0x20, 0x00, 0x88, 0xd8, 0xee, 0xa0, 0x00, 0x00, 0x20, 0x00,
+    0xee, 0xeb, 0xdf,
+];
+
 /// A running VMM. Dropped, it is killed.
 pub struct Vmm {
     pub child: Child,
@@ -62,6 +71,16 @@ impl Vmm {
     }
 
     pub fn start_in(dir: TempDir, code: &[u8], change: serde_json::Value) -> Vmm {
+        Vmm::start_from(dir, code, change, None)
+    }
+
+    /// Starts a guest that goes on from the snapshot in a directory, if there is one.
+    pub fn start_from(
+        dir: TempDir,
+        code: &[u8],
+        change: serde_json::Value,
+        snapshot: Option<&Path>,
+    ) -> Vmm {
         let header = [0x1bad_b002u32, 0x1_0000, 0xe451_4ffe, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020];
         let kernel = dir.path().join("kernel");
         let header = header.map(u32::to_le_bytes);
@@ -78,13 +97,17 @@ impl Vmm {
         let socket = dir.path().join("api.sock");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(socket).unwrap();
-        let script = "exec \"$0\" --config-fd 3 --status-fd 4 --api-fd 5 --directory-fd 6 \
-                      --detached 5<&0 3<\"$1\" 4>&1 6<\"$2\" </dev/null 1>&2";
+        let restore = if snapshot.is_some() { "--restore-fd 7 7<\"$3\"" } else { "" };
+        let script = format!(
+            "exec \"$0\" --config-fd 3 --status-fd 4 --api-fd 5 --directory-fd 6 --detached \
+             {restore} 5<&0 3<\"$1\" 4>&1 6<\"$2\" </dev/null 1>&2"
+        );
         let mut child = Command::new("sh")
-            .args(["-c", script])
+            .args(["-c", &script])
             .arg(env!("CARGO_BIN_EXE_lodge-vmm"))
             .arg(path)
             .arg(dir.path())
+            .arg(snapshot.unwrap_or(Path::new("")))
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::piped())
             .spawn()

@@ -1,0 +1,120 @@
+//! `lodge clone`: guests that go on from another one's snapshot, which is linked into their own
+//! directories, as are the layers of its disk.
+
+use std::fs;
+use std::path::Path;
+
+use toml::{Table, Value};
+use vmm_api::{Failure, Snapshot};
+
+use super::{layers, link, make, of_guest, store};
+use crate::args::snapshot::CloneArgs;
+use crate::guests::{self, DEFINITION, Guest, Record, lock};
+use crate::{failure, output, run};
+
+/// What a clone calls the snapshot that it comes from.
+const ORIGIN: &str = "origin";
+
+/// Makes the clones and prints their names; the value is the exit status.
+pub fn run(args: &CloneArgs) -> Result<u8, Failure> {
+    let source = guests::existing(&args.name)?;
+    let names = match &args.new_name {
+        Some(name) => vec![name.clone()],
+        None => free_names(&args.name, args.count)?,
+    };
+    if args.snapshot.is_some() || !lock::is_held(&source) {
+        let snapshot = store::find(&source, &args.name, args.snapshot.as_deref())?;
+        return start_all(&source, &snapshot, &names);
+    }
+    // One for the clones alone, which have their own links to it.
+    let passing = format!("clone-{}", guests::unix_ms());
+    make(&args.name, &passing)?;
+    let result = store::find(&source, &args.name, Some(&passing))
+        .and_then(|snapshot| start_all(&source, &snapshot, &names));
+    store::remove(&source, &args.name, &passing)?;
+    layers::sweep(&source)?;
+    result
+}
+
+fn start_all(source: &Path, snapshot: &Snapshot, names: &[String]) -> Result<u8, Failure> {
+    if snapshot.config.nets.iter().any(|net| !net.forwards.is_empty()) {
+        eprintln!("lodge: ports of this machine go on leading into the original alone");
+    }
+    for name in names {
+        start(source, snapshot, name)?;
+        output::print(format!("{name}\n"))?;
+    }
+    Ok(0)
+}
+
+/// Makes one clone, whole or not at all, and starts it.
+fn start(source: &Path, snapshot: &Snapshot, name: &str) -> Result<(), Failure> {
+    if guests::directory_of(name)?.is_dir() {
+        return Err(Failure::configuration(format!(
+            "there is a guest {name} already: choose another name"
+        )));
+    }
+    let home = images::home().map_err(failure::image)?;
+    let mut guest = Guest::claim(&home, name)?;
+    let origin = store::directory(guest.directory(), ORIGIN);
+    fs::create_dir_all(&origin).map_err(failure::io("make", &origin))?;
+    for file in store::FILES {
+        link(&store::directory(source, &snapshot.name).join(file), &origin.join(file))?;
+    }
+    for layer in snapshot.layers.iter().flatten() {
+        for layer in layers::chain(source, layer) {
+            link(&source.join(&layer), &guest.directory().join(&layer))?;
+        }
+    }
+    let definition = fs::read_to_string(source.join(DEFINITION));
+    if let Some(text) = definition.ok().and_then(|text| own(&text)) {
+        guests::write_whole(guest.directory(), DEFINITION, text.as_bytes())?;
+    }
+    let record = Record::read(source)?.unwrap_or_default();
+
+    let mut config = of_guest(snapshot, name, guest.directory());
+    for net in &mut config.nets {
+        net.mac = None;
+        net.forwards.clear();
+    }
+    // Until it runs, it goes with this process.
+    let created_ms = guests::unix_ms();
+    guest.set_record(Record { keep: false, created_ms, ..record.clone() })?;
+    let directory = guest.directory().to_owned();
+    run::launch_detached(&config, guest, Some(&origin))?;
+    Record { keep: true, created_ms, ..record }.write(&directory)
+}
+
+/// A guest's definition without what only one guest can have: its cards' addresses, and ports of this
+/// machine. `None`: it is no definition.
+fn own(definition: &str) -> Option<String> {
+    let mut table: Table = definition.parse().ok()?;
+    if let Some(Value::Array(nets)) = table.get_mut("nets") {
+        for net in nets.iter_mut().filter_map(Value::as_table_mut) {
+            net.remove("mac");
+            net.remove("forwards");
+        }
+    }
+    toml::to_string_pretty(&table).ok()
+}
+
+/// So many names that no guest has: `web-1`, `web-2`...
+fn free_names(name: &str, count: u32) -> Result<Vec<String>, Failure> {
+    let taken = guests::names()?;
+    let free = (1u32..).map(|n| format!("{name}-{n}")).filter(|name| !taken.contains(name));
+    Ok(free.take(count as usize).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_has_addresses_of_its_own() {
+        let text =
+            "cpus = 2\n[[nets]]\nmac = '52:54:00:00:00:01'\n[[nets.forwards]]\nhost_port = 1\n";
+        let own = own(text).unwrap();
+        assert!(own.contains("cpus = 2") && own.contains("[[nets]]"), "{own}");
+        assert!(!own.contains("mac") && !own.contains("forwards"), "{own}");
+    }
+}

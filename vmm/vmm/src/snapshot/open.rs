@@ -1,0 +1,194 @@
+//! A snapshot that a machine is restored from.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use accel::{CpuidTable, VcpuState, VmState};
+use mem::{GuestMemory, RamRange};
+use rustix::fs::{Mode, OFlags, openat};
+use state::memory::{self, Contents};
+use state::{MAX_FILE, Sections};
+use vmm_api::Failure;
+
+use super::contents::{ClockState, Cpuid, Disks, get, section};
+use super::{MEMORY, STATE};
+
+/// A snapshot, read and found whole but for its memory.
+pub struct Opened {
+    sections: Sections,
+    memory: File,
+    contents: Contents,
+    /// Reads the memory to compare its checksums, while the guest goes on.
+    verification: Mutex<Option<JoinHandle<Result<(), memory::Error>>>>,
+}
+
+/// CPUID leaves that tell of the TSC's frequency, which is measured anew each time, and compared by
+/// itself: time stamp counter and core crystal clock, processor frequency, KVM's timing.
+const FREQUENCIES: [u32; 3] = [0x15, 0x16, 0x4000_0010];
+
+impl Opened {
+    /// Opens the snapshot in a directory.
+    pub fn new(directory: OwnedFd) -> Result<Self, Failure> {
+        let open = |name: &str| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            openat(directory.as_fd(), name, flags, Mode::empty()).map(File::from).map_err(|error| {
+                Failure::artifact(format!("the snapshot's {name} file cannot be opened: {error}"))
+            })
+        };
+        let mut bytes = Vec::new();
+        open(STATE)?
+            .take(MAX_FILE as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Failure::host(format!("cannot read the snapshot's state file: {e}")))?;
+        let sections = Sections::from_bytes(&bytes).map_err(|damage| {
+            Failure::artifact(format!("the snapshot's state file is damaged: {damage}"))
+        })?;
+        let contents: Contents = get(&sections, section::MEMORY)?;
+        let memory = open(MEMORY)?;
+        memory::check_size(&memory, &contents).map_err(unusable)?;
+        let verification = {
+            let memory = memory.try_clone().map_err(no_descriptor)?;
+            let contents = contents.clone();
+            thread::Builder::new()
+                .name("verification".to_owned())
+                .spawn(move || memory::verify(&memory, &contents))
+                .map_err(crate::assembly::no_thread)?
+        };
+        Ok(Self { sections, memory, contents, verification: Mutex::new(Some(verification)) })
+    }
+
+    /// All sections.
+    pub fn sections(&self) -> &Sections {
+        &self.sections
+    }
+
+    /// The processor that the guest had, if this host and configuration offer it the same.
+    pub fn cpuid(&self, offered: &CpuidTable) -> Result<CpuidTable, Failure> {
+        let saved: Cpuid = get(&self.sections, section::CPUID)?;
+        let saved = saved.table();
+        let is_fixed = |leaf: &u32| !FREQUENCIES.contains(leaf);
+        let differs = saved
+            .iter()
+            .map(|(leaf, subleaf, _)| (leaf, subleaf.unwrap_or(0)))
+            .chain(offered.iter().map(|(leaf, subleaf, _)| (leaf, subleaf.unwrap_or(0))))
+            .find(|&(leaf, sub)| is_fixed(&leaf) && saved.get(leaf, sub) != offered.get(leaf, sub));
+        if let Some((leaf, subleaf)) = differs {
+            return Err(Failure::configuration(format!(
+                "the guest had another processor when the snapshot was made: CPUID leaf {leaf:#x}, \
+                 subleaf {subleaf}, was {}, and is {} here; restore it on a host with the same \
+                 processor, or make guests that move with --cpu x86-64-v2",
+                show(&saved, leaf, subleaf),
+                show(offered, leaf, subleaf)
+            )));
+        }
+        let (clock, here) = (self.clock()?, runtime::tsc::frequency_hz());
+        if clock.tsc_hz.abs_diff(here) > here / 1000 {
+            return Err(Failure::configuration(format!(
+                "the processor's time stamp counter ran at {} kHz when the snapshot was made, and \
+                 runs at {} kHz here: the guest's clocks would be wrong; restore it on a host with \
+                 the same processor",
+                clock.tsc_hz / 1000,
+                here / 1000
+            )));
+        }
+        Ok(saved)
+    }
+
+    /// The guest's memory, for these ranges.
+    pub fn map_memory(&self, ranges: &[RamRange]) -> Result<GuestMemory, Failure> {
+        let same = ranges.len() == self.contents.regions.len()
+            && ranges
+                .iter()
+                .zip(&self.contents.regions)
+                .all(|(a, b)| (a.start, a.len) == (b.start, b.len));
+        if !same {
+            let mib = self.contents.regions.iter().map(|r| r.len).sum::<u64>().div_ceil(1 << 20);
+            return Err(Failure::configuration(format!(
+                "the guest had another amount of memory when the snapshot was made, {mib} MiB: \
+                 restore it with as much"
+            )));
+        }
+        let file = self.memory.try_clone().map_err(no_descriptor)?;
+        mem::copy_on_write(ranges, file).map_err(Failure::host)
+    }
+
+    /// When it was.
+    pub fn clock(&self) -> Result<ClockState, Failure> {
+        get(&self.sections, section::CLOCK)
+    }
+
+    /// The layers of so many disks.
+    pub fn disks(&self, count: usize) -> Result<Disks, Failure> {
+        let disks: Disks = get(&self.sections, section::DISKS)?;
+        if disks.layers.len() != count {
+            return Err(Failure::configuration(format!(
+                "the guest had {} disks when the snapshot was made, not {count}",
+                disks.layers.len()
+            )));
+        }
+        if disks.layers.iter().flatten().any(|name| !machine::is_layer_name(name)) {
+            return Err(Failure::artifact(
+                "the snapshot names a layer of a disk that is no file of the guest's",
+            ));
+        }
+        Ok(disks)
+    }
+
+    /// Refuses another number of processors than there were.
+    pub fn check_processors(&self, count: u32) -> Result<(), Failure> {
+        let had =
+            (0..).take_while(|&n| self.sections.get(&section::processor(n)).is_some()).count();
+        if had != count as usize {
+            return Err(Failure::configuration(format!(
+                "the guest had {had} processors when the snapshot was made, not {count}: restore it \
+                 with as many"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A processor's state.
+    pub fn processor(&self, index: usize) -> Result<VcpuState, Failure> {
+        get(&self.sections, &section::processor(index))
+    }
+
+    /// The state of what processors share.
+    pub fn shared_chips(&self) -> Result<VmState, Failure> {
+        get(&self.sections, section::CHIPS)
+    }
+
+    /// Waits until the memory has been read and found as it was written.
+    pub fn finish_verification(&self) -> Result<(), Failure> {
+        let thread = self.verification.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread.map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(unusable(error)),
+            Some(Err(_)) => Err(Failure::internal("the verification of the memory panicked")),
+        }
+    }
+}
+
+fn unusable(error: memory::Error) -> Failure {
+    match error {
+        memory::Error::Host(error) => {
+            Failure::host(format!("cannot read the snapshot's memory file: {error}"))
+        }
+        damage @ memory::Error::Damaged { .. } => {
+            Failure::artifact(format!("the snapshot's memory is damaged: {damage}"))
+        }
+    }
+}
+
+fn no_descriptor(error: io::Error) -> Failure {
+    Failure::host(format!("cannot use the snapshot: {error}; raise the limit on open files"))
+}
+
+fn show(table: &CpuidTable, leaf: u32, subleaf: u32) -> String {
+    match table.get(leaf, subleaf) {
+        Some(r) => format!("{:08x} {:08x} {:08x} {:08x}", r.eax, r.ebx, r.ecx, r.edx),
+        None => "not there".to_owned(),
+    }
+}

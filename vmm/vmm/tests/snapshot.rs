@@ -1,0 +1,193 @@
+//! Guests that go on from snapshots: in the same state, more than once, or not at all and why.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{COUNTS, Vmm, wait};
+use serde_json::{Value, json};
+use vmm_api::{Event, Failure, FailureKind, SnapshotRequest};
+
+const SOFT: &str = "soft";
+
+/// A guest that counts, on an accelerator, and its console.
+fn counting(accelerator: &str) -> (Vmm, UnixStream) {
+    let vmm = Vmm::start(COUNTS, json!({ "accelerator": accelerator }));
+    let console = vmm.client().console(0).unwrap().0;
+    console.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    (vmm, console)
+}
+
+/// Has the guest count once more: its counts in a register and in memory.
+fn count(console: &mut UnixStream) -> [u8; 2] {
+    console.write_all(b"x").unwrap();
+    let mut counts = [0; 2];
+    console.read_exact(&mut counts).unwrap();
+    counts
+}
+
+fn snapshot(vmm: &Vmm, name: &str) {
+    vmm.client().make_snapshot(&SnapshotRequest { name: name.to_owned() }).unwrap();
+}
+
+fn place(vmm: &Vmm, name: &str) -> PathBuf {
+    vmm.dir.path().join("snapshots").join(name)
+}
+
+/// Another guest, in a directory of its own, that goes on from a snapshot.
+fn restored(snapshot: &Path, change: Value) -> Vmm {
+    Vmm::start_from(tempfile::tempdir().unwrap(), COUNTS, change, Some(snapshot))
+}
+
+/// Why a snapshot is refused.
+fn refusal(snapshot: &Path, change: Value) -> Failure {
+    let mut vmm = restored(snapshot, change.clone());
+    match vmm.event() {
+        Some(Event::Error(failure)) => failure,
+        other => panic!("{change}: {other:?}"),
+    }
+}
+
+fn goes_on_twice(accelerator: &str) {
+    let (vmm, mut console) = counting(accelerator);
+    for n in 1..=3 {
+        assert_eq!(count(&mut console), [n, n]);
+    }
+    snapshot(&vmm, "three");
+    // It went on itself.
+    assert_eq!(count(&mut console), [4, 4]);
+    vmm.client().pause().unwrap();
+    snapshot(&vmm, "paused");
+    assert_eq!(vmm.client().instance().unwrap().state, vmm_api::RunState::Paused);
+    vmm.client().resume().unwrap();
+    assert_eq!(count(&mut console), [5, 5]);
+    let names: Vec<String> =
+        vmm.client().snapshots().unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["three", "paused"]);
+
+    for (name, first) in [("three", 4), ("three", 4), ("paused", 5)] {
+        let mut again = restored(&place(&vmm, name), json!({ "accelerator": accelerator }));
+        let event = again.event();
+        assert!(matches!(event, Some(Event::Started { .. })), "{event:?}");
+        let mut console = again.client().console(0).unwrap().0;
+        console.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        for n in first..first + 3 {
+            assert_eq!(count(&mut console), [n, n]);
+        }
+        // One that was restored is kept as well.
+        snapshot(&again, "later");
+        let mut third = restored(&place(&again, "later"), json!({ "accelerator": accelerator }));
+        assert!(matches!(third.event(), Some(Event::Started { .. })));
+        let mut console = third.client().console(0).unwrap().0;
+        assert_eq!(count(&mut console), [first + 3, first + 3]);
+        // A reset leads to the kernel.
+        third.client().reset().unwrap();
+        wait("the reset", || third.client().instance().unwrap().resets == 1);
+        assert_eq!(count(&mut console), [1, 1]);
+    }
+}
+
+#[test]
+fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
+    goes_on_twice(SOFT);
+}
+
+#[test]
+fn so_it_does_on_kvm() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIPPED: snapshots on KVM: /dev/kvm: {error}");
+        return;
+    }
+    goes_on_twice("kvm");
+}
+
+#[test]
+fn other_machines_are_refused() {
+    let (vmm, mut console) = counting(SOFT);
+    count(&mut console);
+    snapshot(&vmm, "one");
+    let one = place(&vmm, "one");
+    for (change, named) in [
+        (json!({ "memory_mib": 32 }), "amount of memory"),
+        (json!({ "cpu_model": "x86-64-v2" }), "CPUID leaf"),
+        (json!({ "debug": {} }), "isa-debug-exit"),
+        (json!({ "nets": [{}] }), "pci/"),
+        (json!({ "cpus": 1 }), "2 processors"),
+        (json!({ "cpus": 3 }), "2 processors"),
+    ] {
+        let failure = refusal(&one, change.clone());
+        assert!(failure.message.contains(named), "{change}: {failure}");
+        let kinds = [FailureKind::Configuration, FailureKind::Artifact];
+        assert!(kinds.contains(&failure.kind), "{failure:?}");
+    }
+}
+
+/// Changes one byte of a file for a moment.
+fn with_damage(path: &Path, at: usize, act: impl FnOnce()) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    let whole = fs::read(path).unwrap();
+    let mut damaged = whole.clone();
+    damaged[at] ^= 0x10;
+    fs::write(path, &damaged).unwrap();
+    act();
+    fs::write(path, &whole).unwrap();
+}
+
+#[test]
+fn damage_is_told_with_its_place() {
+    let (vmm, mut console) = counting(SOFT);
+    count(&mut console);
+    snapshot(&vmm, "one");
+    let one = place(&vmm, "one");
+    let state = fs::read(one.join("state")).unwrap();
+    let device = state.windows(11).position(|bytes| bytes == b"device/COM1").unwrap() + 40;
+    with_damage(&one.join("state"), device, || {
+        let failure = refusal(&one, json!({ "accelerator": SOFT }));
+        assert_eq!(failure.kind, FailureKind::Artifact);
+        assert!(failure.message.contains("\"device/COM1\""), "{failure}");
+        assert!(failure.message.contains("at byte"), "{failure}");
+    });
+    with_damage(&one.join("memory"), 0x20_0000 - 0x2_0000, || {
+        let failure = refusal(&one, json!({ "accelerator": SOFT }));
+        assert_eq!(failure.kind, FailureKind::Artifact);
+        assert!(failure.message.contains("of the memory file"), "{failure}");
+    });
+    let memory = fs::OpenOptions::new().write(true).open(one.join("memory")).unwrap();
+    memory.set_len(1 << 20).unwrap();
+    assert!(refusal(&one, json!({})).message.contains("another length"));
+    fs::remove_file(one.join("memory")).unwrap();
+    assert_eq!(refusal(&one, json!({})).kind, FailureKind::Artifact);
+}
+
+#[test]
+fn a_vmm_that_is_killed_leaves_no_half_of_a_snapshot() {
+    for round in 0..12u64 {
+        let (mut vmm, mut console) = counting(SOFT);
+        assert_eq!(count(&mut console), [1, 1]);
+        snapshot(&vmm, "whole");
+        let mut client = vmm.client();
+        let maker = std::thread::spawn(move || {
+            let _ = client.make_snapshot(&SnapshotRequest { name: "killed".to_owned() });
+        });
+        std::thread::sleep(Duration::from_micros(400 * round * round));
+        vmm.child.kill().unwrap();
+        vmm.child.wait().unwrap();
+        maker.join().unwrap();
+        // What has a name is whole, and goes on.
+        for name in ["whole", "killed"] {
+            let snapshot = place(&vmm, name);
+            if name == "killed" && !snapshot.exists() {
+                continue;
+            }
+            let mut again = restored(&snapshot, json!({ "accelerator": SOFT }));
+            assert!(matches!(again.event(), Some(Event::Started { .. })), "{name}, round {round}");
+            let mut console = again.client().console(0).unwrap().0;
+            assert_eq!(count(&mut console), [2, 2]);
+        }
+    }
+}
