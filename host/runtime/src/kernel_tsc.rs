@@ -105,9 +105,11 @@ mod tests {
     fn the_kernels_rate_is_what_is_measured() {
         match frequency_hz() {
             Some(hz) => {
-                let measured = crate::tsc::measure_hz(std::time::Duration::from_millis(20));
-                // On a busy machine the measurement is interrupted.
-                assert!(hz.abs_diff(measured) < hz / 10, "{hz} {measured}");
+                // On a busy machine a measurement may be interrupted, but not each.
+                let measure = |_| crate::tsc::measure_hz(std::time::Duration::from_millis(20));
+                let measured: Vec<u64> = (0..5).map(measure).collect();
+                let is_right = |&measured: &u64| hz.abs_diff(measured) < hz / 1000;
+                assert!(measured.iter().any(is_right), "{hz} {measured:?}");
             }
             None => eprintln!("SKIPPED: this kernel does not tell the rate of the TSC"),
         }
