@@ -118,6 +118,15 @@ impl Lab {
         path
     }
 
+    /// What `lodge` prints with these arguments; it has to succeed.
+    #[track_caller]
+    pub fn say(&self, arguments: &[&str]) -> String {
+        let output = self.lodge().args(arguments).output().expect("lodge starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// `lodge`, all of whose files are in the lab and none of whose settings come from outside.
     #[must_use]
     pub fn lodge(&self) -> Command {

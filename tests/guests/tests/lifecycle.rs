@@ -19,18 +19,9 @@ fn lodge(lab: &Lab, arguments: &[&str]) -> Output {
     lab.lodge().args(arguments).output().expect("lodge starts")
 }
 
-/// What `lodge` prints; it has to succeed.
-#[track_caller]
-fn say(lab: &Lab, arguments: &[&str]) -> String {
-    let output = lodge(lab, arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 #[track_caller]
 fn json(lab: &Lab, arguments: &[&str]) -> Value {
-    serde_json::from_str(&say(lab, arguments)).expect("JSON")
+    serde_json::from_str(&lab.say(arguments)).expect("JSON")
 }
 
 /// What a guest is doing, as `lodge ps` has it; "gone" if it is not there.
@@ -56,8 +47,8 @@ fn run_echo(lab: &Lab, name: &str, more: &[&str]) {
     let kernel = lab.file("echo", tiny::echo()).display().to_string();
     let first =
         ["run", "-d", "--name", name, "--kernel", &kernel, "--memory", "32M", "--net", "none"];
-    assert_eq!(say(lab, &[&first, more].concat()), format!("{name}\n"));
-    wait("a word of the guest", PATIENCE, || say(lab, &["logs", name]).ends_with("ready\n"));
+    assert_eq!(lab.say(&[&first, more].concat()), format!("{name}\n"));
+    wait("a word of the guest", PATIENCE, || lab.say(&["logs", name]).ends_with("ready\n"));
 }
 
 /// A command that is ended when the test ends in whatever way.
@@ -80,8 +71,8 @@ fn a_guest_in_the_background_from_start_to_end() {
     let lab = Lab::empty();
     run_echo(&lab, "web", &["--cpus", "2"]);
     assert_eq!(state(&lab, "web"), "running");
-    assert_eq!(say(&lab, &["ps", "--quiet"]), "web\n");
-    assert_eq!(say(&lab, &["ps", "--quiet", "--filter", "state=paused"]), "");
+    assert_eq!(lab.say(&["ps", "--quiet"]), "web\n");
+    assert_eq!(lab.say(&["ps", "--quiet", "--filter", "state=paused"]), "");
     let refusal = lab.refusal(&["run", "-d", "--name", "web", "--kernel", "/dev/null"]);
     assert_eq!(refusal.status, Some(2), "{}", refusal.message);
 
@@ -101,12 +92,12 @@ fn a_guest_in_the_background_from_start_to_end() {
     }
     // A console that goes leaves the guest as it is.
     kill_process(Pid::from_child(&console.0), Signal::KILL).expect("a signal");
-    assert_eq!(say(&lab, &["logs", "web"]), "ready\nhello\n");
-    assert_eq!(say(&lab, &["logs", "-n", "1", "web"]), "hello\n");
+    assert_eq!(lab.say(&["logs", "web"]), "ready\nhello\n");
+    assert_eq!(lab.say(&["logs", "-n", "1", "web"]), "hello\n");
 
-    say(&lab, &["pause", "web"]);
+    lab.say(&["pause", "web"]);
     assert_eq!(state(&lab, "web"), "paused");
-    say(&lab, &["resume", "web"]);
+    lab.say(&["resume", "web"]);
     let inspected = json(&lab, &["inspect", "web"]);
     assert_eq!(inspected[0]["config"]["cpus"], 2);
     assert_eq!(inspected[0]["definition"]["cpus"], 2);
@@ -116,25 +107,25 @@ fn a_guest_in_the_background_from_start_to_end() {
     assert!(stats[0]["resident_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{stats}");
 
     let pid = inspected[0]["pid"].as_u64();
-    say(&lab, &["restart", "web"]);
+    lab.say(&["restart", "web"]);
     assert_eq!(state(&lab, "web"), "running");
     assert_ne!(json(&lab, &["inspect", "web"])[0]["pid"].as_u64(), pid);
     let mut rest = String::new();
     followed.read_to_string(&mut rest).expect("the end of the log");
-    wait("a word of the guest", PATIENCE, || say(&lab, &["logs", "web"]).ends_with("o\nready\n"));
+    wait("a word of the guest", PATIENCE, || lab.say(&["logs", "web"]).ends_with("o\nready\n"));
 
-    say(&lab, &["stop", "web"]);
+    lab.say(&["stop", "web"]);
     assert_eq!(state(&lab, "web"), "stopped");
-    say(&lab, &["stop", "web"]);
+    lab.say(&["stop", "web"]);
     assert_eq!(lab.refusal(&["kill", "web"]).status, Some(2));
     assert_eq!(lab.refusal(&["console", "web"]).status, Some(2));
-    assert_eq!(say(&lab, &["ps", "--quiet"]), "");
-    assert_eq!(say(&lab, &["logs", "-n", "1", "web"]), "ready\n");
-    say(&lab, &["start", "web"]);
+    assert_eq!(lab.say(&["ps", "--quiet"]), "");
+    assert_eq!(lab.say(&["logs", "-n", "1", "web"]), "ready\n");
+    lab.say(&["start", "web"]);
     assert_eq!(lab.refusal(&["rm", "web"]).status, Some(2));
     assert_eq!(lab.refusal(&["rename", "web", "www"]).status, Some(2));
-    say(&lab, &["kill", "web"]);
-    let kinds = say(&lab, &["events", "--once", "--json", "web"]);
+    lab.say(&["kill", "web"]);
+    let kinds = lab.say(&["events", "--once", "--json", "web"]);
     let kinds: Vec<String> = kinds
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["event"].to_string())
@@ -142,11 +133,11 @@ fn a_guest_in_the_background_from_start_to_end() {
     let wanted =
         ["started", "paused", "resumed", "stopped", "started", "stopped", "started", "stopped"];
     assert_eq!(kinds, wanted.map(|kind| format!("{kind:?}")));
-    say(&lab, &["rename", "web", "www"]);
+    lab.say(&["rename", "web", "www"]);
     assert_eq!((state(&lab, "web"), state(&lab, "www")), ("gone".into(), "stopped".into()));
-    say(&lab, &["start", "www"]);
+    lab.say(&["start", "www"]);
     assert_eq!(json(&lab, &["inspect", "www"])[0]["instance"]["name"], "www");
-    say(&lab, &["rm", "--force", "www"]);
+    lab.say(&["rm", "--force", "www"]);
     assert_eq!(state(&lab, "www"), "gone");
     lab.close();
 }
@@ -156,7 +147,7 @@ fn what_is_made_is_started_later() {
     let lab = Lab::empty();
     let kernel = lab.file("echo", tiny::echo()).display().to_string();
     let create = ["create", "--name", "later", "--kernel", &kernel, "--memory", "32M"];
-    assert_eq!(say(&lab, &create), "later\n");
+    assert_eq!(lab.say(&create), "later\n");
     assert_eq!(state(&lab, "later"), "created");
     assert_eq!(lab.refusal(&create).status, Some(2));
     // A person edits what it is made of.
@@ -164,16 +155,16 @@ fn what_is_made_is_started_later() {
     let text = std::fs::read_to_string(&file).expect("a definition");
     assert!(text.contains("memory_mib = 32") && text.contains("mac = \"52:54:00:"), "{text}");
     std::fs::write(&file, text.replace("memory_mib = 32", "memory_mib = 48")).expect("a file");
-    say(&lab, &["start", "later"]);
+    lab.say(&["start", "later"]);
     let inspected = json(&lab, &["inspect", "later"]);
     assert_eq!(inspected[0]["instance"]["memory_mib"], 48);
     let mac = inspected[0]["config"]["nets"][0]["mac"].clone();
-    say(&lab, &["stop", "later"]);
-    say(&lab, &["rename", "later", "latest"]);
-    say(&lab, &["start", "latest"]);
+    lab.say(&["stop", "later"]);
+    lab.say(&["rename", "later", "latest"]);
+    lab.say(&["start", "latest"]);
     assert_eq!(json(&lab, &["inspect", "latest"])[0]["config"]["nets"][0]["mac"], mac);
     // A mistake in it is told, and nothing is lost.
-    say(&lab, &["kill", "latest"]);
+    lab.say(&["kill", "latest"]);
     let file = lab.path("home/guests/latest/guest.toml");
     let text = std::fs::read_to_string(&file).expect("a definition");
     std::fs::write(&file, text.replace("cpus = 1", "cpus = 'two'")).expect("a file");
@@ -181,7 +172,7 @@ fn what_is_made_is_started_later() {
     assert_eq!(refusal.status, Some(2), "{}", refusal.message);
     assert!(refusal.message.contains("guest.toml"), "{}", refusal.message);
     assert_eq!(state(&lab, "latest"), "stopped");
-    say(&lab, &["rm", "latest"]);
+    lab.say(&["rm", "latest"]);
     lab.close();
 }
 
@@ -200,9 +191,9 @@ fn a_killed_vmm_is_told_as_it_is() {
     for stale in ["api.sock", "vmm.pid"] {
         assert!(!lab.path("home/guests/kept").join(stale).exists(), "{stale} stays");
     }
-    assert_eq!(say(&lab, &["logs", "kept"]), "ready\n");
-    say(&lab, &["stop", "kept"]);
-    say(&lab, &["start", "kept"]);
+    assert_eq!(lab.say(&["logs", "kept"]), "ready\n");
+    lab.say(&["stop", "kept"]);
+    lab.say(&["start", "kept"]);
     assert_eq!(state(&lab, "kept"), "running");
 
     // One that answers no more is ended by force.
@@ -210,9 +201,9 @@ fn a_killed_vmm_is_told_as_it_is() {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a number")).expect("a process");
     kill_process(pid, Signal::STOP).expect("a signal");
     wait("silence", PATIENCE, || state(&lab, "kept") == "unresponsive");
-    say(&lab, &["kill", "kept"]);
+    lab.say(&["kill", "kept"]);
     assert_eq!(state(&lab, "kept"), "crashed");
-    say(&lab, &["rm", "kept"]);
+    lab.say(&["rm", "kept"]);
     lab.close();
 }
 
@@ -251,10 +242,10 @@ fn commands_at_once_corrupt_nothing() {
             });
         }
     });
-    for name in say(&lab, &["ps", "--all", "--quiet"]).lines() {
-        say(&lab, &["rm", "--force", name]);
+    for name in lab.say(&["ps", "--all", "--quiet"]).lines() {
+        lab.say(&["rm", "--force", name]);
     }
-    assert_eq!(say(&lab, &["ps", "--all", "--quiet"]), "");
+    assert_eq!(lab.say(&["ps", "--all", "--quiet"]), "");
     lab.close();
 }
 
@@ -263,18 +254,18 @@ fn debian_is_stopped_by_its_power_button() {
     let Some(lab) = Lab::debian() else { return };
     // A busy machine must not make systemd give up on a unit.
     let cmdline = format!("{} systemd.default_timeout_start_sec=600", lab.image().cmdline());
-    say(&lab, &["run", "-d", "debian:12", "--name", "server", "--cmdline", &cmdline]);
+    lab.say(&["run", "-d", "debian:12", "--name", "server", "--cmdline", &cmdline]);
     wait("a login prompt", DEBIAN_PATIENCE, || {
         assert_eq!(state(&lab, "server"), "running");
-        say(&lab, &["logs", "server"]).contains("login: ")
+        lab.say(&["logs", "server"]).contains("login: ")
     });
     let patience = DEBIAN_PATIENCE.as_secs().to_string();
-    say(&lab, &["stop", "--timeout", &patience, "server"]);
+    lab.say(&["stop", "--timeout", &patience, "server"]);
     let last = json(&lab, &["inspect", "server"])[0]["last_event"].clone();
     assert_eq!(last["event"], "stopped", "{last}");
-    let log = say(&lab, &["logs", "server"]);
+    let log = lab.say(&["logs", "server"]);
     assert!(log.contains("Power down") || log.contains("Powering off"), "{log}");
-    assert_eq!(say(&lab, &["ps", "--quiet"]), "");
-    say(&lab, &["rm", "server"]);
+    assert_eq!(lab.say(&["ps", "--quiet"]), "");
+    lab.say(&["rm", "server"]);
     lab.close();
 }

@@ -1,6 +1,5 @@
 //! Snapshots and clones of guests, and what their disks hold then.
 
-use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,19 +8,6 @@ use serde_json::Value;
 
 /// How long a guest may take to get somewhere on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-fn lodge(lab: &Lab, arguments: &[&str]) -> Output {
-    lab.lodge().args(arguments).output().expect("lodge starts")
-}
-
-/// What `lodge` prints; it has to succeed.
-#[track_caller]
-fn say(lab: &Lab, arguments: &[&str]) -> String {
-    let output = lodge(lab, arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Writes files for ever, and the sum of each when it is whole.
 const LOAD: &str = "mkdir -p /root/load && cd /root/load && printf %s '
@@ -80,9 +66,9 @@ fn debian_goes_on_with_its_disk_under_load() {
     guest.run(LOAD);
     guest.run(START);
     wait_for_files(&mut guest, 6);
-    say(&lab, &["snapshot", "create", "deb", "loaded"]);
+    lab.say(&["snapshot", "create", "deb", "loaded"]);
     let snapshots: Value =
-        serde_json::from_str(&say(&lab, &["snapshot", "ls", "--json", "deb"])).expect("JSON");
+        serde_json::from_str(&lab.say(&["snapshot", "ls", "--json", "deb"])).expect("JSON");
     note(&format!("the guest stood still for {} us", snapshots[0]["pause_us"]));
     // It goes on, and its files are whole.
     let then = count(&mut guest);
@@ -93,8 +79,8 @@ fn debian_goes_on_with_its_disk_under_load() {
     for round in 0..2 {
         let refusal = lab.refusal(&["snapshot", "restore", "deb", "loaded"]);
         assert_eq!(refusal.status, Some(2), "{}", refusal.message);
-        say(&lab, &["kill", "deb"]);
-        say(&lab, &["snapshot", "restore", "deb", "loaded"]);
+        lab.say(&["kill", "deb"]);
+        lab.say(&["snapshot", "restore", "deb", "loaded"]);
         guest = guest.again(&lab, "deb");
         let at_first = count(&mut guest);
         assert!(at_first >= 6, "round {round}: {at_first} files");
@@ -107,7 +93,7 @@ fn debian_goes_on_with_its_disk_under_load() {
     }
 
     // A clone of what runs now.
-    assert_eq!(say(&lab, &["clone", "deb", "twin"]), "twin\n");
+    assert_eq!(lab.say(&["clone", "deb", "twin"]), "twin\n");
     let mut twin = guest.again(&lab, "twin");
     twin.run("echo written by the twin > /root/mine && sync");
     assert_eq!(twin.run(VERIFY), first);
@@ -121,10 +107,10 @@ fn debian_goes_on_with_its_disk_under_load() {
     drop(twin);
 
     // One goes without the other.
-    say(&lab, &["rm", "--force", "deb"]);
-    say(&lab, &["stop", "twin"]);
+    lab.say(&["rm", "--force", "deb"]);
+    lab.say(&["stop", "twin"]);
     check_images(&lab, "twin");
-    say(&lab, &["start", "twin"]);
-    say(&lab, &["rm", "--force", "twin"]);
+    lab.say(&["start", "twin"]);
+    lab.say(&["rm", "--force", "twin"]);
     lab.close();
 }
