@@ -8,6 +8,7 @@
 
 pub mod acpi;
 pub mod boot;
+mod counters;
 mod error;
 pub mod firmware;
 mod generation;
@@ -18,6 +19,7 @@ mod snapshot;
 mod wiring;
 
 pub use chipset::{PowerRequest, PowerRequests};
+pub use counters::Counters;
 pub use error::BuildError;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};

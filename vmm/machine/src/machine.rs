@@ -17,6 +17,7 @@ use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
 use crate::boot::{self, Entry};
+use crate::counters::Counters;
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
 use crate::wiring::storage::{AttachedDisk, MadeFiles};
@@ -63,6 +64,7 @@ pub struct Machine {
     pci: Arc<PciRoot>,
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
+    counters: Counters,
     saved: SavedDevices,
     /// What is kept once everything was restored.
     made: Mutex<Option<MadeFiles>>,
@@ -99,7 +101,10 @@ impl Machine {
         wiring::pci::attach(&board)?;
         let mut made = MadeFiles::default();
         let disks = wiring::storage::attach(&board, &mut made)?;
-        wiring::network::attach(&board)?;
+        let counters = Counters {
+            disks: disks.iter().map(|disk| disk.counters.clone()).collect(),
+            nets: wiring::network::attach(&board)?,
+        };
         wiring::pci::attach_console_rng_and_vsock(&board)?;
         let saved = board.take_saved();
         let made = match parts.restored {
@@ -117,6 +122,7 @@ impl Machine {
             pci,
             pm,
             disks,
+            counters,
             saved,
             made: Mutex::new(made),
             power,
@@ -152,6 +158,11 @@ impl Machine {
     /// Asks the machine for something in the guest's place.
     pub fn request(&self, request: PowerRequest) {
         self.power.send(request);
+    }
+
+    /// What its disks and cards count.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Stops all devices: none touches guest memory until [`Machine::resume`]. The processors have

@@ -70,9 +70,7 @@ impl Bench {
         self.config.disks.push(BlockConfig {
             path,
             format: vmm_api::DiskFormat::Raw,
-            readonly: false,
-            overlay: None,
-            serial: None,
+            ..Default::default()
         });
     }
 

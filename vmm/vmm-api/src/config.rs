@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{DiskLimits, NetLimits};
+
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,7 +110,7 @@ pub struct GuestModule {
 }
 
 /// A virtio block device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// The image file or block device on the host.
@@ -127,6 +129,9 @@ pub struct BlockConfig {
     /// The serial number that the guest sees, at most 20 bytes of ASCII.
     #[serde(default)]
     pub serial: Option<String>,
+    /// How much the guest may ask of it.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
 }
 
 /// The format of a disk image.
@@ -156,6 +161,9 @@ pub struct NetConfig {
     /// What the card is connected to.
     #[serde(default)]
     pub network: NetworkConfig,
+    /// How much may pass.
+    #[serde(default, skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
     /// What the VMM tells the guest by DHCP and DNS on a bridge. `lodge` fills it in, each time the
     /// guest starts, for networks that it has made.
     #[serde(default, skip_serializing_if = "Option::is_none")]

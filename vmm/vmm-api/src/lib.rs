@@ -9,6 +9,7 @@ mod config;
 mod event;
 mod host;
 mod host_name;
+mod limits;
 mod line;
 mod mac;
 mod statistics;
@@ -26,8 +27,12 @@ pub use config::{
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
+pub use limits::{DiskLimits, NetLimits, Rate};
 pub use mac::{card_mac, default_mac};
-pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
+pub use statistics::{
+    DiskStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics,
+    Statistics,
+};
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,
 };

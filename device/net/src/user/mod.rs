@@ -97,8 +97,8 @@ impl UserNetwork {
 }
 
 impl Backend for UserNetwork {
-    fn transmit(&self, frame: &[u8]) {
-        self.inbox.put(frame);
+    fn transmit(&self, frame: &[u8]) -> bool {
+        self.inbox.put(frame)
     }
 
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {

@@ -3,6 +3,7 @@
 mod request;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use block::Disk;
 use bus::BadState;
@@ -11,8 +12,10 @@ use serde_json::Value;
 
 use self::request::BlockTask;
 use crate::Error;
+use crate::counters::BlockCounters;
 use crate::device::{DeviceType, VirtioDevice};
 use crate::pci_transport::VirtioPci;
+use crate::rate::{Limit, Rate};
 use crate::worker::QueueTask;
 
 /// Numbers from 5.2.
@@ -56,11 +59,24 @@ pub struct BlockOptions {
     pub queues: u16,
     /// The serial number that the guest reads: 1 to 20 characters of ASCII.
     pub serial: Option<String>,
+    /// What the guest may ask for.
+    pub limits: BlockLimits,
+    /// What is counted.
+    pub counters: Arc<BlockCounters>,
+}
+
+/// How much a guest may ask of a disk, reading and writing together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockLimits {
+    /// Bytes.
+    pub bytes: Option<Rate>,
+    /// Requests.
+    pub requests: Option<Rate>,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { queues: 1, serial: None }
+        Self { queues: 1, serial: None, limits: BlockLimits::default(), counters: Arc::default() }
     }
 }
 
@@ -79,13 +95,46 @@ pub fn block(
         id[..serial.len()].copy_from_slice(serial.as_bytes());
     }
     let queues = options.queues.clamp(1, MAX_QUEUES);
-    VirtioPci::new(Box::new(Block { disk, id, queues }), memory)
+    let BlockLimits { bytes, requests } = options.limits;
+    let meters = Meters {
+        bytes: bytes.map(Limit::new).map(Arc::new),
+        requests: requests.map(Limit::new).map(Arc::new),
+        counters: options.counters,
+    };
+    VirtioPci::new(Box::new(Block { disk, id, queues, meters }), memory)
 }
 
 struct Block {
     disk: Arc<dyn Disk>,
     id: [u8; spec::ID_LEN],
     queues: u16,
+    meters: Meters,
+}
+
+/// What limits and counts the requests of all queues.
+#[derive(Clone, Default)]
+struct Meters {
+    bytes: Option<Arc<Limit>>,
+    requests: Option<Arc<Limit>>,
+    counters: Arc<BlockCounters>,
+}
+
+impl Meters {
+    /// How long the next request has to wait.
+    fn wait(&self) -> Option<Duration> {
+        let limits = [&self.bytes, &self.requests].into_iter().flatten();
+        limits.filter_map(|limit| limit.wait(Instant::now())).max()
+    }
+
+    /// A request was made, with so many bytes of data.
+    fn passed(&self, bytes: usize) {
+        let now = Instant::now();
+        for (limit, amount) in [(&self.bytes, bytes as u64), (&self.requests, 1)] {
+            if let Some(limit) = limit {
+                limit.spend(amount, now);
+            }
+        }
+    }
 }
 
 impl VirtioDevice for Block {
@@ -136,6 +185,6 @@ impl VirtioDevice for Block {
     fn task(&self, _queue: usize, features: u64) -> Box<dyn QueueTask> {
         // A driver without flush has no way to make data safe, so each write must (5.2.6.2).
         let write_through = features & spec::F_FLUSH == 0;
-        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through))
+        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through, self.meters.clone()))
     }
 }

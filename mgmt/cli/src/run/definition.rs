@@ -75,8 +75,7 @@ mod tests {
             path: "/d".into(),
             format: vmm_api::DiskFormat::Raw,
             readonly: true,
-            overlay: None,
-            serial: None,
+            ..Default::default()
         });
         let text = text(&config, None).unwrap();
         let mut read: Value = toml::from_str::<Value>(&text).unwrap();

@@ -213,9 +213,8 @@ fn image_disk(image: &Image, overlay: &Path) -> BlockConfig {
     BlockConfig {
         path: image.disk(),
         format: image.manifest().disk_format,
-        readonly: false,
         overlay: Some(overlay.to_owned()),
-        serial: None,
+        ..BlockConfig::default()
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Disk, Format, OpenOptions, Switch};
-use virtio::BlockOptions;
+use virtio::{BlockCounters, BlockLimits, BlockOptions};
 use vmm_api::{BlockConfig, DiskFormat};
 
-use super::Board;
+use super::{Board, rate};
 use crate::BuildError;
 use crate::layers::{self, Overlay};
 
@@ -19,6 +19,8 @@ pub struct AttachedDisk {
     pub disk: Arc<Switch>,
     /// What it is made of.
     pub config: BlockConfig,
+    /// What it counts.
+    pub counters: Arc<BlockCounters>,
 }
 
 /// Opens the disks and puts them on the bus, in the order of the configuration. Overlays that are
@@ -28,14 +30,20 @@ pub fn attach(board: &Board, made: &mut MadeFiles) -> Result<Vec<AttachedDisk>, 
     for (index, config) in board.parts.config.disks.iter().enumerate() {
         let layer = board.parts.restored.and_then(|layers| layers.get(index)?.as_deref());
         let disk = Arc::new(Switch::new(open(config, layer, made)?));
+        let counters = Arc::<BlockCounters>::default();
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
+            limits: BlockLimits {
+                bytes: config.limits.bandwidth.map(rate),
+                requests: config.limits.requests.map(rate),
+            },
+            counters: counters.clone(),
         };
         let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
         let path = config.overlay.as_ref().unwrap_or(&config.path).clone();
-        disks.push(AttachedDisk { path, disk, config: config.clone() });
+        disks.push(AttachedDisk { path, disk, config: config.clone(), counters });
     }
     Ok(disks)
 }

@@ -24,6 +24,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use hybrid_vsock::Vsock;
+use machine::Counters;
 use tokio::sync::watch;
 use vmm_api::{
     AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState, Snapshot,
@@ -53,6 +54,8 @@ pub struct Shown {
     pub begun: Instant,
     /// What its processors count.
     pub meters: Vec<Arc<Meter>>,
+    /// What its disks and cards count.
+    pub counters: Counters,
 }
 
 /// What clients reach.
@@ -254,6 +257,8 @@ impl Shown {
                 resident_bytes: resident_bytes().unwrap_or(0),
             },
             processors: meter::ask_all(&self.meters),
+            disks: self.counters.disks(),
+            nets: self.counters.nets(),
         }
     }
 }
