@@ -18,6 +18,12 @@ pub trait Backend: Send + Sync {
     /// is returned.
     fn transmit(&self, frame: &[u8]) -> bool;
 
+    /// Whether it takes frames as they are before a card has worked on them: TCP and UDP checksums may
+    /// be missing, and TCP segments may be as long as IP packets can be.
+    fn takes_unfinished(&self) -> bool {
+        false
+    }
+
     /// Moves the next frame for the guest into `frame` and returns its length, or `None` if
     /// there is none. A frame longer than `frame` is dropped.
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>>;

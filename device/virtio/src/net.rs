@@ -1,4 +1,5 @@
-//! The network card (5.1): one receive and one transmit queue, no offloads.
+//! The network card (5.1): one receive and one transmit queue. What a guest sends is left unfinished
+//! where the back end does not mind (checksums, segmentation).
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -20,7 +21,10 @@ use crate::worker::{QueueTask, Wake};
 
 /// Numbers from 5.1.
 mod spec {
+    pub const F_CSUM: u64 = 1 << 0;
     pub const F_MAC: u64 = 1 << 5;
+    pub const F_HOST_TSO4: u64 = 1 << 11;
+    pub const F_HOST_TSO6: u64 = 1 << 12;
     pub const F_STATUS: u64 = 1 << 16;
     pub const S_LINK_UP: u16 = 1;
     pub const RECEIVEQ: usize = 0;
@@ -73,7 +77,12 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        spec::F_MAC | spec::F_STATUS
+        let always = spec::F_MAC | spec::F_STATUS;
+        if self.backend.takes_unfinished() {
+            always | spec::F_CSUM | spec::F_HOST_TSO4 | spec::F_HOST_TSO6
+        } else {
+            always
+        }
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -193,8 +202,8 @@ impl QueueTask for Transmit {
             if wait.is_some() {
                 return Ok(None);
             }
-            // The header speaks only of offloads, and none was offered. A frame that no network
-            // could carry is lost.
+            // The header says what is left to do, which the back end does not want to know. A frame
+            // that no network could carry is lost.
             let len = chain.readable.len().saturating_sub(HEADER);
             let mut taken = false;
             if (MIN_FRAME..=MAX_FRAME).contains(&len) {

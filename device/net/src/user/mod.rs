@@ -101,6 +101,12 @@ impl Backend for UserNetwork {
         self.inbox.put(frame)
     }
 
+    /// Checksums are not looked at: no wire could have damaged anything. Nor does anybody ask for the
+    /// length of a segment, whose data goes on by a socket.
+    fn takes_unfinished(&self) -> bool {
+        true
+    }
+
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         Ok(self.outbox.receive(frame))
     }
