@@ -25,6 +25,7 @@ mod paravirtual;
 mod pause;
 mod program;
 mod ret;
+mod saved;
 mod segmentation;
 mod smap;
 mod smc;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Case> {
     [
         contract::cases(),
         pause::cases(),
+        saved::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),

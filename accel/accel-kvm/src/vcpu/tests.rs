@@ -49,7 +49,7 @@ fn processor() -> Option<(KvmVm, KvmVcpu)> {
     };
     let cpuid = build(Model::V2, host, runtime::tsc::frequency_hz()).unwrap();
     let resources = VmResources { memory, clock, timers, cpus: 1, cpuid, hyperv: false };
-    let host = Host { kvm: host::open(Path::new("/dev/kvm")).unwrap(), without: Vec::new() };
+    let host = Host::new(host::open(Path::new("/dev/kvm")).unwrap());
     let vm = KvmVm::create(&host, &resources).unwrap();
     let mut vcpu = vm.take(0).unwrap();
     let state = vcpu.load(Sections::all()).unwrap();
