@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use accel::CpuidTable;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use x86::cpuid::{CpuidResult, KVM_FEATURES};
+use x86::cpuid::{CpuidResult, KVM_FEATURES, KVM_TIMING};
 
 /// One of the registers that CPUID answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +42,6 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
 const XSAVE: u32 = 1 << 26;
-
-pub const KVM_TIMING: u32 = 0x4000_0010;
 
 /// A feature of the processor model that the host's KVM does not offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

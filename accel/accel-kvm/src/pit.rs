@@ -148,7 +148,11 @@ fn channel_state(c: &kvm_pit_channel_state, seen: i64, at: i64) -> PitChannelSta
         gate: c.gate != 0,
         written: counts(c).then_some(count),
         loaded: count,
-        phase: if counts(c) { PitPhase::Counting { since: seen - elapsed } } else { PitPhase::Idle },
+        phase: if counts(c) {
+            PitPhase::Counting { since: seen - elapsed }
+        } else {
+            PitPhase::Idle
+        },
         switch_at: None,
         null_count: !counts(c),
         low_byte: (c.write_state == 4).then_some(c.write_latch),

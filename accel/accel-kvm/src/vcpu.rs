@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use accel::{
-    CpuBus, CpuState, CpuidTable, DebugControl, DebugStop, Exit, Fault, Kicker, PvClockState, Sections,
-    Statistics, Vcpu, VcpuState,
+    CpuBus, CpuState, CpuidTable, DebugControl, DebugStop, Exit, Fault, Kicker, PvClockState,
+    Sections, Statistics, Vcpu, VcpuState,
 };
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,

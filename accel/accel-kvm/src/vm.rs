@@ -8,11 +8,11 @@ use irqchip::IrqSink;
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
     KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_VCPU_ATTRIBUTES,
-    KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
-    kvm_pit_config,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use runtime::{Clock, Doorbells};
+use x86::cpuid::KVM_TIMING;
 
 use crate::chips;
 use crate::cpuid;
@@ -182,7 +182,7 @@ fn tune(
     model: &CpuidTable,
     scaling: bool,
 ) -> Result<(u32, bool), Fault> {
-    let wanted = model.get(cpuid::KVM_TIMING, 0).unwrap_or_default().eax;
+    let wanted = model.get(KVM_TIMING, 0).unwrap_or_default().eax;
     let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
     let has = rate()?;
     // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use accel::{Accelerator, CpuidTable, Fault, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use mem::vm_memory::GuestMemoryBackend;
-use x86::cpuid::{KVM_FEATURES, PARAVIRTUAL_CLOCK};
+use x86::cpuid::{KVM_FEATURES, KVM_TIMING, PARAVIRTUAL_CLOCK};
 use x86::state::Activity;
 use x86::{Cpu, CpuState};
 
@@ -93,6 +93,14 @@ impl Accelerator for SoftAccelerator {
         if let Some(mut features) = table.get(KVM_FEATURES, 0) {
             features.eax &= PARAVIRTUAL_CLOCK;
             table.set(KVM_FEATURES, None, features);
+        }
+        // The TSC is the host's; what was measured of it earlier may stay.
+        if let Some(mut timing) = table.get(KVM_TIMING, 0) {
+            let khz = u32::try_from(runtime::tsc::frequency_hz() / 1000).unwrap_or(u32::MAX);
+            if timing.eax.abs_diff(khz) > khz / 1000 {
+                timing.eax = khz;
+                table.set(KVM_TIMING, None, timing);
+            }
         }
         Ok(table)
     }

@@ -35,6 +35,7 @@ mod string;
 mod system_segments;
 mod task;
 mod tlb;
+mod tsc;
 
 use crate::case::Case;
 
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Case> {
         contract::cases(),
         pause::cases(),
         saved::cases(),
+        tsc::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),

@@ -57,7 +57,8 @@ fn hyperv() -> impl Iterator<Item = Register> {
         own(0x4000_0083, "Hyper-V's page of messages"),
     ];
     const MASKED: u64 = 1 << 16;
-    let sint = |n| Register { new: MASKED, ..own(0x4000_0090 + n, "Hyper-V's synthetic interrupts") };
+    let sint =
+        |n| Register { new: MASKED, ..own(0x4000_0090 + n, "Hyper-V's synthetic interrupts") };
     // For each, its configuration, then its count.
     let timer = |n| own(0x4000_00b0 + n, "Hyper-V's synthetic timers");
     first.into_iter().chain((0..SINTS).map(sint)).chain((0..TIMERS * 2).map(timer))

@@ -66,7 +66,7 @@ fn note_tsc(g: &mut Guest) -> Result<(), IcedError> {
 }
 
 /// Turns without end.
-fn turns(g: &mut Guest) -> Result<(), IcedError> {
+pub fn turns(g: &mut Guest) -> Result<(), IcedError> {
     let again = g.addr("again");
     g.mark("again")?;
     note_tsc(g)?;

@@ -97,11 +97,8 @@ fn moved(from: &mut Bench, mut to: Bench) -> Checked<Bench> {
 
 /// Which of KVM's registers the processors have.
 fn offered(cpuid: &CpuidTable) -> Vec<(u32, u64)> {
-    let features: [(&Feature, &[(u32, u64)]); 3] = [
-        (&ASYNC_PF_INT, &[ASYNC_PF_VECTOR, ASYNC_PF]),
-        (&STEAL_TIME, &[STEAL]),
-        (&PV_EOI, &[EOI]),
-    ];
+    let features: [(&Feature, &[(u32, u64)]); 3] =
+        [(&ASYNC_PF_INT, &[ASYNC_PF_VECTOR, ASYNC_PF]), (&STEAL_TIME, &[STEAL]), (&PV_EOI, &[EOI])];
     let mut registers = vec![WALL_CLOCK, SYSTEM_TIME];
     let has = |feature: &Feature| feature.is_in(cpuid);
     registers.extend(features.into_iter().filter(|(f, _)| has(f)).flat_map(|(_, list)| list));
@@ -154,15 +151,19 @@ pub fn cases() -> Vec<Case> {
             equal("the exit", Exit::Kicked, second.run()?)?;
             equal("what is said of it", vec![0], second.outs())
         }),
-        check_where(NOTHING, "saved: the wall clock's place has something else by now", |a, cpuid| {
-            let bench = || Bench::new(a, cpuid, Long, |g| set_and_tell(g, &[WALL_CLOCK]));
-            let mut first = bench()?;
-            equal("the exit", Exit::Kicked, first.run()?)?;
-            let (value, place) = (0x1234_5678_9abc_def0u64, GuestAddress(WALL_CLOCK.1));
-            first.guest.memory.write_obj(value, place).map_err(|e| e.to_string())?;
-            let second = moved(&mut first, bench()?)?;
-            equal("what is there", value, second.guest.read(WALL_CLOCK.1, 8))
-        }),
+        check_where(
+            NOTHING,
+            "saved: the wall clock's place has something else by now",
+            |a, cpuid| {
+                let bench = || Bench::new(a, cpuid, Long, |g| set_and_tell(g, &[WALL_CLOCK]));
+                let mut first = bench()?;
+                equal("the exit", Exit::Kicked, first.run()?)?;
+                let (value, place) = (0x1234_5678_9abc_def0u64, GuestAddress(WALL_CLOCK.1));
+                first.guest.memory.write_obj(value, place).map_err(|e| e.to_string())?;
+                let second = moved(&mut first, bench()?)?;
+                equal("what is there", value, second.guest.read(WALL_CLOCK.1, 8))
+            },
+        ),
         check_where(lacks_deadline, "saved: a deadline and an adjusted TSC", |a, cpuid| {
             let bench = || {
                 Bench::new(a, cpuid, Long, |g| {
