@@ -138,7 +138,12 @@ impl KvmVcpu {
                         return Ok(exit);
                     }
                 }
-                Next::Trap(dr6) => self.trap(dr6)?,
+                Next::Trap(dr6) => {
+                    self.trap(dr6)?;
+                    if let Some(end) = self.end() {
+                        return Ok(end);
+                    }
+                }
                 Next::Int1(pc) => {
                     if let Some(exit) = self.int1(pc)? {
                         return Ok(exit);
@@ -174,11 +179,15 @@ impl KvmVcpu {
             cpu.step();
             cpu.take_debug_stop()
         })?;
-        if self.shut_down {
+        Ok(self.end().or(stop.map(Exit::Debug)))
+    }
+
+    /// The end, if what the interpreter did led to one.
+    fn end(&mut self) -> Option<Exit> {
+        self.shut_down.then(|| {
             self.counters.shutdowns += 1;
-            return Ok(Some(Exit::TripleFault));
-        }
-        Ok(stop.map(Exit::Debug))
+            Exit::TripleFault
+        })
     }
 
     /// Delivers a #DB that KVM took from the guest, since a debugger has points or steps.
@@ -200,7 +209,7 @@ impl KvmVcpu {
             None if self.is_int1(pc) => self.step()?,
             None => {}
         }
-        Ok(self.control.step.then_some(Exit::Debug(DebugStop::Step)))
+        Ok(self.end().or(self.control.step.then_some(Exit::Debug(DebugStop::Step))))
     }
 
     fn is_int1(&self, pc: u64) -> bool {
