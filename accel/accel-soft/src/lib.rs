@@ -68,7 +68,7 @@ pub enum Execution {
 impl Default for Execution {
     /// Most code of a booting system runs a few times only.
     fn default() -> Self {
-        Self::Transcode { after: 32, check: false }
+        Self::Transcode { after: 16, check: false }
     }
 }
 

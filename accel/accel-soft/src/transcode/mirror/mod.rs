@@ -210,7 +210,7 @@ impl Mirror {
             return false;
         }
         // One change to take away what is there, one to map what is not.
-        if !self.mapping.has_room(2) {
+        if !self.mapping.has_room(2, self.pages.len()) {
             self.overflow();
         }
         self.remove(vec![linear]);
@@ -267,7 +267,7 @@ impl Mirror {
         }
         pages.sort_unstable();
         let runs = pages.chunk_by(|&page, &next| page + 0x1000 == next);
-        if !self.mapping.has_room(runs.clone().count()) {
+        if !self.mapping.has_room(runs.clone().count(), self.pages.len()) {
             return self.overflow();
         }
         for run in runs {

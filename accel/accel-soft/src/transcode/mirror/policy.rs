@@ -9,7 +9,7 @@ const WARM: u64 = 3_000_000;
 const FILL: u64 = 25_000;
 const SIGNAL: u64 = 10_000;
 /// What a program may spend on its mirror before it has run for as long: thousands of pages.
-const CREDIT: i64 = 100_000_000;
+const CREDIT: i64 = 40_000_000;
 /// What it may save up for the times when it changes its memory.
 const SAVINGS: i64 = 1_000_000_000;
 /// It is not mirrored for this long if it spends more; longer each time.
