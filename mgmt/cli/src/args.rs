@@ -1,6 +1,7 @@
 //! The command line, and the help that teaches it.
 
 pub mod agent;
+pub mod disk;
 mod gdb;
 mod image;
 pub mod lifecycle;
@@ -17,6 +18,7 @@ use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat};
 
 use crate::{size, stats};
 use agent::{CopyArgs, ExecArgs, SshArgs};
+use disk::DiskCommand;
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
 use lifecycle::{
@@ -103,6 +105,11 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Make disk images, change their size and format, and look at them
+    Disk {
+        #[command(subcommand)]
+        command: DiskCommand,
     },
     /// Make, list and remove networks that connect guests
     Network {
@@ -534,6 +541,13 @@ mod tests {
         assert!(parse("lodge network create lab --nat --isolated").is_err());
         assert!(parse("lodge network create lab --subnet 10.1.0.1/24").is_err());
         assert!(parse("lodge network rm").is_err());
+        assert!(parse("lodge disk create a.qcow2 20G --json").is_ok());
+        assert!(parse("lodge disk create a.qcow2 --backing b.raw").is_ok());
+        assert!(parse("lodge disk create a.qcow2").is_err());
+        assert!(parse("lodge disk create a.raw --backing b.raw --format raw").is_err());
+        assert!(parse("lodge disk resize a.raw +1G").is_ok());
+        assert!(parse("lodge disk resize a.raw -1G").is_err());
+        assert!(parse("lodge disk convert a.raw").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());
