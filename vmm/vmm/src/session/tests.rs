@@ -159,6 +159,7 @@ const STARTED: Event = Event::Started {
     accelerator_reason: String::new(),
     serial_pty: None,
     virtio_console_pty: None,
+    cloud_init: None,
     gdb: None,
 };
 
