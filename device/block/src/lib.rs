@@ -31,6 +31,6 @@ mod switch;
 
 pub use disk::Disk;
 pub use error::{Cause, Error, Origin};
-pub use open::{Format, OpenOptions, open, open_overlay};
+pub use open::{Format, OpenOptions, backing_files, open, open_overlay};
 pub use qcow2::{Backing, create_qcow2};
 pub use switch::Switch;

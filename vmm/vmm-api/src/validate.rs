@@ -242,6 +242,7 @@ mod tests {
             virtio_console: None,
             debug: Default::default(),
             gdb: None,
+            sandbox: Default::default(),
         }
     }
 

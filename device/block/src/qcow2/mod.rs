@@ -26,4 +26,4 @@ mod storage;
 
 pub use create::{Backing, create_qcow2};
 
-pub(crate) use chain::{open, require_backing};
+pub(crate) use chain::{backing_files, open, require_backing};

@@ -32,10 +32,11 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 pub use config::{Error, Forward, MAX_MTU, MIN_MTU, Resolvers, Transport, UserNetworkConfig};
 use frames::{Inbox, Outbox, Signal};
+use runtime::thread::{Role, spawn};
 use services::{Io, Services};
 
 use crate::Backend;
@@ -71,9 +72,7 @@ impl UserNetwork {
             Services::new(config, Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&wake))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("user-network".into())
-            .spawn(move || services.run(&stopped))
+        let thread = spawn(Role::Network, "user-network", move || services.run(&stopped))
             .map_err(|error| Error::host("start a thread", error))?;
         Ok(Self { inbox, outbox, wake, stop, forwarded, thread: Some(thread) })
     }

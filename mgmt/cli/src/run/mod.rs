@@ -298,5 +298,6 @@ fn empty_config() -> vmm_api::VmConfig {
         virtio_console: None,
         debug: Default::default(),
         gdb: None,
+        sandbox: Default::default(),
     }
 }

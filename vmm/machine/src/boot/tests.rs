@@ -44,7 +44,7 @@ impl Bench {
     }
 
     fn load(&self) -> Result<Entry, BootError> {
-        load(&self.config, &self.memory, &self.map, RSDP)
+        load(&self.config, &BootFiles::open(&self.config)?, &self.memory, &self.map, RSDP)
     }
 
     fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
