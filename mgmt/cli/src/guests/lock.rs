@@ -85,6 +85,11 @@ pub fn try_existing(directory: &Path) -> Option<File> {
     (file.try_lock().is_ok() && is_there(&file, directory)).then_some(file)
 }
 
+/// The lock's device and inode.
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    fs::metadata(directory.join(LOCK)).ok().map(|it| (it.dev(), it.ino()))
+}
+
 /// Opens the lock's file; `None` if the directory is gone.
 fn open(directory: &Path, create: bool) -> Result<Option<File>, Failure> {
     let path = directory.join(LOCK);
