@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat};
+use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, SandboxMode};
 
 use crate::{size, stats};
 use agent::{CopyArgs, ExecArgs, SshArgs};
@@ -327,6 +327,13 @@ pub struct GuestArgs {
     #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
     pub hostname: Option<String>,
 
+    /// Whether the guest's VMM confines itself [default: on]
+    #[arg(long, value_enum, help_heading = "Sandbox")]
+    pub sandbox: Option<SandboxArg>,
+    /// Let the VMM also open, make and remove files in this directory; repeatable
+    #[arg(long, value_name = "DIRECTORY", help_heading = "Sandbox")]
+    pub sandbox_allow: Vec<PathBuf>,
+
     /// The guest's name [default: made from the image's]
     #[arg(long, help_heading = "Guest")]
     pub name: Option<String>,
@@ -369,6 +376,26 @@ impl From<AccelArg> for Accelerator {
             AccelArg::Auto => Accelerator::Auto,
             AccelArg::Soft => Accelerator::Soft,
             AccelArg::Kvm => Accelerator::Kvm,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// As far as this machine can do it
+    On,
+    /// Fully, or there is no guest
+    Require,
+    /// Not at all
+    Off,
+}
+
+impl From<SandboxArg> for SandboxMode {
+    fn from(arg: SandboxArg) -> SandboxMode {
+        match arg {
+            SandboxArg::On => SandboxMode::On,
+            SandboxArg::Require => SandboxMode::Require,
+            SandboxArg::Off => SandboxMode::Off,
         }
     }
 }

@@ -23,7 +23,7 @@ pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
-    VmConfig,
+    SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};

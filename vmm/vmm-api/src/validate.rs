@@ -290,6 +290,7 @@ mod tests {
             debug: Default::default(),
             cloud_init: None,
             gdb: None,
+            sandbox: Default::default(),
         }
     }
 

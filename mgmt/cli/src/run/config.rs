@@ -116,6 +116,11 @@ pub fn assemble(
         config.gdb = Some(GdbConfig { at: gdb.0.clone(), wait: args.gdb_wait });
     }
 
+    if let Some(sandbox) = args.sandbox {
+        config.sandbox.mode = sandbox.into();
+    }
+    config.sandbox.allow.extend(args.sandbox_allow.iter().cloned());
+
     // The VMM runs where it likes.
     for_each_path(&mut config, |path| {
         if let Ok(absolute) = std::path::absolute(&*path) {
@@ -249,6 +254,7 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
     if let Some(GdbConfig { at: GdbAddress::Socket(path), .. }) = &mut config.gdb {
         change(path);
     }
+    config.sandbox.allow.iter_mut().for_each(&mut change);
 }
 
 #[cfg(test)]

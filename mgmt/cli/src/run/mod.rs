@@ -298,5 +298,6 @@ fn empty_config() -> vmm_api::VmConfig {
         debug: Default::default(),
         cloud_init: None,
         gdb: None,
+        sandbox: Default::default(),
     }
 }

@@ -138,7 +138,7 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let result = run_on(
         &asked_for(accelerator),
         &config.into(),
-        None,
+        Start::default(),
         &consoles,
         &mut signals,
         &mut launcher,
@@ -159,7 +159,6 @@ const STARTED: Event = Event::Started {
     accelerator_reason: String::new(),
     serial_pty: None,
     virtio_console_pty: None,
-    cloud_init: None,
     gdb: None,
 };
 
@@ -251,7 +250,7 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
         run_on(
             &asked_for(accelerator),
             &config.into(),
-            None,
+            Start::default(),
             &consoles,
             &mut signals,
             &mut launcher,
@@ -291,7 +290,7 @@ fn a_machine_that_cannot_be_built_says_why() {
     let failure = run_on(
         &asked_for(accelerator),
         &config.into(),
-        None,
+        Start::default(),
         &consoles,
         &mut signals,
         &mut launcher,
