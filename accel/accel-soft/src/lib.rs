@@ -69,7 +69,7 @@ pub enum Execution {
 impl Default for Execution {
     /// Most code of a booting system runs a few times only.
     fn default() -> Self {
-        Self::Transcode { after: 32, check: false }
+        Self::Transcode { after: 16, check: false }
     }
 }
 
@@ -78,6 +78,15 @@ impl Default for Execution {
 pub struct SoftAccelerator {
     /// How guest code is executed.
     pub execution: Execution,
+}
+
+impl SoftAccelerator {
+    /// Finds out what it has to know of this host. A process that confines itself does so before: later it
+    /// may be refused.
+    pub fn look_around() {
+        runtime::tsc::frequency_hz();
+        mirror::is_possible();
+    }
 }
 
 /// How many processors a machine may have: xAPIC mode must be able to name them all.

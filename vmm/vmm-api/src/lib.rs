@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cloud_init;
 mod config;
 mod event;
 mod host;
+mod host_name;
 mod line;
 mod mac;
 mod statistics;
@@ -17,13 +19,15 @@ pub use api::{
     API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
     StopRequest, VSOCK_PROTOCOL,
 };
+pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, Protocol,
-    VmConfig,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
+    SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
+pub use host_name::host_name;
 pub use mac::{card_mac, default_mac};
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
 pub use validate::{
