@@ -314,6 +314,19 @@ pub struct GuestArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
 
+    /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
+    #[arg(long, help_heading = "cloud-init")]
+    pub cloud_init: bool,
+    /// Have the guest's cloud-init do what this file says: #cloud-config, a script, ...
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub user_data: Option<PathBuf>,
+    /// Let the owner of this public key log in by ssh; `default`: yours in ~/.ssh; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub ssh_key: Vec<PathBuf>,
+    /// What the guest shall call itself [default: the guest's name]
+    #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
+    pub hostname: Option<String>,
+
     /// The guest's name [default: made from the image's]
     #[arg(long, help_heading = "Guest")]
     pub name: Option<String>,

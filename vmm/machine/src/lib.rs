@@ -8,6 +8,7 @@
 
 pub mod acpi;
 pub mod boot;
+mod cloud_init;
 mod error;
 pub mod firmware;
 mod generation;

@@ -101,6 +101,7 @@ impl Machine {
         let disks = wiring::storage::attach(&board, &mut made)?;
         wiring::network::attach(&board)?;
         wiring::pci::attach_console_rng_and_vsock(&board)?;
+        wiring::storage::attach_seed(&board)?;
         let saved = board.take_saved();
         let made = match parts.restored {
             Some(_) => Some(made),

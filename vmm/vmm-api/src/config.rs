@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::CloudInitConfig;
+
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +46,9 @@ pub struct VmConfig {
     /// Where the virtio console (`hvc0`) leads. `None`: the guest has none.
     #[serde(default)]
     pub virtio_console: Option<ConsoleConfig>,
+    /// What its cloud-init is told, on a disk behind all others. `None`: nothing.
+    #[serde(default)]
+    pub cloud_init: Option<CloudInitConfig>,
     /// Devices that only test kernels want.
     #[serde(default)]
     pub debug: DebugDevices,

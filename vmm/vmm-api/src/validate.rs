@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::{BlockConfig, ForwardedPort, NetConfig, NetworkConfig, VmConfig};
+use crate::{
+    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, NetConfig, NetworkConfig, VmConfig,
+};
 
 /// The most virtual processors that a guest can have.
 pub const MAX_CPUS: u32 = 64;
@@ -73,6 +75,9 @@ pub enum ConfigError {
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
+    /// What cloud-init cannot be told.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// A port that does not exist.
     #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
     PortZero,
@@ -98,7 +103,8 @@ impl VmConfig {
             }
         }
         validate_disks(&self.disks)?;
-        validate_nets(&self.nets)
+        validate_nets(&self.nets)?;
+        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
     }
 }
 
@@ -241,6 +247,7 @@ mod tests {
             serial2: Default::default(),
             virtio_console: None,
             debug: Default::default(),
+            cloud_init: None,
             gdb: None,
         }
     }

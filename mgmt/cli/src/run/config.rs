@@ -8,6 +8,7 @@ use vmm_api::{
     ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, VmConfig,
 };
 
+use super::cloud_init;
 use crate::args::{GuestArgs, NetArg, SerialArg};
 use crate::{failure, network};
 
@@ -100,6 +101,7 @@ pub fn assemble(
     }
     config.disks.extend(args.disk.iter().map(|arg| arg.0.clone()));
     set_network(args, &mut config, without_nets)?;
+    cloud_init::set(args, &mut config.cloud_init)?;
     match &args.serial {
         Some(SerialArg::There(console)) => config.serial = console.clone(),
         Some(SerialArg::Here) => config.serial = ConsoleConfig::Null,

@@ -1,5 +1,6 @@
 //! `lodge run`.
 
+mod cloud_init;
 mod config;
 mod console;
 mod definition;
@@ -297,6 +298,7 @@ fn empty_config() -> vmm_api::VmConfig {
         serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
+        cloud_init: None,
         gdb: None,
     }
 }
