@@ -23,3 +23,4 @@ pub use error::BuildError;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};
+pub use wiring::network::forwards;

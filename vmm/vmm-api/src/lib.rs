@@ -9,6 +9,7 @@ mod cloud_init;
 mod config;
 mod event;
 mod host;
+mod host_name;
 mod line;
 mod mac;
 mod statistics;
@@ -21,11 +22,12 @@ pub use api::{
 pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, Protocol,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
     VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
+pub use host_name::host_name;
 pub use mac::{card_mac, default_mac};
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
 pub use validate::{
