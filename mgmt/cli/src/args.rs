@@ -1,6 +1,7 @@
 //! The command line, and the help that teaches it.
 
 pub mod agent;
+pub mod disk;
 mod gdb;
 mod image;
 pub mod lifecycle;
@@ -14,10 +15,13 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, DiskLimits, Rate};
+use vmm_api::{
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, DiskLimits, Rate, SandboxMode,
+};
 
 use crate::{size, stats};
 use agent::{CopyArgs, ExecArgs, SshArgs};
+use disk::DiskCommand;
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
 use lifecycle::{
@@ -105,6 +109,11 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Make disk images, change their size and format, and look at them
+    Disk {
+        #[command(subcommand)]
+        command: DiskCommand,
     },
     /// Make, list and remove networks that connect guests
     Network {
@@ -314,6 +323,26 @@ pub struct GuestArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
 
+    /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
+    #[arg(long, help_heading = "cloud-init")]
+    pub cloud_init: bool,
+    /// Have the guest's cloud-init do what this file says: #cloud-config, a script, ...
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub user_data: Option<PathBuf>,
+    /// Let the owner of this public key log in by ssh; `default`: yours in ~/.ssh; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub ssh_key: Vec<PathBuf>,
+    /// What the guest shall call itself [default: the guest's name]
+    #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
+    pub hostname: Option<String>,
+
+    /// Whether the guest's VMM confines itself [default: on]
+    #[arg(long, value_enum, help_heading = "Sandbox")]
+    pub sandbox: Option<SandboxArg>,
+    /// Let the VMM also open, make and remove files in this directory; repeatable
+    #[arg(long, value_name = "DIRECTORY", help_heading = "Sandbox")]
+    pub sandbox_allow: Vec<PathBuf>,
+
     /// The guest's name [default: made from the image's]
     #[arg(long, help_heading = "Guest")]
     pub name: Option<String>,
@@ -356,6 +385,26 @@ impl From<AccelArg> for Accelerator {
             AccelArg::Auto => Accelerator::Auto,
             AccelArg::Soft => Accelerator::Soft,
             AccelArg::Kvm => Accelerator::Kvm,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// As far as this machine can do it
+    On,
+    /// Fully, or there is no guest
+    Require,
+    /// Not at all
+    Off,
+}
+
+impl From<SandboxArg> for SandboxMode {
+    fn from(arg: SandboxArg) -> SandboxMode {
+        match arg {
+            SandboxArg::On => SandboxMode::On,
+            SandboxArg::Require => SandboxMode::Require,
+            SandboxArg::Off => SandboxMode::Off,
         }
     }
 }
@@ -556,6 +605,13 @@ mod tests {
         assert!(parse("lodge network create lab --nat --isolated").is_err());
         assert!(parse("lodge network create lab --subnet 10.1.0.1/24").is_err());
         assert!(parse("lodge network rm").is_err());
+        assert!(parse("lodge disk create a.qcow2 20G --json").is_ok());
+        assert!(parse("lodge disk create a.qcow2 --backing b.raw").is_ok());
+        assert!(parse("lodge disk create a.qcow2").is_err());
+        assert!(parse("lodge disk create a.raw --backing b.raw --format raw").is_err());
+        assert!(parse("lodge disk resize a.raw +1G").is_ok());
+        assert!(parse("lodge disk resize a.raw -1G").is_err());
+        assert!(parse("lodge disk convert a.raw").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

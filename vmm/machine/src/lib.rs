@@ -8,8 +8,10 @@
 
 pub mod acpi;
 pub mod boot;
+mod cloud_init;
 mod counters;
 mod error;
+mod files;
 pub mod firmware;
 mod generation;
 mod layers;
@@ -21,6 +23,7 @@ mod wiring;
 pub use chipset::{PowerRequest, PowerRequests};
 pub use counters::Counters;
 pub use error::BuildError;
+pub use files::Files;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};

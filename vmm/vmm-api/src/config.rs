@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskLimits, NetLimits};
+use crate::{CloudInitConfig, DiskLimits, NetLimits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,12 +46,41 @@ pub struct VmConfig {
     /// Where the virtio console (`hvc0`) leads. `None`: the guest has none.
     #[serde(default)]
     pub virtio_console: Option<ConsoleConfig>,
+    /// What its cloud-init is told, on a disk behind all others. `None`: nothing.
+    #[serde(default)]
+    pub cloud_init: Option<CloudInitConfig>,
     /// Devices that only test kernels want.
     #[serde(default)]
     pub debug: DebugDevices,
     /// Where GDB may connect to. `None`: nowhere.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,
+    /// How far the VMM confines itself.
+    #[serde(default)]
+    pub sandbox: SandboxConfig,
+}
+
+/// How far the VMM confines itself, before the guest's first instruction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// Whether.
+    pub mode: SandboxMode,
+    /// Directories in which it may open, make and remove files besides the guest's own.
+    pub allow: Vec<PathBuf>,
+}
+
+/// Whether the VMM confines itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxMode {
+    /// As far as this host can do it.
+    #[default]
+    On,
+    /// Fully, or there is no guest.
+    Require,
+    /// Not at all.
+    Off,
 }
 
 /// What runs the guest's processors.

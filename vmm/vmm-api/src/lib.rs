@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cloud_init;
 mod config;
 mod event;
 mod host;
@@ -19,10 +20,11 @@ pub use api::{
     API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
     StopRequest, VSOCK_PROTOCOL,
 };
+pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
-    VmConfig,
+    SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};

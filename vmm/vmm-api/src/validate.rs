@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::{BlockConfig, ForwardedPort, Lease, NetConfig, NetworkConfig, VmConfig};
+use crate::{
+    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, Lease, NetConfig, NetworkConfig,
+    VmConfig,
+};
 
 /// The most virtual processors that a guest can have.
 pub const MAX_CPUS: u32 = 64;
@@ -95,6 +98,9 @@ pub enum ConfigError {
     /// A limit that lets nothing pass.
     #[error("a rate of 0 lets nothing pass: leave the disk or the card out, or the limit")]
     RateZero,
+    /// What cloud-init cannot be told.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// A port that does not exist.
     #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
     PortZero,
@@ -120,7 +126,8 @@ impl VmConfig {
             }
         }
         validate_disks(&self.disks)?;
-        validate_nets(&self.nets)
+        validate_nets(&self.nets)?;
+        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
     }
 }
 
@@ -286,7 +293,9 @@ mod tests {
             serial2: Default::default(),
             virtio_console: None,
             debug: Default::default(),
+            cloud_init: None,
             gdb: None,
+            sandbox: Default::default(),
         }
     }
 

@@ -13,6 +13,7 @@ use gdb::{Debugger, Seat};
 use machine::{Machine, PowerRequest};
 use mem::GuestMemory;
 use runtime::Clock;
+use runtime::thread::{Role, spawn};
 use vmm_api::Failure;
 
 use crate::assembly::{Assembly, no_thread};
@@ -219,7 +220,7 @@ impl Processors {
         let saved = self.saved.clone();
         let failures = failures.clone();
         gate.expect();
-        let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+        let thread = spawn(Role::Processor, format!("vcpu{index}"), move || {
             let seat = seat.as_deref();
             let _alarm = Alarm { index, failures: &failures, meter: &meter, seat };
             let runner = gate.runner();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::Disk;
 use mem::GuestMemory;
+use runtime::thread::Role;
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Meters, SECTOR, spec};
 use crate::chain::Chain;
@@ -76,6 +77,10 @@ impl BlockTask {
 }
 
 impl QueueTask for BlockTask {
+    fn role(&self) -> Role {
+        Role::Disk
+    }
+
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         let stop = queue.stop_flag();
         let mut wait = None;

@@ -8,6 +8,7 @@ use vmm_api::{
     ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, VmConfig,
 };
 
+use super::cloud_init;
 use crate::args::{GuestArgs, NetArg, SerialArg};
 use crate::{failure, network};
 
@@ -100,6 +101,7 @@ pub fn assemble(
     }
     config.disks.extend(args.disk.iter().map(|arg| arg.0.clone()));
     set_network(args, &mut config, without_nets)?;
+    cloud_init::set(args, &mut config.cloud_init)?;
     match &args.serial {
         Some(SerialArg::There(console)) => config.serial = console.clone(),
         Some(SerialArg::Here) => config.serial = ConsoleConfig::Null,
@@ -113,6 +115,11 @@ pub fn assemble(
     if let Some(gdb) = &args.gdb {
         config.gdb = Some(GdbConfig { at: gdb.0.clone(), wait: args.gdb_wait });
     }
+
+    if let Some(sandbox) = args.sandbox {
+        config.sandbox.mode = sandbox.into();
+    }
+    config.sandbox.allow.extend(args.sandbox_allow.iter().cloned());
 
     // The VMM runs where it likes.
     for_each_path(&mut config, |path| {
@@ -247,6 +254,7 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
     if let Some(GdbConfig { at: GdbAddress::Socket(path), .. }) = &mut config.gdb {
         change(path);
     }
+    config.sandbox.allow.iter_mut().for_each(&mut change);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `lodge run`.
 
+mod cloud_init;
 mod config;
 mod console;
 mod definition;
@@ -294,6 +295,8 @@ fn empty_config() -> vmm_api::VmConfig {
         serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
+        cloud_init: None,
         gdb: None,
+        sandbox: Default::default(),
     }
 }

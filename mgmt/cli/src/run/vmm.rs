@@ -261,6 +261,11 @@ fn conclude(end: End, status: ExitStatus) -> Result<u8, Failure> {
             notice(false, "the guest did not stop in time and was ended by force");
             Ok(0)
         }
+        _ if status.signal() == Some(libc::SIGSYS) => Err(Failure::internal(format!(
+            "lodge-vmm asked this host for something that its sandbox does not let it have, and was \
+             ended: its last message says what (of a guest in the background, {VMM_LOG} in the guest's \
+             directory has it). The guest is gone, its disks are as it last flushed them"
+        ))),
         _ => Err(Failure::internal(match status.signal() {
             Some(signal) => format!(
                 "lodge-vmm was ended by signal {signal} (a mistake in Lodge, or too little memory \

@@ -3,21 +3,26 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::super::context::{Context, ContextCell, HIDDEN, MIRRORED_JUMPS, STACK, WRITABLE};
+use super::super::context::{Context, ContextCell, HIDDEN, STACK, WRITABLE};
 use super::super::entry;
-use super::pieces::{Pieces, map_at};
+use super::pieces::{Pieces, map_at, stack_start};
 
 /// Since this version Linux delivers signals to threads whose own stack is under a locked key.
 const LINUX: (u32, u32) = (6, 12);
 
 /// Whether this host's processor and kernel can do it.
 pub fn is_possible() -> bool {
-    // CPUID leaf 7: ECX bit 4 is OSPKE. The subleaf exists on every processor with AVX2's leaf.
-    let has_keys = std::arch::x86_64::__cpuid(0).eax >= 7
-        && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0;
-    has_keys && linux_version().is_some_and(|version| version >= LINUX)
+    static IS_POSSIBLE: OnceLock<bool> = OnceLock::new();
+    *IS_POSSIBLE.get_or_init(|| {
+        // CPUID leaf 7: ECX bit 4 is OSPKE. The subleaf exists on every processor with AVX2's leaf.
+        let has_keys = std::arch::x86_64::__cpuid(0).eax >= 7
+            && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0;
+        has_keys
+            && linux_version().is_some_and(|version| version >= LINUX)
+            && stack_start().is_some()
+    })
 }
 
 fn linux_version() -> Option<(u32, u32)> {
@@ -125,8 +130,6 @@ impl Mapping {
         context.mirrored_sp = alias + STACK as u64;
         context.mirrored_pkru = mapping.key.alone();
         context.leave_mirrored = entry::leave_mirrored as *const () as u64;
-        let jumps = std::mem::offset_of!(Context, mirrored_jumps) as u64;
-        context.second_jumps[MIRRORED_JUMPS] = (alias + jumps) as *mut _;
         Ok(mapping)
     }
 
@@ -135,10 +138,15 @@ impl Mapping {
         self.context.get()
     }
 
-    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done; if
-    /// not, it is time to [`clear`](Self::clear): the host might refuse.
-    pub fn has_room(&self, changes: usize) -> bool {
+    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done, with
+    /// `pages` mapped now; if not, it is time to [`clear`](Self::clear): the host might refuse.
+    pub fn has_room(&mut self, changes: usize, pages: usize) -> bool {
         let wanted = changes.saturating_mul(CHANGE).saturating_add(PIECE);
+        if self.mappings.saturating_add(wanted) > MAX_MAPPINGS {
+            // Many a change undid what another did. Now there is a mapping for each page at most, and
+            // what is between them.
+            self.mappings = self.mappings.min(2 * pages + self.pieces.len());
+        }
         self.mappings.saturating_add(wanted) <= MAX_MAPPINGS
     }
 
