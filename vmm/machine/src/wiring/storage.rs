@@ -70,17 +70,6 @@ pub fn attach_seed(board: &Board) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The disk for cloud-init, if there is to be one. It comes after all others, whose names in the guest do
-/// not depend on it.
-pub fn attach_seed(board: &Board) -> Result<(), BuildError> {
-    let config = board.parts.config;
-    let Some(cloud_init) = &config.cloud_init else { return Ok(()) };
-    let disk = Arc::new(MemoryDisk::new(cloud_init::seed(config, cloud_init)?));
-    let options = BlockOptions { serial: Some("cloud-init".into()), ..BlockOptions::default() };
-    board.pci.add(None, Box::new(virtio::block(disk, options, board.parts.memory.clone())?))?;
-    Ok(())
-}
-
 /// How the configuration wants its image opened.
 pub fn image(config: &BlockConfig) -> OpenOptions {
     let format = match config.format {
