@@ -22,17 +22,22 @@ pub struct Wire {
     waiting: Mutex<VecDeque<Vec<u8>>>,
     readable: Event,
     broken: bool,
+    takes_unfinished: bool,
     looks: AtomicUsize,
 }
 
 impl Wire {
     pub fn new(broken: bool) -> Arc<Self> {
+        Self::with(broken, false)
+    }
+    fn with(broken: bool, takes_unfinished: bool) -> Arc<Self> {
         let readable = Event::new().unwrap();
         Arc::new(Self {
             sent: Mutex::default(),
             waiting: Mutex::default(),
             readable,
             broken,
+            takes_unfinished,
             looks: AtomicUsize::new(0),
         })
     }
@@ -46,6 +51,9 @@ impl Backend for Wire {
     fn transmit(&self, frame: &[u8]) -> bool {
         self.sent.lock().unwrap().push(frame.to_vec());
         true
+    }
+    fn takes_unfinished(&self) -> bool {
+        self.takes_unfinished
     }
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         self.looks.fetch_add(1, Ordering::Relaxed);
@@ -102,6 +110,19 @@ fn sends_frames() {
     tx.request(&g, &[(DATA, 100_000, false)]);
     tx.request(&g, &[(DATA, 100, true)]);
     assert_eq!(*wire.sent.lock().unwrap(), [frame.clone(), frame]);
+}
+
+#[test]
+fn unfinished_frames_go_to_who_takes_them() {
+    let wire = Wire::with(false, true);
+    let g = guest(&wire);
+    assert_eq!(g.offered() & 0xff_ffff, 1 | 1 << 5 | 1 << 11 | 1 << 12 | 1 << 16);
+    let mut tx = g.start().remove(1);
+    // Whatever is said of what is left to do, the frame is passed on as it is.
+    g.write(DATA, &[0xff; HEADER as usize]);
+    g.write(DATA + u64::from(HEADER), &[7; 30_000]);
+    tx.request(&g, &[(DATA, HEADER + 30_000, false)]);
+    assert_eq!(*wire.sent.lock().unwrap(), [[7; 30_000]]);
 }
 
 #[test]
