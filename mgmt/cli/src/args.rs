@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+mod affinity;
 pub mod agent;
 mod gdb;
 mod image;
@@ -13,9 +14,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, SandboxMode};
+use vmm_api::{
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, SandboxMode,
+};
 
 use crate::{size, stats};
+pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
@@ -306,6 +310,17 @@ pub struct GuestArgs {
     /// Where the serial port leads: here, null, pty, socket:PATH or log:PATH [default: here]
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
+
+    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub cpu_limit: Option<CpuShare>,
+    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
+    pub memory_limit: Option<u64>,
+    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
+    /// 0=2,1=4-7
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub cpu_affinity: Option<AffinityArg>,
 
     /// Whether the guest's VMM confines itself [default: on]
     #[arg(long, value_enum, help_heading = "Sandbox")]

@@ -61,6 +61,7 @@ impl Bench {
             debug: DebugDevices { debugcon: false, debug_exit: true, testdev: true },
             gdb: None,
             sandbox: Default::default(),
+            limits: Default::default(),
         };
         Self { dir, config, pins: Arc::default() }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::{SLEEPS, Vmm};
+use common::{SLEEPS, Vmm, wait};
 use serde_json::json;
 use vmm_api::Event;
 
@@ -36,12 +36,15 @@ fn every_thread_of_a_vmm_is_confined() {
         json!({ "accelerator": "soft", "nets": [{}], "virtio_console": "null", "serial": "api" });
     let mut vmm = Vmm::start(SLEEPS, net);
     for round in 0..2 {
-        let threads = threads(&vmm);
-        let names: Vec<_> = threads.iter().filter_map(|thread| thread.get("Name")).collect();
-        for name in ["lodge-vmm", "vcpu0", "vcpu1", "timers", "api", "console", "user-network"] {
-            assert!(names.iter().any(|known| *known == name), "{name} is not among {names:?}");
-        }
-        for thread in &threads {
+        // A thread that has just been made has its name yet to come.
+        wait("all threads", || {
+            let threads = threads(&vmm);
+            let names: Vec<_> = threads.iter().filter_map(|thread| thread.get("Name")).collect();
+            ["lodge-vmm", "vcpu0", "vcpu1", "timers", "api", "console", "user-network"]
+                .iter()
+                .all(|name| names.iter().any(|known| known == name))
+        });
+        for thread in &threads(&vmm) {
             assert!(is_confined(thread), "{thread:#?}");
         }
         let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.child.id())).unwrap();

@@ -1,5 +1,6 @@
 //! `lodge run`.
 
+pub mod cgroup;
 mod config;
 mod console;
 mod definition;
@@ -299,5 +300,6 @@ fn empty_config() -> vmm_api::VmConfig {
         debug: Default::default(),
         gdb: None,
         sandbox: Default::default(),
+        limits: Default::default(),
     }
 }
