@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+mod affinity;
 pub mod agent;
 pub mod disk;
 mod gdb;
@@ -14,9 +15,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, SandboxMode};
+use vmm_api::{
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, SandboxMode,
+};
 
 use crate::{size, stats};
+pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
 use disk::DiskCommand;
 pub use gdb::GdbArg;
@@ -326,6 +330,17 @@ pub struct GuestArgs {
     /// What the guest shall call itself [default: the guest's name]
     #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
     pub hostname: Option<String>,
+
+    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub cpu_limit: Option<CpuShare>,
+    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
+    pub memory_limit: Option<u64>,
+    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
+    /// 0=2,1=4-7
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub cpu_affinity: Option<AffinityArg>,
 
     /// Whether the guest's VMM confines itself [default: on]
     #[arg(long, value_enum, help_heading = "Sandbox")]
