@@ -1,16 +1,12 @@
-//! KVM's shared interrupt controllers and PIT, between its structures and those that are saved.
+//! KVM's shared interrupt controllers, between its structures and those that are saved.
 
 use accel::Fault;
-use irqchip::{
-    ChipsState, IoApicState, PIT_HZ, PicInit, PicState, PitAccess, PitChannelState, PitMode,
-    PitPhase, PitState,
-};
+use irqchip::{ChipsState, IoApicState, PicInit, PicState, PitState};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_ioapic_state,
-    kvm_irqchip, kvm_pic_state, kvm_pit_channel_state,
+    kvm_irqchip, kvm_pic_state,
 };
 use kvm_ioctls::VmFd;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::host::failed;
 
@@ -19,24 +15,22 @@ const IOAPIC_BASE: u64 = 0xfec0_0000;
 /// The highest inputs of each 8259 that the ELCR can make level-sensitive (ICH9 13.4.10, 13.4.11).
 const ELCR_MASKS: [u8; 2] = [0xf8, 0xde];
 
-/// Their state, at the guest time `now` in ns, which stands still.
-pub fn save(vm: &VmFd, now: u64) -> Result<ChipsState, Fault> {
+/// Their state, with that of the PIT.
+pub fn save(vm: &VmFd, pit: PitState) -> Result<ChipsState, Fault> {
     Ok(ChipsState {
         pic_master: from_pic(&get(vm, KVM_IRQCHIP_PIC_MASTER)?),
         pic_slave: from_pic(&get(vm, KVM_IRQCHIP_PIC_SLAVE)?),
         ioapic: from_ioapic(&get(vm, KVM_IRQCHIP_IOAPIC)?),
-        pit: save_pit(vm, now)?,
+        pit,
     })
 }
 
-/// Has them take over a state.
+/// Has them take over a state. The PIT has taken over its own.
 pub fn restore(vm: &VmFd, state: &ChipsState) -> Result<(), Fault> {
-    // Whatever is not to be is found out by the models.
-    irqchip::Pit::new().restore(&state.pit).map_err(|e| Fault::BadState(e.to_string()))?;
+    // Whatever is not to be is found out by the model.
     let mut router = irqchip::Router::new();
     router.restore(&state.pic_master, &state.pic_slave, &state.ioapic);
     let (master, slave, ioapic) = router.save();
-    restore_pit(vm, &state.pit)?;
     for (id, pic, mask) in [
         (KVM_IRQCHIP_PIC_MASTER, &master, ELCR_MASKS[0]),
         (KVM_IRQCHIP_PIC_SLAVE, &slave, ELCR_MASKS[1]),
@@ -136,90 +130,6 @@ fn to_ioapic(s: &IoApicState) -> kvm_ioapic_state {
         entry.bits = bits;
     }
     state
-}
-
-/// CLOCK_MONOTONIC, by which KVM notes when a counter was loaded.
-fn host_ns() -> i64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec)
-}
-
-fn ticks(ns: i128) -> i64 {
-    (ns * i128::from(PIT_HZ) / 1_000_000_000) as i64
-}
-
-fn save_pit(vm: &VmFd, now: u64) -> Result<PitState, Fault> {
-    let pit = vm.get_pit2().map_err(|e| failed("cannot read KVM's timer (PIT)", e))?;
-    let channel = |c: &kvm_pit_channel_state| {
-        let seen = ticks(now.into());
-        let elapsed = ticks(i128::from(host_ns()) - i128::from(c.count_load_time)).max(0);
-        let count = i64::from(c.count).clamp(1, 0x1_0000);
-        PitChannelState {
-            mode: match c.mode {
-                0 => PitMode::TerminalCount,
-                1 => PitMode::OneShot,
-                2 => PitMode::RateGenerator,
-                4 => PitMode::SoftwareStrobe,
-                5 => PitMode::HardwareStrobe,
-                _ => PitMode::SquareWave,
-            },
-            bcd: c.bcd != 0,
-            access: match c.rw_mode {
-                1 => PitAccess::Low,
-                2 => PitAccess::High,
-                _ => PitAccess::LowThenHigh,
-            },
-            gate: c.gate != 0,
-            written: (c.count_load_time != 0).then_some(count),
-            loaded: count,
-            phase: if c.count_load_time != 0 {
-                PitPhase::Counting { since: seen - elapsed }
-            } else {
-                PitPhase::Idle
-            },
-            switch_at: None,
-            null_count: c.count_load_time == 0,
-            low_byte: (c.write_state == 4).then_some(c.write_latch),
-            read_high: c.read_state == 4,
-            latched_count: (c.count_latched != 0).then_some(c.latched_count),
-            latched_status: (c.status_latched != 0).then_some(c.status),
-            seen,
-            rose: false,
-        }
-    };
-    let [a, b, c] = &pit.channels;
-    Ok(PitState {
-        channels: [channel(a), channel(b), channel(c)],
-        port61: u8::from(pit.channels[2].gate != 0),
-        not_before: 0,
-    })
-}
-
-/// KVM counts from anew: what is left of the present period is lost.
-fn restore_pit(vm: &VmFd, state: &PitState) -> Result<(), Fault> {
-    let mut pit = vm.get_pit2().map_err(|e| failed("cannot read KVM's timer (PIT)", e))?;
-    for (to, from) in pit.channels.iter_mut().zip(&state.channels) {
-        let next = |is_second: bool| match from.access {
-            PitAccess::LowThenHigh if is_second => 4,
-            access => access as u8,
-        };
-        *to = kvm_pit_channel_state {
-            count: from.written.map_or(0, |count| count as u32),
-            latched_count: from.latched_count.unwrap_or_default(),
-            count_latched: from.latched_count.map_or(0, |_| from.access as u8),
-            status_latched: from.latched_status.is_some().into(),
-            status: from.latched_status.unwrap_or_default(),
-            read_state: next(from.read_high),
-            write_state: next(from.low_byte.is_some()),
-            write_latch: from.low_byte.unwrap_or_default(),
-            rw_mode: from.access as u8,
-            mode: from.mode as u8,
-            bcd: from.bcd.into(),
-            gate: from.gate.into(),
-            count_load_time: 0,
-        };
-    }
-    vm.set_pit2(&pit).map_err(|e| failed("cannot set KVM's timer (PIT)", e))
 }
 
 #[cfg(test)]

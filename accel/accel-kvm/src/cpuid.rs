@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use accel::CpuidTable;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use x86::cpuid::CpuidResult;
+use x86::cpuid::{CpuidResult, KVM_FEATURES, KVM_TIMING};
 
 /// One of the registers that CPUID answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,15 +42,6 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
 const XSAVE: u32 = 1 << 26;
-
-/// KVM's paravirtual features that Linux makes good use of and that need nothing of the VMM
-/// (Documentation/virt/kvm/x86/cpuid.rst): CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, ASYNC_PF,
-/// STEAL_TIME, PV_EOI, PV_UNHALT, PV_TLB_FLUSH, ASYNC_PF_VMEXIT, PV_SEND_IPI, PV_SCHED_YIELD,
-/// ASYNC_PF_INT, CLOCKSOURCE_STABLE. Not POLL_CONTROL, with which a guest asks the host not to
-/// poll, which costs one exit more than it saves on a host that is shared.
-const PARAVIRTUAL: u32 = 0x0100_6efb;
-const KVM_FEATURES: u32 = 0x4000_0001;
-pub const KVM_TIMING: u32 = 0x4000_0010;
 
 /// A feature of the processor model that the host's KVM does not offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,7 +141,7 @@ impl Supported {
         }
         fit_xsave(&mut table);
         if let Some(mut features) = table.get(KVM_FEATURES, 0) {
-            features.eax = self.get(KVM_FEATURES, 0).eax & PARAVIRTUAL;
+            features.eax &= self.get(KVM_FEATURES, 0).eax;
             table.set(KVM_FEATURES, None, features);
         }
         if let (Some(mut timing), Some(tsc_khz)) = (table.get(KVM_TIMING, 0), tsc_khz) {
@@ -283,7 +274,7 @@ mod tests {
         assert_eq!(table.get(1, 0), model().get(1, 0));
         assert_eq!(table.get(0xd, 0), model().get(0xd, 0));
         assert_eq!(table.get(KVM_TIMING, 0).unwrap(), result(2_000_000, 2, 0, 0));
-        assert_eq!(table.get(KVM_FEATURES, 0).unwrap().eax & !PARAVIRTUAL, 0);
+        assert_eq!(table.get(KVM_FEATURES, 0).unwrap().eax, 0x0100_000b & 0x0100_7efb);
         assert_eq!(components(&table), (7, true));
     }
 

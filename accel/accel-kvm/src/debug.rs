@@ -12,6 +12,8 @@ use crate::host::failed;
 
 /// DR7 with nothing enabled: bit 10 is always set (SDM Vol. 3, 17.2.4).
 const DR7_NONE: u64 = 1 << 10;
+/// DR6: an access to a debug register that DR7.GD guards.
+const DR6_GUARDED: u64 = 1 << 13;
 /// DR6: a single step.
 const DR6_STEP: u64 = 1 << 14;
 /// DR6: a task switch to a TSS with its T flag set.
@@ -69,17 +71,20 @@ pub fn reason(exit: &kvm_debug_exit_arch, control: &DebugControl) -> Option<Debu
     });
     match point {
         Some(number) => Some(DebugStop::Point(number)),
-        None if control.step && exit.dr6 & DR6_STEP != 0 => Some(DebugStop::Step),
-        // Some kernels do not say what it was.
-        None => control.step.then_some(DebugStop::Step),
+        None => (control.step && exit.dr6 & DR6_STEP != 0).then_some(DebugStop::Step),
     }
 }
 
 /// What of DR6 the guest is to see of a debug exception that is none of the debugger's: its own
-/// single step. Its breakpoints are not armed meanwhile.
+/// single step, say. Its breakpoints are not armed meanwhile.
 pub fn guests_own(exit: &kvm_debug_exit_arch) -> Option<u64> {
-    let cause = exit.dr6 & (DR6_STEP | DR6_TASK);
+    let cause = exit.dr6 & (DR6_GUARDED | DR6_STEP | DR6_TASK);
     (exit.exception == u32::from(vector::DB) && cause != 0).then_some(cause)
+}
+
+/// Whether nothing is said to have caused it, not even a breakpoint that is no more.
+pub fn has_no_cause(exit: &kvm_debug_exit_arch) -> bool {
+    exit.exception == u32::from(vector::DB) && guests_own(exit).is_none() && exit.dr6 & 15 == 0
 }
 
 #[cfg(test)]
@@ -132,7 +137,12 @@ mod tests {
         assert_eq!(reason(&exit(1, 0x4000), &control), Some(DebugStop::Step));
         assert_eq!(reason(&exit(1, 0x0004), &DebugControl::default()), None);
         assert_eq!(guests_own(&exit(1, 0xffff_4ff0)), Some(0x4000));
+        assert_eq!(guests_own(&exit(1, 0xffff_2ff0)), Some(0x2000));
         assert_eq!(guests_own(&exit(1, 0xffff_0ff1)), None);
+        // INT1, also while it is stepped over.
+        assert_eq!(reason(&exit(1, 0xffff_0ff0), &control), None);
+        assert!(has_no_cause(&exit(1, 0xffff_0ff0)));
+        assert!(!has_no_cause(&exit(1, 0xffff_0ff1)) && !has_no_cause(&exit(1, 0xffff_4ff0)));
         control.step = false;
         assert_eq!(reason(&exit(1, 0xffff_4ff0), &control), None);
     }

@@ -5,9 +5,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use accel::Fault;
+use kvm_bindings::{KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+
+use crate::cpuid::Supported;
 
 /// The version of KVM's interface since Linux 2.6.22 (Documentation/virt/kvm/api.rst, 4.1).
 pub const API_VERSION: i32 = 12;
@@ -35,9 +39,28 @@ pub struct Host {
     pub kvm: Kvm,
     /// Capabilities (`KVM_CAP_*`) that it is said not to have, for tests.
     pub without: Vec<u32>,
+    supported: OnceLock<Supported>,
 }
 
 impl Host {
+    /// A KVM that was opened.
+    pub fn new(kvm: Kvm) -> Self {
+        Self { kvm, without: Vec::new(), supported: OnceLock::new() }
+    }
+
+    /// The processor that KVM offers to guests.
+    pub fn supported(&self) -> Result<&Supported, Fault> {
+        if let Some(supported) = self.supported.get() {
+            return Ok(supported);
+        }
+        let supported = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|e| failed("KVM does not say which processor it offers", e))?;
+        let supported = Supported::new(&supported, self.has(KVM_CAP_TSC_DEADLINE_TIMER));
+        Ok(self.supported.get_or_init(|| supported))
+    }
+
     /// What KVM says of one of `KVM_CAP_*`: zero if it does not have it, else one or more.
     pub fn capability(&self, cap: u32) -> u32 {
         if self.without.contains(&cap) {

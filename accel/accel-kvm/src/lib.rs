@@ -13,6 +13,7 @@ mod host;
 mod hyperv;
 mod irq;
 mod kick;
+mod pit;
 mod probe;
 mod ring;
 mod run_page;
@@ -53,7 +54,7 @@ impl KvmAccelerator {
     ///
     /// As with [`open`](Self::open).
     pub fn open_at(path: &Path) -> Result<Self, Obstacle> {
-        Ok(Self { host: Host { kvm: host::open(path)?, without: Vec::new() } })
+        Ok(Self { host: Host::new(host::open(path)?) })
     }
 
     /// The same KVM as if it lacked one of its capabilities (`KVM_CAP_*`): for tests of what is done
@@ -62,17 +63,6 @@ impl KvmAccelerator {
     pub fn without(mut self, capability: u32) -> Self {
         self.host.without.push(capability);
         self
-    }
-
-    /// What of a processor model guests get on this host. What they do without is logged.
-    ///
-    /// # Errors
-    ///
-    /// If KVM does not say.
-    pub fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
-        let (table, refused) = vm::supported(&self.host)?.restrict(model, None);
-        cpuid::say(&refused);
-        Ok(table)
     }
 
     /// Whether it serves Hyper-V's enlightenments.
@@ -93,6 +83,13 @@ impl KvmAccelerator {
 impl Accelerator for KvmAccelerator {
     fn name(&self) -> &'static str {
         "kvm"
+    }
+
+    /// What guests do without is logged.
+    fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
+        let (table, refused) = self.host.supported()?.restrict(model, None);
+        cpuid::say(&refused);
+        Ok(table)
     }
 
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {

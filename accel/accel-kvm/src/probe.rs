@@ -185,6 +185,7 @@ fn run(vcpu: &mut VcpuFd) -> Result<(u64, u64), Fault> {
         components: 3,
         xsave: false,
         msrs: KnownMsrs::default(),
+        hyperv: false,
     };
     state::store(vcpu, &plain, Sections::GENERAL | Sections::SYSTEM, &state)?;
     loop {

@@ -1,5 +1,5 @@
 //! Guest time across a pause: what processors read of the TSC and of the paravirtual clock, and
-//! their timers, go on from where they stood.
+//! their timers, go on from where they stood. So does the PIT, as far as KVM lets it.
 //!
 //! KVM's clocks go on as the host's do, so all of it is set back when the pause is over, by the same
 //! number of ticks for all processors.
@@ -13,6 +13,7 @@ use kvm_ioctls::{Error, VcpuFd, VmFd};
 
 use crate::apic_page;
 use crate::host::failed;
+use crate::pit::Pit;
 use crate::state::{self, Abilities};
 
 /// IA32_TSC_DEADLINE.
@@ -23,6 +24,7 @@ const TSC: u32 = 0x10;
 /// A machine's clocks.
 pub struct GuestTime {
     vm: Arc<VmFd>,
+    pit: Pit,
     processors: Vec<VcpuFd>,
     abilities: Abilities,
     /// The rate of the guest's TSC in kHz, if it is not the host's.
@@ -68,7 +70,13 @@ impl GuestTime {
         abilities: Abilities,
         scaled_khz: Option<u32>,
     ) -> Self {
-        Self { vm, processors, abilities, scaled_khz, stopped: Mutex::default() }
+        let pit = Pit::new(vm.clone());
+        Self { vm, pit, processors, abilities, scaled_khz, stopped: Mutex::default() }
+    }
+
+    /// The machine's PIT.
+    pub fn pit(&self) -> &Pit {
+        &self.pit
     }
 
     /// Notes how things stand. No processor runs from now on until time goes on.
@@ -83,10 +91,16 @@ impl GuestTime {
             }
             Err(error) => cannot("read the processors' timers", &error),
         }
+        if let Err(error) = self.pit.stop() {
+            cannot("stop the PIT", &error);
+        }
     }
 
     /// Has time go on from there.
     pub fn resume(&self) {
+        if let Err(error) = self.pit.resume() {
+            cannot("have the PIT go on", &error);
+        }
         let Some(stopped) = self.stopped().take() else { return };
         let ticks = runtime::tsc::read().wrapping_sub(stopped.host_tsc);
         let ticks = self.guest_ticks(ticks);

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use accel::{
-    CpuBus, CpuState, CpuidTable, DebugControl, Exit, Fault, Kicker, PvClockState, Sections,
-    Statistics, Vcpu, VcpuState,
+    CpuBus, CpuState, CpuidTable, DebugControl, DebugStop, Exit, Fault, Kicker, PvClockState,
+    Sections, Statistics, Vcpu, VcpuState,
 };
 use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_MP_STATE_INIT_RECEIVED, KVM_SYSTEM_EVENT_CRASH,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_SIMUL_EX, KVM_MP_STATE_INIT_RECEIVED, KVM_SYSTEM_EVENT_CRASH,
     KVM_SYSTEM_EVENT_RESET,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use mem::GuestAddress;
+use mem::vm_memory::Bytes;
 use x86::state::{Activity, gpr};
 use x86::{Cpu, Exception, vector};
 
@@ -22,6 +25,7 @@ use crate::cpuid;
 use crate::debug;
 use crate::host::failed;
 use crate::kick::{Entered, Kick};
+use crate::probe::hardware;
 use crate::run_page::RunPage;
 use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
@@ -30,6 +34,12 @@ use crate::vm::Shared;
 // KVM's paravirtual clock (Linux, Documentation/virt/kvm/x86/msr.rst).
 const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// Bytes of `pvclock_wall_clock`.
+const WALL_CLOCK_LEN: usize = 12;
+
+/// Reasons for which a guest is not entered that its own state gives: VMX's basic exit reason 33
+/// with bit 31 (SDM Vol. 3, 27.8), and SVM's VMEXIT_INVALID (APM Vol. 2, 15.5.1), of 32 or 64 bits.
+const INVALID_STATE: [u64; 3] = [1 << 31 | 33, 0xffff_ffff, u64::MAX];
 
 /// A processor.
 pub struct KvmVcpu {
@@ -56,6 +66,10 @@ enum Next {
     Assist,
     /// Hand the guest a debug exception of its own, with these bits of DR6.
     Trap(u64),
+    /// A debug exception without a cause, at this address.
+    Int1(u64),
+    /// The guest's state is one that no processor can be in.
+    Impossible(u64),
     /// What was noted of stores is taken away.
     MakeRoom,
     Leave(Exit),
@@ -124,7 +138,26 @@ impl KvmVcpu {
                         return Ok(exit);
                     }
                 }
-                Next::Trap(dr6) => self.trap(dr6)?,
+                Next::Trap(dr6) => {
+                    self.trap(dr6)?;
+                    if let Some(end) = self.end() {
+                        return Ok(end);
+                    }
+                }
+                Next::Int1(pc) => {
+                    if let Some(exit) = self.int1(pc)? {
+                        return Ok(exit);
+                    }
+                }
+                Next::Impossible(reason) => {
+                    tracing::warn!(
+                        "the guest brought processor {} into a state that no processor can be in \
+                         (failed entry, reason {reason:#x}): it shuts down, as after a triple fault",
+                        self.index
+                    );
+                    self.shut_down = true;
+                    return Ok(Exit::TripleFault);
+                }
                 Next::Leave(exit) => {
                     self.shut_down = exit == Exit::TripleFault;
                     return Ok(exit);
@@ -146,11 +179,15 @@ impl KvmVcpu {
             cpu.step();
             cpu.take_debug_stop()
         })?;
-        if self.shut_down {
+        Ok(self.end().or(stop.map(Exit::Debug)))
+    }
+
+    /// The end, if what the interpreter did led to one.
+    fn end(&mut self) -> Option<Exit> {
+        self.shut_down.then(|| {
             self.counters.shutdowns += 1;
-            return Ok(Some(Exit::TripleFault));
-        }
-        Ok(stop.map(Exit::Debug))
+            Exit::TripleFault
+        })
     }
 
     /// Delivers a #DB that KVM took from the guest, since a debugger has points or steps.
@@ -160,6 +197,34 @@ impl KvmVcpu {
             cpu.state.dr6 |= dr6;
             cpu.exception(Exception::new(vector::DB));
         })
+    }
+
+    /// A #DB at `pc` that KVM took from the guest and gives no cause of: INT1 has none (SDM Vol. 3,
+    /// 17.3.1). On Intel's processors it is yet to be executed, on AMD's it was. Without either,
+    /// KVM may just not say what it was.
+    fn int1(&mut self, pc: u64) -> Result<Option<Exit>, Fault> {
+        match hardware() {
+            Some("svm") => self.trap(0)?,
+            Some(_) => self.step()?,
+            None if self.is_int1(pc) => self.step()?,
+            None => {}
+        }
+        Ok(self.end().or(self.control.step.then_some(Exit::Debug(DebugStop::Step))))
+    }
+
+    fn is_int1(&self, pc: u64) -> bool {
+        const INT1: u8 = 0xf1;
+        let place = self.fd.translate_gva(pc).ok().filter(|place| place.valid != 0);
+        let byte = place.and_then(|place| {
+            self.shared.stores.memory().read_obj(GuestAddress(place.physical_address)).ok()
+        });
+        byte == Some(INT1)
+    }
+
+    /// Has the interpreter execute an instruction that is no business of the debugger's.
+    fn step(&mut self) -> Result<(), Fault> {
+        self.refresh(Sections::all())?;
+        self.interpret(&NoBus, |cpu| cpu.step())
     }
 
     /// Has the interpreter do something with the state that was loaded.
@@ -184,6 +249,26 @@ impl KvmVcpu {
         state::load(&self.fd, &self.abilities, want, &mut self.state)?;
         if want.contains(Sections::EVENTS) && self.shut_down {
             self.state.activity = Activity::Shutdown;
+        }
+        Ok(())
+    }
+
+    /// Tells KVM where the guest keeps its paravirtual clock. It refuses an address that is none.
+    fn restore_clock(&self, clock: PvClockState) -> Result<(), Fault> {
+        // It is published anew.
+        if clock.system_time != 0 {
+            state::write_msr(&self.fd, MSR_KVM_SYSTEM_TIME_NEW, clock.system_time)?;
+        }
+        if clock.wall_clock != 0 {
+            // The guest asked for the time of day once, and may have something else there by now.
+            let (memory, place) = (self.shared.stores.memory(), GuestAddress(clock.wall_clock));
+            let mut there = [0; WALL_CLOCK_LEN];
+            let is_ram = memory.read_slice(&mut there, place).is_ok();
+            state::write_msr(&self.fd, MSR_KVM_WALL_CLOCK_NEW, clock.wall_clock)?;
+            if is_ram {
+                let written = memory.write_slice(&there, place);
+                written.map_err(|e| Fault::Wrong(format!("the wall clock was RAM: {e}")))?;
+            }
         }
         Ok(())
     }
@@ -243,6 +328,7 @@ fn handle(
             counters.debug += 1;
             return Ok(match debug::reason(&exit, control) {
                 Some(stop) => Next::Leave(Exit::Debug(stop)),
+                None if debug::has_no_cause(&exit) => Next::Int1(exit.pc),
                 None => debug::guests_own(&exit).map_or(Next::Enter, Next::Trap),
             });
         }
@@ -253,7 +339,11 @@ fn handle(
         VcpuExit::InternalError => {
             // SAFETY: as above.
             let error = unsafe { page.internal_error() };
-            if error.suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION {
+            // The latter are events that the guest has delivered to where there is no RAM.
+            if let KVM_INTERNAL_ERROR_EMULATION
+            | KVM_INTERNAL_ERROR_SIMUL_EX
+            | KVM_INTERNAL_ERROR_DELIVERY_EV = error.suberror
+            {
                 return Ok(Next::Assist);
             }
             let data = &error.data[..error.count as usize];
@@ -274,6 +364,10 @@ fn handle(
             return Ok(Next::MakeRoom);
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => counters.other += 1,
+        VcpuExit::FailEntry(reason, _) if INVALID_STATE.contains(&reason) => {
+            counters.shutdowns += 1;
+            return Ok(Next::Impossible(reason));
+        }
         VcpuExit::FailEntry(reason, cpu) => {
             return Err(stuck(format!(
                 "the host's processor {cpu} refuses the guest's state, reason {reason:#x}"
@@ -333,6 +427,7 @@ impl Vcpu for KvmVcpu {
         self.refresh(Sections::all())?;
         self.note_tsc_offset();
         let msr = |index| Ok::<_, Fault>(state::read_msr(&self.fd, index)?.unwrap_or_default());
+        let (hyperv, first) = (self.abilities.hyperv, self.index == 0);
         Ok(VcpuState {
             cpu: (*self.state).clone(),
             lapic: state::lapic::load(&self.fd, self.shared.clock.now())?,
@@ -340,6 +435,7 @@ impl Vcpu for KvmVcpu {
                 system_time: msr(MSR_KVM_SYSTEM_TIME_NEW)?,
                 wall_clock: msr(MSR_KVM_WALL_CLOCK_NEW)?,
             },
+            hypervisor_msrs: state::hypervisor::load(&self.fd, hyperv, first)?,
         })
     }
 
@@ -353,12 +449,9 @@ impl Vcpu for KvmVcpu {
         self.note_tsc_offset();
         // Its timer may go by the TSC.
         state::lapic::store(&self.fd, &saved.lapic, self.shared.clock.now())?;
-        // Where the guest keeps it, KVM publishes it anew. KVM refuses an address that is none.
-        // Writing the wall clock's would only move the guest's time of day.
-        if saved.pv_clock.system_time != 0 {
-            state::write_msr(&self.fd, MSR_KVM_SYSTEM_TIME_NEW, saved.pv_clock.system_time)?;
-        }
-        Ok(())
+        let (hyperv, first) = (self.abilities.hyperv, self.index == 0);
+        state::hypervisor::store(&self.fd, hyperv, first, &saved.hypervisor_msrs)?;
+        self.restore_clock(saved.pv_clock)
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {
@@ -369,8 +462,7 @@ impl Vcpu for KvmVcpu {
 
     /// The interpreter executes it: if KVM did, it would stop there again.
     fn pass_int3(&mut self) -> Result<(), Fault> {
-        self.refresh(Sections::all())?;
-        self.interpret(&NoBus, |cpu| cpu.step())
+        self.step()
     }
 
     fn statistics(&self) -> Statistics {

@@ -7,15 +7,15 @@ use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmSt
 use irqchip::IrqSink;
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
-    KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER,
-    KVM_CAP_VCPU_ATTRIBUTES, KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
-    kvm_pit_config,
+    KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_VCPU_ATTRIBUTES,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use runtime::{Clock, Doorbells};
+use x86::cpuid::KVM_TIMING;
 
 use crate::chips;
-use crate::cpuid::{self, Supported};
+use crate::cpuid;
 use crate::doorbell::KvmDoorbells;
 use crate::host::{Host, failed};
 use crate::hyperv;
@@ -126,21 +126,12 @@ fn check_cpus(host: &Host, cpus: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The processor that KVM offers to guests.
-pub fn supported(host: &Host) -> Result<Supported, Fault> {
-    let supported = host
-        .kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(|e| failed("KVM does not say which processor it offers", e))?;
-    Ok(Supported::new(&supported, host.has(KVM_CAP_TSC_DEADLINE_TIMER)))
-}
-
 fn processors(
     host: &Host,
     shared: &Arc<Shared>,
     config: &VmResources,
 ) -> Result<(Vec<Option<KvmVcpu>>, GuestTime), Fault> {
-    let supported = supported(host)?;
+    let supported = host.supported()?;
     let scaling = host.has(KVM_CAP_TSC_CONTROL);
     let mut vcpus = Vec::new();
     let mut handles = Vec::new();
@@ -170,6 +161,7 @@ fn processors(
                     components,
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,
+                    hyperv: config.hyperv,
                 };
                 common.insert((table, abilities, is_scaled.then_some(tsc_khz)))
             }
@@ -190,7 +182,7 @@ fn tune(
     model: &CpuidTable,
     scaling: bool,
 ) -> Result<(u32, bool), Fault> {
-    let wanted = model.get(cpuid::KVM_TIMING, 0).unwrap_or_default().eax;
+    let wanted = model.get(KVM_TIMING, 0).unwrap_or_default().eax;
     let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
     let has = rate()?;
     // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.
@@ -238,10 +230,12 @@ impl Vm for KvmVm {
 
     fn save(&self) -> Result<VmState, Fault> {
         let now = self.shared.clock.now();
-        Ok(VmState { chips: chips::save(&self.shared.vm, now)?, pv_epoch: self.pv_epoch()? })
+        let chips = chips::save(&self.shared.vm, self.time.pit().save(now)?)?;
+        Ok(VmState { chips, pv_epoch: self.pv_epoch()? })
     }
 
     fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        self.time.pit().restore(&state.chips.pit)?;
         chips::restore(&self.shared.vm, &state.chips)?;
         self.time.restored(|host_tsc| self.pv_clock(state.pv_epoch, host_tsc))
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use accel::Accelerator;
 use accel_kvm::KvmAccelerator;
 use accel_soft::SoftAccelerator;
 use conformance::Verdict;

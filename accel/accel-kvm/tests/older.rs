@@ -2,6 +2,7 @@
 
 mod common;
 
+use accel::Accelerator;
 use accel_kvm::KvmAccelerator;
 use common::{has_kvm, model};
 use conformance::Verdict;

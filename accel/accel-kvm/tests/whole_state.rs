@@ -2,7 +2,7 @@
 
 mod common;
 
-use accel::{Accelerator, CpuState, Sections, Vcpu};
+use accel::{Accelerator, CpuState, Fault, Sections, Vcpu};
 use accel_kvm::KvmAccelerator;
 use accel_soft::SoftAccelerator;
 use common::{enter, has_kvm, machine, memory};
@@ -182,6 +182,35 @@ fn compare(expected: &CpuState, got: &CpuState, who: &str) {
     for ((name, expected), (_, got)) in parts(&expected).iter().zip(&parts(got)) {
         assert_eq!(expected, got, "{who}: {name}");
     }
+}
+
+/// Why a processor does not take over a state with this register of a hypervisor's.
+fn refusal(accelerator: &dyn Accelerator, index: u32) -> Fault {
+    let memory = memory(|a| a.hlt());
+    let (_vm, mut vcpu) = machine(accelerator, &accelerator.offered(&model()).unwrap(), &memory);
+    let mut state = vcpu.save().unwrap();
+    vcpu.restore(&state).unwrap();
+    state.hypervisor_msrs.insert(index, 1);
+    vcpu.restore(&state).unwrap_err()
+}
+
+#[test]
+fn what_a_hypervisor_kept_is_not_lost_in_silence() {
+    let soft = SoftAccelerator::default();
+    // KVM's steal time.
+    let fault = refusal(&soft, 0x4b56_4d03);
+    assert!(matches!(fault, Fault::Unsupported(_)), "{fault:?}");
+    assert!(fault.to_string().contains("0x4b564d03"), "{fault}");
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap();
+    // Hyper-V's synthetic interrupt controller, and nobody's register.
+    let fault = refusal(&kvm, 0x4000_0080);
+    assert!(matches!(fault, Fault::Unsupported(_)), "{fault:?}");
+    assert!(fault.to_string().contains("--hyperv"), "{fault}");
+    let fault = refusal(&kvm, 0x4b56_4d00);
+    assert!(matches!(fault, Fault::BadState(_)), "{fault:?}");
 }
 
 #[test]

@@ -20,9 +20,10 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel::{Accelerator, Fault, Vcpu, Vm, VmResources, VmState};
+use accel::{Accelerator, CpuidTable, Fault, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use mem::vm_memory::GuestMemoryBackend;
+use x86::cpuid::{KVM_FEATURES, KVM_TIMING, PARAVIRTUAL_CLOCK};
 use x86::state::Activity;
 use x86::{Cpu, CpuState};
 
@@ -68,7 +69,7 @@ pub enum Execution {
 impl Default for Execution {
     /// Most code of a booting system runs a few times only.
     fn default() -> Self {
-        Self::Transcode { after: 32, check: false }
+        Self::Transcode { after: 16, check: false }
     }
 }
 
@@ -96,6 +97,23 @@ impl Accelerator for SoftAccelerator {
         "soft"
     }
 
+    fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
+        let mut table = model.clone();
+        if let Some(mut features) = table.get(KVM_FEATURES, 0) {
+            features.eax &= PARAVIRTUAL_CLOCK;
+            table.set(KVM_FEATURES, None, features);
+        }
+        // The TSC is the host's; what was measured of it earlier may stay.
+        if let Some(mut timing) = table.get(KVM_TIMING, 0) {
+            let khz = u32::try_from(runtime::tsc::frequency_hz() / 1000).unwrap_or(u32::MAX);
+            if timing.eax.abs_diff(khz) > khz / 1000 {
+                timing.eax = khz;
+                table.set(KVM_TIMING, None, timing);
+            }
+        }
+        Ok(table)
+    }
+
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(Fault::Unsupported(format!(
@@ -110,6 +128,7 @@ impl Accelerator for SoftAccelerator {
                     .to_owned(),
             ));
         }
+        let offered = self.offered(&config.cpuid)?;
         let host_tsc = runtime::tsc::read();
         let epoch =
             Epoch { host_tsc, ns: config.clock.now(), tsc_hz: runtime::tsc::frequency_hz() };
@@ -146,7 +165,7 @@ impl Accelerator for SoftAccelerator {
         let vcpus = (0..config.cpus)
             .zip(contexts)
             .map(|(index, context)| {
-                let cpuid = config.cpuid.for_processor(index, config.cpus);
+                let cpuid = offered.for_processor(index, config.cpus);
                 let processor_signature = cpuid.get(1, 0).unwrap_or_default().eax;
                 let mut state = CpuState::reset(processor_signature);
                 state.msrs.tsc_offset = tsc_offset;

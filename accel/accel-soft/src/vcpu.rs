@@ -1,5 +1,6 @@
 //! A processor of this engine, as the VMM drives it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -183,6 +184,7 @@ impl Vcpu for SoftVcpu {
             cpu: self.cpu.state.clone(),
             lapic: env.shared.chips.save_lapic(env.index),
             pv_clock: env.pv_clock.save(),
+            hypervisor_msrs: BTreeMap::new(),
         })
     }
 
@@ -190,6 +192,13 @@ impl Vcpu for SoftVcpu {
         state.cpu.check().map_err(|what| {
             Fault::BadState(format!("processor {} has {what}", self.cpu.env.index))
         })?;
+        if let Some(index) = state.hypervisor_msrs.keys().next() {
+            return Err(Fault::Unsupported(format!(
+                "the guest makes use of more of KVM or Hyper-V (MSR {index:#x}) than Lodge's own engine \
+                 has: let it go on with --accel kvm; guests with --cpu x86-64-v2 and without --hyperv go \
+                 on anywhere"
+            )));
+        }
         self.cpu.state = state.cpu.clone();
         self.store(Sections::all())?;
         let env = &mut self.cpu.env;

@@ -1,5 +1,6 @@
 //! The conformance suite on the software engine.
 
+use accel::Accelerator;
 use accel_soft::{Execution, SoftAccelerator};
 use x86::cpuid::{CpuidResult, CpuidTable, Model, build};
 
@@ -8,7 +9,9 @@ fn cpuid() -> CpuidTable {
         let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
         CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
     };
-    build(Model::Host, host, runtime::tsc::frequency_hz()).expect("every host can be itself")
+    let model = build(Model::Host, host, runtime::tsc::frequency_hz());
+    let model = model.expect("every host can be itself");
+    SoftAccelerator::default().offered(&model).expect("the engine needs no host's word")
 }
 
 fn conforms(execution: Execution) {

@@ -25,6 +25,16 @@ pub trait Accelerator {
     /// The name that a person chooses it by: `soft`, `kvm`.
     fn name(&self) -> &'static str;
 
+    /// What of a processor model guests are told of here: the model, less what this host or this
+    /// accelerator does not offer.
+    ///
+    /// # Errors
+    ///
+    /// If the host does not say.
+    fn offered(&self, model: &CpuidTable) -> Result<CpuidTable, Fault> {
+        Ok(model.clone())
+    }
+
     /// Makes a machine's processors and interrupt controllers, in reset state.
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault>;
 }
@@ -188,7 +198,8 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     ///
-    /// [`Fault::BadState`] if no processor can have such a state.
+    /// [`Fault::BadState`] if no processor can have such a state; [`Fault::Unsupported`] if the guest
+    /// makes use of something that there is not here.
     fn restore(&mut self, state: &VcpuState) -> Result<(), Fault> {
         let _ = state;
         Err(Fault::Unsupported("this accelerator takes over no processors".to_owned()))

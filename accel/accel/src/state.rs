@@ -1,6 +1,8 @@
 //! What processors and interrupt controllers are saved as: plain data that any accelerator makes of
 //! its own and takes over again, so that a guest may go on under another one.
 
+use std::collections::BTreeMap;
+
 use irqchip::{ChipsState, LapicState};
 use serde::{Deserialize, Serialize};
 use x86::CpuState;
@@ -16,6 +18,10 @@ pub struct VcpuState {
     pub lapic: LapicState,
     /// Its paravirtual clock.
     pub pv_clock: PvClockState,
+    /// Other registers that hypervisors made up, KVM's and Hyper-V's: by number, those that have
+    /// another value than those of a new processor. Processor 0 has those that the machine has once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hypervisor_msrs: BTreeMap<u32, u64>,
 }
 
 /// KVM's paravirtual clock (Linux, Documentation/virt/kvm/x86/msr.rst): what the guest wrote to its

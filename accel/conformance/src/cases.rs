@@ -25,6 +25,7 @@ mod paravirtual;
 mod pause;
 mod program;
 mod ret;
+mod saved;
 mod segmentation;
 mod smap;
 mod smc;
@@ -34,6 +35,7 @@ mod string;
 mod system_segments;
 mod task;
 mod tlb;
+mod tsc;
 
 use crate::case::Case;
 
@@ -42,6 +44,8 @@ pub fn all() -> Vec<Case> {
     [
         contract::cases(),
         pause::cases(),
+        saved::cases(),
+        tsc::cases(),
         paging::cases(),
         smap::cases(),
         tlb::cases(),

@@ -52,7 +52,7 @@ impl fmt::Debug for Event {
     }
 }
 
-fn vector_name(vector: u64) -> String {
+pub fn vector_name(vector: u64) -> String {
     let names = [
         "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS",
         "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM",

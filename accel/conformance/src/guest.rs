@@ -423,9 +423,7 @@ impl Guest {
 
     /// Whether the processors have a feature.
     pub fn has(&self, feature: &Feature) -> bool {
-        let result = self.cpuid.get(feature.leaf, 0).unwrap_or_default();
-        let word = [result.eax, result.ebx, result.ecx, result.edx][feature.register];
-        word >> feature.bit & 1 != 0
+        feature.is_in(&self.cpuid)
     }
 
     /// Changes the processor's state before it starts.
@@ -478,6 +476,15 @@ pub struct Feature {
     leaf: u32,
     register: usize,
     bit: u32,
+}
+
+impl Feature {
+    /// Whether processors that are told this have it.
+    pub fn is_in(&self, cpuid: &CpuidTable) -> bool {
+        let result = cpuid.get(self.leaf, 0).unwrap_or_default();
+        let word = [result.eax, result.ebx, result.ecx, result.edx][self.register];
+        word >> self.bit & 1 != 0
+    }
 }
 
 const fn feature(name: &'static str, leaf: u32, register: usize, bit: u32) -> Feature {

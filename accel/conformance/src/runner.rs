@@ -12,8 +12,9 @@ use runtime::{Clock, Timers};
 
 use crate::bus::{Signal, TestBus};
 use crate::case::{Body, Case};
-use crate::expect::{Ending, Event};
+use crate::expect::{Ending, Event, vector_name};
 use crate::guest::{self, Guest, Host};
+use crate::layout::WINDOW;
 use crate::tables::Paging;
 
 /// What became of a case.
@@ -294,10 +295,22 @@ fn judge(guest: &Guest, outcome: &Outcome) -> Verdict {
     if problems.is_empty() {
         return Verdict::Passed;
     }
+    problems.extend(last_code(guest, outcome));
     if let Some(state) = state {
         problems.push(registers(state));
     }
     Verdict::Failed(problems.join("; "))
+}
+
+/// What the last exception or interrupt was raised at, where code is mapped one to one.
+fn last_code(guest: &Guest, outcome: &Outcome) -> Option<String> {
+    let last = outcome.events.iter().rev().find_map(|event| match event {
+        Event::Fault(record) => Some(record),
+        _ => None,
+    })?;
+    let code = guest.read(last.rip, 8).to_le_bytes();
+    let (name, ring) = (vector_name(last.vector), last.cs & 3);
+    (last.rip < WINDOW).then(|| format!("{name} in ring {ring} at code {code:02x?}"))
 }
 
 fn registers(state: &CpuState) -> String {

@@ -1,6 +1,7 @@
 //! What a block device reads and writes.
 
 use std::io;
+use std::ops::Range;
 
 /// An open disk image. Offsets and lengths are in bytes; a request that leaves the disk is an
 /// error, not a truncation. Several workers may call at once: requests that do not overlap never
@@ -14,6 +15,13 @@ pub trait Disk: Send + Sync {
 
     /// Fills `data` from `offset`.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// The next range from `offset` on that may hold anything but zeroes, if there is one before the
+    /// disk's end. Whoever can't tell takes everything for data.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.size();
+        Ok((offset < size).then_some(offset..size))
+    }
 
     /// Writes `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;

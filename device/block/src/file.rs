@@ -3,9 +3,10 @@
 use crate::disk::write_zeroes;
 use crate::error::{Cause, Error};
 use crate::lock::{self, Refused};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, seek};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,43 @@ pub(crate) struct Identity {
 impl HostFile {
     /// Opens and locks `path`.
     pub(crate) fn open(path: &Path, writable: bool) -> Result<Self, Error> {
+        let host = Self::open_unlocked(path, writable)?;
+        match lock::lock(&host.file, writable) {
+            Ok(()) => {}
+            Err(Refused::Busy) => {
+                return Err(Error::new(
+                    Cause::Busy,
+                    path,
+                    "another process uses it",
+                    "stop the guest or tool that has it open; `lsof` tells which it is",
+                ));
+            }
+            // Some network and FUSE file systems have no locks at all.
+            Err(Refused::Host(e))
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
+                ) =>
+            {
+                tracing::warn!(
+                    image = %path.display(), error = %e,
+                    "the file system cannot lock this image: nothing keeps another program off it"
+                );
+            }
+            Err(Refused::Host(e)) => return Err(Error::host(path, "lock", e)),
+        }
+        Ok(host)
+    }
+
+    /// Opens `path` to look at it, and says whether somebody writes to it at this moment.
+    pub(crate) fn peek(path: &Path) -> Result<(Self, bool), Error> {
+        let host = Self::open_unlocked(path, false)?;
+        let busy = matches!(lock::lock(&host.file, false), Err(Refused::Busy));
+        lock::unlock(&host.file);
+        Ok((host, busy))
+    }
+
+    fn open_unlocked(path: &Path, writable: bool) -> Result<Self, Error> {
         let kind = fs::metadata(path).map_err(|e| Error::host(path, "open", e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let what =
@@ -69,30 +107,6 @@ impl HostFile {
             .map_err(|e| {
                 Error::host(path, if writable { "open for writing" } else { "open" }, e)
             })?;
-        match lock::lock(&file, writable) {
-            Ok(()) => {}
-            Err(Refused::Busy) => {
-                return Err(Error::new(
-                    Cause::Busy,
-                    path,
-                    "another process uses it",
-                    "stop the guest or tool that has it open; `lsof` tells which it is",
-                ));
-            }
-            // Some network and FUSE file systems have no locks at all.
-            Err(Refused::Host(e))
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
-                ) =>
-            {
-                tracing::warn!(
-                    image = %path.display(), error = %e,
-                    "the file system cannot lock this image: nothing keeps another program off it"
-                );
-            }
-            Err(Refused::Host(e)) => return Err(Error::host(path, "lock", e)),
-        }
         Ok(HostFile {
             file,
             path: path.to_owned(),
@@ -125,6 +139,46 @@ impl HostFile {
     pub(crate) fn len(&self) -> io::Result<u64> {
         // lseek(2) finds the end of files and block devices alike. The position itself is unused.
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// How many bytes it takes on the host; of a block device, what the device has.
+    pub(crate) fn allocated(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata().map_err(|e| Error::host(&self.path, "stat", e))?;
+        // stat(2): blocks of 512 bytes, whatever the file system's block size.
+        if metadata.is_file() { Ok(metadata.blocks() * 512) } else { self.measure() }
+    }
+
+    /// The size in bytes, or an error that names the file.
+    pub(crate) fn measure(&self) -> Result<u64, Error> {
+        self.len().map_err(|e| Error::host(&self.path, "measure", e))
+    }
+
+    /// Makes a file `len` bytes long, on stable storage. What is new reads as zeroes.
+    pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)?;
+        self.file.sync_all()
+    }
+
+    /// Whether this is a file, whose length can be changed.
+    pub(crate) fn is_file(&self) -> Result<bool, Error> {
+        self.file.metadata().map(|m| m.is_file()).map_err(|e| Error::host(&self.path, "stat", e))
+    }
+
+    /// The next range from `offset` on that is no hole, if there is one.
+    pub(crate) fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        use rustix::fs::SeekFrom::{Data, Hole};
+        use rustix::io::Errno;
+        match seek(&self.file, Data(offset)) {
+            Ok(start) => Ok(Some(start..seek(&self.file, Hole(start))?)),
+            // lseek(2): there is no more data.
+            Err(Errno::NXIO) => Ok(None),
+            // A file system or device that can't tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                let len = self.len()?;
+                Ok((offset < len).then_some(offset..len))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Fills `data` from `offset`.

@@ -3,8 +3,9 @@
 //! A [`Disk`] is what a block device reads and writes. Calls block, so they come from a queue's
 //! worker thread, never from a vCPU.
 //!
-//! [`open`] opens an image, [`create_qcow2`] makes one, and [`open_overlay`] gives a guest a disk
-//! whose writes stay away from the base image. An open image is locked (`lock.rs`) in the way that
+//! [`open`] opens an image, [`create_qcow2`] and [`create_raw`] make one, and [`open_overlay`] gives a
+//! guest a disk whose writes stay away from the base image. [`info`], [`resize`] and [`convert`] are
+//! for images that no guest uses. An open image is locked (`lock.rs`) in the way that
 //! QEMU's tools understand, so two programs never write one image at a time.
 //!
 //! # The format of an image
@@ -19,18 +20,29 @@
 
 #![deny(unsafe_code)]
 
+mod convert;
+mod create;
 mod disk;
 mod error;
 mod file;
+mod info;
 mod lock;
+mod memory;
 mod open;
+mod partial;
 mod probe;
 mod qcow2;
 mod raw;
+mod resize;
 mod switch;
 
+pub use convert::convert;
+pub use create::create_raw;
 pub use disk::Disk;
 pub use error::{Cause, Error, Origin};
+pub use info::{Info, info};
+pub use memory::MemoryDisk;
 pub use open::{Format, OpenOptions, backing_files, open, open_overlay};
-pub use qcow2::{Backing, create_qcow2};
+pub use qcow2::{Backing, BackingInfo, Qcow2Info, create_qcow2};
+pub use resize::resize;
 pub use switch::Switch;

@@ -5,6 +5,7 @@ use crate::error::{Cause, Error};
 use crate::file::HostFile;
 use crate::probe::{PROBE_LEN, Probed, probe};
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, Once, PoisonError};
 
 /// A raw image, or a block device.
@@ -108,6 +109,10 @@ impl Disk for RawDisk {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         check_range(offset, data.len() as u64, self.size)?;
         self.host.read_at(offset, data)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.host.next_data(offset)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -1,7 +1,8 @@
-//! Network back ends: the user-mode network, and taps of the host.
+//! Network back ends: the user-mode network, taps of the host, and DHCP and DNS at their edge.
 
 #![forbid(unsafe_code)]
 
+pub mod edge;
 mod tap;
 pub mod user;
 

@@ -2,6 +2,7 @@
 
 mod affinity;
 pub mod agent;
+pub mod disk;
 mod gdb;
 mod image;
 pub mod lifecycle;
@@ -21,6 +22,7 @@ use vmm_api::{
 use crate::{size, stats};
 pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
+use disk::DiskCommand;
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
 use lifecycle::{
@@ -107,6 +109,11 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Make disk images, change their size and format, and look at them
+    Disk {
+        #[command(subcommand)]
+        command: DiskCommand,
     },
     /// Make, list and remove networks that connect guests
     Network {
@@ -321,6 +328,19 @@ pub struct GuestArgs {
     /// 0=2,1=4-7
     #[arg(long, value_name = "LIST", help_heading = "Limits")]
     pub cpu_affinity: Option<AffinityArg>,
+
+    /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
+    #[arg(long, help_heading = "cloud-init")]
+    pub cloud_init: bool,
+    /// Have the guest's cloud-init do what this file says: #cloud-config, a script, ...
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub user_data: Option<PathBuf>,
+    /// Let the owner of this public key log in by ssh; `default`: yours in ~/.ssh; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "cloud-init")]
+    pub ssh_key: Vec<PathBuf>,
+    /// What the guest shall call itself [default: the guest's name]
+    #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
+    pub hostname: Option<String>,
 
     /// Whether the guest's VMM confines itself [default: on]
     #[arg(long, value_enum, help_heading = "Sandbox")]
@@ -576,6 +596,13 @@ mod tests {
         assert!(parse("lodge network create lab --nat --isolated").is_err());
         assert!(parse("lodge network create lab --subnet 10.1.0.1/24").is_err());
         assert!(parse("lodge network rm").is_err());
+        assert!(parse("lodge disk create a.qcow2 20G --json").is_ok());
+        assert!(parse("lodge disk create a.qcow2 --backing b.raw").is_ok());
+        assert!(parse("lodge disk create a.qcow2").is_err());
+        assert!(parse("lodge disk create a.raw --backing b.raw --format raw").is_err());
+        assert!(parse("lodge disk resize a.raw +1G").is_ok());
+        assert!(parse("lodge disk resize a.raw -1G").is_err());
+        assert!(parse("lodge disk convert a.raw").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

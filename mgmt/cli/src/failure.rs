@@ -11,6 +11,15 @@ pub fn image(error: images::Error) -> Failure {
     Failure::new(error.kind(), error)
 }
 
+/// An error of a disk image.
+pub fn disk(error: block::Error) -> Failure {
+    match error.origin() {
+        block::Origin::Host => Failure::host(error),
+        block::Origin::Artifact => Failure::artifact(error),
+        block::Origin::Configuration => Failure::configuration(error),
+    }
+}
+
 /// A configuration that asks for what cannot be.
 pub fn config(error: impl fmt::Display) -> Failure {
     Failure::configuration(error)

@@ -2,16 +2,13 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use images::{BuildOptions, Cancel, Check, Image, ImageName, ImportOptions, Source, Store};
-use rustix::event::{PollFd, PollFlags, poll};
+use images::{BuildOptions, Check, Image, ImageName, ImportOptions, Source, Store};
 use vmm_api::Failure;
 
 use crate::args::ImageCommand;
-use crate::progress::Show;
-use crate::sys::Signals;
+use crate::long_work::long_work;
 use crate::{failure, guests, output, size};
 
 /// Does what was asked for; the value is the exit status.
@@ -39,9 +36,7 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
             let wants_agent = !no_agent && images::releases().any(|known| known == name.as_str());
             let agent = wants_agent.then(agent_program).transpose()?;
             let options = BuildOptions { agent, ..options };
-            long_work(|show, cancel| {
-                store.build(name, &options, show, cancel).map(|image| print_built(&image))
-            })
+            long_work(|show, cancel| Ok(print_built(&store.build(name, &options, show, cancel)?)))
         }
         ImageCommand::Import { name, disk, kernel, initrd, cmdline, force } => {
             let options = ImportOptions {
@@ -53,15 +48,15 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
             };
             refuse_replacement(name, *force)?;
             long_work(|show, cancel| {
-                store.import(name, &options, show, cancel).map(|_| ready(name))
+                store.import(name, &options, show, cancel)?;
+                Ok(ready(name))
             })
         }
         ImageCommand::Verify { name } => {
             let image = store.get(name).map_err(failure::image)?;
             long_work(|show, cancel| {
-                image
-                    .verify(Check::Full, show, cancel)
-                    .map(|()| format!("{name} is what its manifest says"))
+                image.verify(Check::Full, show, cancel)?;
+                Ok(format!("{name} is what its manifest says"))
             })
         }
         ImageCommand::Rm { names, force } => {
@@ -70,7 +65,8 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
                     refuse_if_used(name, ", or use --force if they may become unusable")?;
                 }
                 long_work(|show, cancel| {
-                    store.remove(name, show, cancel).map(|()| format!("{name} is removed"))
+                    store.remove(name, show, cancel)?;
+                    Ok(format!("{name} is removed"))
                 })?;
             }
             Ok(0)
@@ -94,51 +90,6 @@ fn agent_program() -> Result<PathBuf, Failure> {
          name it in LODGE_AGENT, or build the image with --no-agent",
         program.display()
     )))
-}
-
-/// Does work that shows its progress and can be given up by Ctrl-C; at its end prints what it says.
-/// The value is the exit status.
-fn long_work(
-    work: impl FnOnce(&mut Show, &Cancel) -> Result<String, images::Error>,
-) -> Result<u8, Failure> {
-    let (cancel, signal) = cancel_on_signal()?;
-    let mut show = Show::new();
-    let result = work(&mut show, &cancel);
-    drop(show);
-    match result {
-        Ok(text) => {
-            eprintln!("{text}");
-            Ok(0)
-        }
-        Err(images::Error::Cancelled) => {
-            eprintln!("lodge: {}", images::Error::Cancelled);
-            let number = signal.try_recv().unwrap_or(libc::SIGINT);
-            Ok(u8::try_from(number).map_or(u8::MAX, |number| 128 | number))
-        }
-        Err(error) => Err(failure::image(error)),
-    }
-}
-
-/// Makes the ending signals give work up instead of ending the program.
-fn cancel_on_signal() -> Result<(Cancel, std::sync::mpsc::Receiver<i32>), Failure> {
-    let signals = Signals::block()
-        .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
-    let cancel = Cancel::default();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    thread::spawn({
-        let cancel = cancel.clone();
-        move || {
-            loop {
-                let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
-                if let Some(number) = signals.next() {
-                    let _ = sender.send(number);
-                    cancel.cancel();
-                    return;
-                }
-            }
-        }
-    });
-    Ok((cancel, receiver))
 }
 
 /// Kept guests hold only what differs from their image: another image under its name ruins them.

@@ -4,10 +4,12 @@ mod agent;
 mod args;
 mod check;
 mod completion;
+mod disk;
 mod failure;
 mod guests;
 mod image;
 mod lifecycle;
+mod long_work;
 mod manual;
 mod network;
 mod output;
@@ -44,6 +46,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image { command } => image::run(&command),
+        Command::Disk { command } => disk::run(&command),
         Command::Network { command } => network::run(&command),
         Command::Stats(args) => stats::run(&args),
         Command::Create(args) => run::create(&args.guest),

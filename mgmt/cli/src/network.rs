@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use networks::{Network, Store};
 use serde::Serialize;
-use vmm_api::{Failure, NetworkConfig, VmConfig};
+use vmm_api::{Failure, NetworkConfig, VmConfig, card_mac};
 
 use crate::args::{NetworkCommand, reach};
 use crate::guests::{self, lock};
@@ -28,6 +28,7 @@ struct Entry {
 /// Does what was asked for; the value is the exit status.
 pub fn run(command: &NetworkCommand) -> Result<u8, Failure> {
     let store = store()?;
+    sweep();
     match command {
         NetworkCommand::Create { name, subnet, nat, isolated } => {
             let network = store.create(name, *subnet, reach(*nat, *isolated))?;
@@ -62,16 +63,45 @@ pub fn store() -> Result<Store, Failure> {
     Ok(Store::at(&images::home().map_err(failure::image)?))
 }
 
-/// Sees to it that the networks that a guest is to be connected to are there.
-pub fn bring_up(config: &VmConfig) -> Result<(), Failure> {
-    for card in &config.nets {
+/// Sees to it that the networks that a guest is to be connected to are there, and that its cards have
+/// addresses on them: the configuration with all that its VMM tells it of them.
+pub fn connect(config: &VmConfig) -> Result<VmConfig, Failure> {
+    let mut connected = config.clone();
+    for (index, card) in connected.nets.iter_mut().enumerate() {
+        // That of another time, or of another guest.
+        card.lease = None;
         let NetworkConfig::Bridge(bridge) = &card.network else { continue };
         let store = store()?;
         if let Some(network) = store.with_bridge(bridge)? {
-            store.bring_up(&network.name)?;
+            sweep();
+            let mac = card_mac(&config.name, index, card).map_err(failure::config)?;
+            card.lease = Some(store.connect(&network.name, &config.name, mac)?);
         }
     }
-    Ok(())
+    Ok(connected)
+}
+
+/// Gives back the addresses of guests that are gone. Whatever cannot be done now is done by the next
+/// guest that is started.
+pub fn sweep() {
+    let swept = guests::names().and_then(|names| {
+        store()?.change_leases(|leases| {
+            let before = leases.len();
+            leases.retain(|lease| names.contains(&lease.guest));
+            leases.len() != before
+        })
+    });
+    if let Err(failure) = swept {
+        eprintln!("lodge: addresses of guests that are gone stay taken: {failure}");
+    }
+}
+
+/// Has a guest's addresses be those of its new name.
+pub fn rename(old: &str, new: &str) -> Result<(), Failure> {
+    store()?.change_leases(|leases| {
+        let its = leases.iter_mut().filter(|lease| lease.guest == old);
+        its.map(|lease| new.clone_into(&mut lease.guest)).count() > 0
+    })
 }
 
 fn list(store: &Store, json: bool, quiet: bool) -> Result<u8, Failure> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vmm_api::Failure;
 
-use crate::Subnet;
+use crate::{Lease, Subnet};
 
 /// The longest name: with [`PREFIX`] before it, it names an interface, which has 15 bytes at most.
 const LONGEST: usize = 15 - PREFIX.len();
@@ -44,6 +44,9 @@ pub struct Network {
     pub subnet: Subnet,
     /// Whom guests reach.
     pub reach: Reach,
+    /// Who has which address.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
 }
 
 impl Network {

@@ -102,7 +102,12 @@ mod tests {
     #[test]
     fn each_network_is_closed_but_for_what_it_reaches() {
         let of = |reach| {
-            text(&Network { name: "my-web".into(), subnet: "10.88.0.0/24".parse().unwrap(), reach })
+            text(&Network {
+                name: "my-web".into(),
+                subnet: "10.88.0.0/24".parse().unwrap(),
+                reach,
+                leases: Vec::new(),
+            })
         };
         for reach in [Reach::Isolated, Reach::Host, Reach::Nat] {
             let text = of(reach);

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use vmm_api::Failure;
+use vmm_api::{Failure, Lease as CardLease};
 
 use crate::network::{check_name, name_of_bridge};
-use crate::{Network, Reach, Subnet, host};
+use crate::{Lease, Network, Reach, Subnet, host};
 
 /// Held while networks are changed.
 const LOCK: &str = "lock";
@@ -92,7 +92,8 @@ impl Store {
                 "there is a network {name}: choose another name, or remove it with `lodge network rm {name}`"
             )));
         }
-        let network = Network { name: name.to_owned(), subnet: self.choose(subnet)?, reach };
+        let subnet = self.choose(subnet)?;
+        let network = Network { name: name.to_owned(), subnet, reach, leases: Vec::new() };
         if host::has_interface(&network.bridge())? {
             return Err(Failure::configuration(format!(
                 "this machine has an interface {} already, which is none of Lodge's: choose another name",
@@ -103,20 +104,8 @@ impl Store {
         self.write(&network)?;
         host::up(&network, &self.directory).inspect_err(|_| {
             let _ = self.take_down(&network);
-            let _ = fs::remove_file(self.file(name));
+            let _ = self.remove_files(name);
         })?;
-        Ok(network)
-    }
-
-    /// Makes what is missing of a network that is there, after a reboot for example.
-    ///
-    /// # Errors
-    ///
-    /// No privilege, or the network is gone.
-    pub fn bring_up(&self, name: &str) -> Result<Network, Failure> {
-        let _lock = self.lock()?;
-        let network = self.get(name)?;
-        host::up(&network, &self.directory)?;
         Ok(network)
     }
 
@@ -129,8 +118,53 @@ impl Store {
         let _lock = self.lock()?;
         let network = self.get(name)?;
         self.take_down(&network)?;
-        let file = self.file(name);
-        fs::remove_file(&file).map_err(|error| cannot("remove", &file, &error))
+        self.remove_files(name)
+    }
+
+    /// Makes what is missing of a network, after a reboot for example, and gives a guest's card its
+    /// address there: what the card is to be told of the network.
+    ///
+    /// # Errors
+    ///
+    /// No privilege, or the network is gone; another guest has a card with this address, or all are taken.
+    pub fn connect(&self, name: &str, guest: &str, mac: [u8; 6]) -> Result<CardLease, Failure> {
+        let _lock = self.lock()?;
+        let mut network = self.get(name)?;
+        host::up(&network, &self.directory)?;
+        let before = network.leases.len();
+        let address = network.grant(guest, mac)?;
+        let names = self.hosts_file(name);
+        if network.leases.len() != before || !names.exists() {
+            self.write(&network)?;
+        }
+        let Network { subnet, reach, .. } = network;
+        Ok(CardLease {
+            address,
+            prefix: subnet.prefix(),
+            server: subnet.server(),
+            host: (reach != Reach::Isolated).then(|| subnet.gateway()),
+            nat: reach == Reach::Nat,
+            names,
+        })
+    }
+
+    /// Changes who has which address, on each network where `change` says that it did.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or written.
+    pub fn change_leases(&self, change: impl Fn(&mut Vec<Lease>) -> bool) -> Result<(), Failure> {
+        // Mostly there is nothing to do, and a person who has no networks gets no directory for them.
+        if !self.all()?.iter_mut().any(|network| change(&mut network.leases)) {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        for mut network in self.all()? {
+            if change(&mut network.leases) {
+                self.write(&network)?;
+            }
+        }
+        Ok(())
     }
 
     fn take_down(&self, network: &Network) -> Result<(), Failure> {
@@ -180,6 +214,24 @@ impl Store {
         self.directory.join(format!("{name}.json"))
     }
 
+    /// The names of a network's guests, for their VMMs to read.
+    fn hosts_file(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.hosts"))
+    }
+
+    fn remove_files(&self, name: &str) -> Result<(), Failure> {
+        // The network is there as long as its own file is.
+        for file in [self.hosts_file(name), self.file(name)] {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(cannot("remove", &file, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn find(&self, name: &str) -> Result<Option<Network>, Failure> {
         let path = self.file(name);
         let bytes = match fs::read(&path) {
@@ -195,18 +247,23 @@ impl Store {
         Ok(Some(network))
     }
 
-    /// Writes a network's file, whole or not at all, also if the host's power fails.
+    /// Writes a network's files.
     fn write(&self, network: &Network) -> Result<(), Failure> {
-        let path = self.file(&network.name);
-        let temporary = self.directory.join(format!(".{}.new", network.name));
         let text = serde_json::to_vec_pretty(network).map_err(Failure::internal)?;
+        self.write_whole(&self.file(&network.name), &text)?;
+        self.write_whole(&self.hosts_file(&network.name), network.hosts().as_bytes())
+    }
+
+    /// Writes a file, whole or not at all, also if the host's power fails.
+    fn write_whole(&self, path: &Path, text: &[u8]) -> Result<(), Failure> {
+        let temporary = self.directory.join(".new");
         let write = || {
             let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
+            file.write_all(text)?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)
+            fs::rename(&temporary, path)
         };
-        write().map_err(|error| cannot("write", &path, &error))
+        write().map_err(|error| cannot("write", path, &error))
     }
 }
 
@@ -226,7 +283,8 @@ mod tests {
     use super::*;
 
     fn network(name: &str, subnet: &str) -> Network {
-        Network { name: name.into(), subnet: subnet.parse().unwrap(), reach: Reach::Host }
+        let (subnet, reach) = (subnet.parse().unwrap(), Reach::Host);
+        Network { name: name.into(), subnet, reach, leases: Vec::new() }
     }
 
     #[test]
@@ -246,6 +304,33 @@ mod tests {
         assert!(store.get("../a").is_err());
         fs::write(home.path().join("networks/a.json"), "{").unwrap();
         assert!(store.get("a").unwrap_err().message.contains("is damaged"));
+    }
+
+    #[test]
+    fn leases_go_with_their_guests() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::at(home.path());
+        store.change_leases(|_| panic!("there are no networks")).unwrap();
+        assert!(!home.path().join("networks").exists());
+        drop(store.lock().unwrap());
+        let mut lab = network("lab", "10.250.0.0/24");
+        for (number, guest) in (0..).zip(["web", "db"]) {
+            lab.grant(guest, [2, 0, 0, 0, 0, number]).unwrap();
+        }
+        store.write(&lab).unwrap();
+        let names = || fs::read_to_string(home.path().join("networks/lab.hosts")).unwrap();
+        assert!(names().contains(" web\n") && names().contains(" db\n"));
+        let without_web = |leases: &mut Vec<Lease>| {
+            let before = leases.len();
+            leases.retain(|lease| lease.guest != "web");
+            leases.len() != before
+        };
+        store.change_leases(without_web).unwrap();
+        assert_eq!(store.get("lab").unwrap().leases, lab.leases[1..]);
+        assert!(!names().contains("web") && names().contains(" db\n"));
+        store.remove_files("lab").unwrap();
+        store.remove_files("lab").unwrap();
+        assert_eq!(store.all().unwrap(), []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,25 @@ impl Subnet {
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits() | 1)
+    }
+
+    /// Where guests are served: the second behind the subnet's own.
+    #[must_use]
+    pub fn server(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base.to_bits() | 2)
+    }
+
+    /// The addresses of guests, as numbers. In a subnet that has many, the first ones are left to
+    /// machines that get theirs by hand.
+    pub(crate) fn pool(&self) -> Range<u32> {
+        let (base, size) = (self.base.to_bits(), !self.netmask().to_bits() + 1);
+        base + (size / 16).clamp(3, 16)..base + size - 1
+    }
+
+    /// The length of the prefix in bits.
+    #[must_use]
+    pub fn prefix(&self) -> u8 {
+        self.prefix
     }
 
     /// As in 255.255.255.0.
@@ -114,6 +134,14 @@ mod tests {
             (it.gateway(), it.netmask()),
             ([10, 88, 3, 1].into(), [255, 255, 255, 0].into())
         );
+        let pool = |text: &str| {
+            let pool = subnet(text).pool();
+            (Ipv4Addr::from_bits(pool.start), Ipv4Addr::from_bits(pool.end - 1))
+        };
+        assert_eq!(it.server(), Ipv4Addr::new(10, 88, 3, 2));
+        assert_eq!(pool("10.88.3.0/24"), ([10, 88, 3, 16].into(), [10, 88, 3, 254].into()));
+        assert_eq!(pool("10.0.0.0/8"), ([10, 0, 0, 16].into(), [10, 255, 255, 254].into()));
+        assert_eq!(pool("223.255.255.248/29").1, Ipv4Addr::new(223, 255, 255, 254));
         assert_eq!(subnet("192.168.1.8/29").netmask(), Ipv4Addr::new(255, 255, 255, 248));
         for bad in [
             "",

@@ -171,7 +171,7 @@ fn who_reaches_whom() {
 
     // Doing it again changes nothing.
     for name in ["host", "nat", "isolated"] {
-        store.bring_up(name).unwrap();
+        store.connect(name, "guest", [2, 0, 0, 0, 0, 1]).unwrap();
     }
     check();
 
@@ -180,7 +180,7 @@ fn who_reaches_whom() {
         echo 0 > /proc/sys/net/ipv4/ip_forward");
     assert!(!store.is_up(&nat));
     for name in ["host", "nat", "isolated"] {
-        store.bring_up(name).unwrap();
+        store.connect(name, "guest", [2, 0, 0, 0, 0, 1]).unwrap();
     }
     sh(
         "ip link set v-n1 master br-nat; ip link set v-h1 master br-host; ip link set v-h2 master br-host",

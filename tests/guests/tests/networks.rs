@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_tests::{Lab, has_tool, note, skipped, tiny};
+use guest_tests::{Lab, free_port, has_tool, note, skipped, tiny};
 
 /// Set in the process that is in the namespace.
 const INSIDE: &str = "LODGE_TEST_NAMESPACE";
@@ -63,72 +63,123 @@ fn interfaces() -> Vec<String> {
 }
 
 #[test]
-fn debian_guests_on_a_network() {
-    if !in_a_namespace("debian_guests_on_a_network") {
+fn debian_guests_on_networks() {
+    if !in_a_namespace("debian_guests_on_networks") {
         return;
     }
     let Some(lab) = Lab::debian() else { return };
     let shell = |name: &str, script: &str| say(&lab, &["exec", name, "--", "sh", "-c", script]);
-    say(&lab, &["network", "create", "lab", "--subnet", "10.1.0.0/24"]);
-    for (name, address) in [("one", "10.1.0.11"), ("two", "10.1.0.12")] {
-        say(
-            &lab,
-            &[
-                "run",
-                "-d",
-                "debian:12",
-                "--name",
-                name,
-                "--memory",
-                "512M",
-                "--net",
-                "lab",
-                "--wait",
-            ],
-        );
-        note(&format!("{name} is there"));
-        shell(
-            name,
-            &format!(
-                "card=$(ls /sys/class/net | grep -v lo); ip link set $card up; ip address add {address}/24 dev $card"
-            ),
-        );
-    }
-    // Guest to guest.
-    shell("two", "nc -lk 8888 < /dev/null > /tmp/heard 2>&1 & sleep 1");
-    shell(
-        "one",
-        "for try in $(seq 60); do echo from one | nc -N -w 5 10.1.0.12 8888 && exit 0; sleep 1; done; exit 1",
-    );
-    shell(
-        "two",
-        "for try in $(seq 60); do grep -q 'from one' /tmp/heard && exit 0; sleep 1; done; exit 1",
-    );
-    // Host to guest.
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = loop {
-        match TcpStream::connect("10.1.0.12:8888") {
-            Ok(stream) => break stream,
-            Err(error) => assert!(Instant::now() < deadline, "the guest is not reached: {error}"),
-        }
-        thread::sleep(Duration::from_millis(200));
+    // Guests' networks come up in their own time.
+    let until = |name: &str, what: &str| {
+        shell(name, &format!("for try in $(seq 120); do {what} && exit 0; sleep 1; done; exit 1"))
     };
-    stream.write_all(b"from the host\n").expect("a connection");
-    drop(stream);
-    shell(
-        "two",
-        "for try in $(seq 60); do grep -q 'from the host' /tmp/heard && exit 0; sleep 1; done; exit 1",
-    );
+    // Where ports of the host are.
+    say_of("ip", &["link", "set", "lo", "up"]);
+    say(&lab, &["network", "create", "lab", "--subnet", "10.1.0.0/24"]);
+    say(&lab, &["network", "create", "closed", "--subnet", "10.2.0.0/24", "--isolated"]);
+    let port = free_port();
+    let publish = format!("{port}:8888");
+    for (name, options) in [
+        ("one", &["--net", "lab", "--net", "closed"][..]),
+        ("two", &["--net", "lab"]),
+        ("three", &["--net", "closed", "-p", &publish]),
+    ] {
+        let mut command =
+            vec!["run", "-d", "debian:12", "--name", name, "--memory", "384M", "--wait"];
+        command.extend(options);
+        say(&lab, &command);
+        note(&format!("{name} is there"));
+    }
+    let [one, two, three] =
+        [("lab", "one"), ("lab", "two"), ("closed", "three")].map(|(network, guest)| {
+            let address = address(&lab, network, guest);
+            until(guest, &format!("ip -4 address | grep -q '{address}/24'"));
+            address
+        });
+    for name in ["two", "three"] {
+        shell(name, "nc -lk 8888 < /dev/null > /tmp/heard 2>&1 & sleep 1");
+    }
+    let heard = |name: &str, text: &str| until(name, &format!("grep -q '{text}' /tmp/heard"));
+    // Guest to guest, by name.
+    until("one", &format!("getent ahostsv4 two.lodge | grep -q '^{two} '"));
+    until("one", "echo by name | nc -N -w 5 two.lodge 8888");
+    heard("two", "by name");
+    until("one", &format!("getent ahostsv4 three.lodge | grep -q '^{three} '"));
+    until("one", "echo by its name | nc -N -w 5 three.lodge 8888");
+    heard("three", "by its name");
+    until("one", "getent ahostsv4 host.lodge | grep -q '^10.1.0.1 '");
+    // Networks are apart: neither names nor addresses lead from one to another.
+    shell("two", "! getent ahostsv4 three.lodge");
+    shell("three", "! getent ahostsv4 two.lodge && ! getent ahostsv4 host.lodge");
+    shell("two", &format!("! nc -z -w 3 {three} 8888"));
+    shell("three", &format!("! nc -z -w 3 {two} 8888"));
+    // From here to guests, and by a port even to one that is isolated.
+    for (to, name, text) in [
+        (format!("{two}:8888"), "two", "from the host"),
+        (format!("127.0.0.1:{port}"), "three", "by a port"),
+    ] {
+        let mut stream = connect(&to);
+        stream.write_all(format!("{text}\n").as_bytes()).expect("a connection");
+        drop(stream);
+        heard(name, text);
+    }
+    let isolated = format!("{three}:8888").parse().expect("an address");
+    let reached = TcpStream::connect_timeout(&isolated, Duration::from_secs(3));
+    assert!(reached.is_err(), "an isolated guest is reached");
 
     let list: String = say(&lab, &["network", "ls"]);
-    assert!(list.contains("one, two"), "{list}");
+    assert!(list.contains("one, two") && list.contains("one, three"), "{list}");
     let refusal = lab.refusal(&["network", "rm", "lab"]);
     assert_eq!(refusal.status, Some(2));
     assert!(refusal.message.contains("in use by one, two"), "{}", refusal.message);
-    say(&lab, &["rm", "--force", "one", "two"]);
-    say(&lab, &["network", "rm", "lab"]);
+
+    // A guest that is killed has the same address the next time.
+    say(&lab, &["kill", "two"]);
+    say(&lab, &["rename", "two", "zwei"]);
+    say(&lab, &["start", "zwei"]);
+    assert_eq!(address(&lab, "lab", "zwei"), two);
+    assert_eq!(address(&lab, "lab", "one"), one);
+    until("one", &format!("getent ahostsv4 zwei.lodge | grep -q '^{two} '"));
+    shell("one", "! getent ahostsv4 two.lodge");
+
+    say(&lab, &["rm", "--force", "one", "zwei", "three"]);
+    assert_eq!(leases(&lab, "lab").len(), 0);
+    say(&lab, &["network", "rm", "lab", "closed"]);
     assert_eq!(interfaces(), ["lo"]);
     lab.close();
+}
+
+/// A connection to a server that may not have started yet.
+fn connect(to: &str) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect(to) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{to} is not reached: {error}"),
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn say_of(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().expect("the program");
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Guests and their addresses on a network.
+fn leases(lab: &Lab, network: &str) -> Vec<(String, String)> {
+    let text = say(lab, &["network", "inspect", network]);
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let leases = value[0]["leases"].as_array().expect("leases");
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    leases.iter().map(|lease| (text(&lease["guest"]), text(&lease["address"]))).collect()
+}
+
+#[track_caller]
+fn address(lab: &Lab, network: &str, guest: &str) -> String {
+    let leases = leases(lab, network);
+    let its = leases.iter().find(|(its, _)| its == guest);
+    its.unwrap_or_else(|| panic!("{guest} has no address: {leases:?}")).1.clone()
 }
 
 #[test]
@@ -158,7 +209,16 @@ fn taps_go_with_their_guests() {
     run("two-cards", &["--net", "lab", "--net", "bridge=br-lab"]);
     run("one-card", &["--net", "lab,mac=52:54:00:00:00:09"]);
     assert_eq!(interfaces().len(), 5, "{:?}", interfaces());
-    // A VMM that is killed leaves no tap.
+    let before = leases(&lab, "lab");
+    assert_eq!(before.len(), 3, "{before:?}");
+    // A VMM that is killed leaves no tap, and addresses only while its guest is there.
+    run("passing", &["--net", "lab"]);
+    let passing = address(&lab, "lab", "passing");
+    say(&lab, &["rm", "--force", "passing"]);
+    assert_eq!(leases(&lab, "lab"), before);
+    run("passing", &["--net", "lab"]);
+    assert_eq!(address(&lab, "lab", "passing"), passing);
+    say(&lab, &["rm", "--force", "passing"]);
     say(&lab, &["kill", "two-cards"]);
     let deadline = Instant::now() + PATIENCE;
     while interfaces().len() != 3 {
@@ -180,6 +240,7 @@ fn taps_go_with_their_guests() {
     assert!(delete.success());
     say(&lab, &["start", "two-cards"]);
     assert_eq!(definition("two-cards"), macs);
+    assert_eq!(leases(&lab, "lab"), before);
     assert!(interfaces().contains(&"br-lab".to_owned()));
     say(&lab, &["rm", "--force", "one-card", "two-cards"]);
     say(&lab, &["network", "rm", "lab"]);

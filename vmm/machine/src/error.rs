@@ -49,6 +49,9 @@ pub enum BuildError {
     /// The host gives no random bytes.
     #[error("this host gives no random bytes: {0}")]
     Random(io::Error),
+    /// The disk for cloud-init could not be made.
+    #[error("the disk for cloud-init cannot be made: {0}")]
+    Seed(io::Error),
     /// The last data could not be written.
     #[error(
         "cannot write the last data to the disk {}: {source}; check the host's file system, and \
@@ -100,7 +103,7 @@ impl BuildError {
             | Self::Pci(_)
             | Self::Acpi(_)
             | Self::Configuration(_) => FailureKind::Configuration,
-            Self::Wiring(_) => FailureKind::Internal,
+            Self::Wiring(_) | Self::Seed(_) => FailureKind::Internal,
         }
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod acpi;
 pub mod boot;
+mod cloud_init;
 mod error;
 mod files;
 pub mod firmware;
@@ -24,3 +25,4 @@ pub use files::Files;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};
+pub use wiring::network::forwards;

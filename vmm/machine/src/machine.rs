@@ -100,6 +100,7 @@ impl Machine {
         wiring::storage::attach(&board)?;
         wiring::network::attach(&board)?;
         wiring::pci::attach_console_rng_and_vsock(&board)?;
+        wiring::storage::attach_seed(&board)?;
         let saved = board.take_saved();
 
         let Board { memory_space, ports, pci, .. } = board;

@@ -59,6 +59,7 @@ impl Bench {
             serial2: Default::default(),
             virtio_console: None,
             debug: DebugDevices { debugcon: false, debug_exit: true, testdev: true },
+            cloud_init: None,
             gdb: None,
             sandbox: Default::default(),
             limits: Default::default(),

@@ -1,11 +1,11 @@
 //! The configuration of one guest.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Limits;
+use crate::{CloudInitConfig, Limits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct VmConfig {
     /// Where the virtio console (`hvc0`) leads. `None`: the guest has none.
     #[serde(default)]
     pub virtio_console: Option<ConsoleConfig>,
+    /// What its cloud-init is told, on a disk behind all others. `None`: nothing.
+    #[serde(default)]
+    pub cloud_init: Option<CloudInitConfig>,
     /// Devices that only test kernels want.
     #[serde(default)]
     pub debug: DebugDevices,
@@ -174,19 +177,45 @@ pub enum DiskFormat {
     Qcow2,
 }
 
-/// A virtio network card on the user-mode network.
+/// A virtio network card.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// The card's address, `52:54:00:12:34:56`. By default made from the guest's name.
     #[serde(default)]
     pub mac: Option<String>,
-    /// Host ports that lead into the guest. Only a card on the user-mode network can have any.
+    /// Host ports that lead into the guest. A card can have some on the user-mode network, and on one
+    /// that gives it its address ([`NetConfig::lease`]).
     #[serde(default)]
     pub forwards: Vec<ForwardedPort>,
     /// What the card is connected to.
     #[serde(default)]
     pub network: NetworkConfig,
+    /// What the VMM tells the guest by DHCP and DNS on a bridge. `lodge` fills it in, each time the
+    /// guest starts, for networks that it has made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+}
+
+/// An address that a card has on a network, and what there is to know on that network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The length of the network's prefix in bits, 8 to 29.
+    pub prefix: u8,
+    /// Where the VMM answers DHCP and DNS: an address on the network that no machine has.
+    pub server: Ipv4Addr,
+    /// The host's address on the network. `None`: the host is not reached.
+    #[serde(default)]
+    pub host: Option<Ipv4Addr>,
+    /// The host is the way out, and its resolvers are asked about names that nobody here has.
+    #[serde(default)]
+    pub nat: bool,
+    /// The names of the network's guests: a file as hosts(5) describes it, which changes as guests come
+    /// and go.
+    pub names: PathBuf,
 }
 
 /// What a network card is connected to.

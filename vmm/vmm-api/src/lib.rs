@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cloud_init;
 mod config;
 mod event;
 mod host;
+mod host_name;
 mod limits;
 mod line;
 mod mac;
@@ -18,13 +20,15 @@ pub use api::{
     API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
     StopRequest, VSOCK_PROTOCOL,
 };
+pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, Protocol,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
     SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
+pub use host_name::host_name;
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};

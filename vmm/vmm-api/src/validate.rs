@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use crate::{
-    BlockConfig, ForwardedPort, Limits, MAX_HOST_CPUS, NetConfig, NetworkConfig, VmConfig,
+    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, Lease, Limits, MAX_HOST_CPUS,
+    NetConfig, NetworkConfig, VmConfig,
 };
 
 /// The most virtual processors that a guest can have.
@@ -68,10 +69,29 @@ pub enum ConfigError {
     SameTap(String),
     /// Ports that lead into a guest on a network that has no way to do so.
     #[error(
-        "ports are led into a guest by the user-mode network only, and the card on {0} is not on \
-         it: the guest is reached there by its own address"
+        "ports are led into a guest by the user-mode network and by networks that `lodge network \
+         create` has made, and the card on {0} is on neither: the guest is reached there by its own \
+         address"
     )]
     ForwardElsewhere(String),
+    /// An address that no guest can have on the network that it is for.
+    #[error(
+        "the lease of {address}/{prefix} with the server {server} cannot be: a network has a prefix of 8 \
+         to 29 bits, and guest, server and host have different addresses on it"
+    )]
+    Lease {
+        /// The address.
+        address: std::net::Ipv4Addr,
+        /// The length of the network's prefix.
+        prefix: u8,
+        /// The server's address.
+        server: std::net::Ipv4Addr,
+    },
+    /// A lease for a card that is on no bridge.
+    #[error(
+        "a lease was given to a card that is not on a bridge: leave it out, it is Lodge's to fill in"
+    )]
+    LeaseElsewhere,
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
@@ -102,6 +122,9 @@ pub enum ConfigError {
         /// What the limit must be.
         least: u64,
     },
+    /// What cloud-init cannot be told.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// A port that does not exist.
     #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
     PortZero,
@@ -128,7 +151,8 @@ impl VmConfig {
         }
         validate_limits(&self.limits, self)?;
         validate_disks(&self.disks)?;
-        validate_nets(&self.nets)
+        validate_nets(&self.nets)?;
+        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
     }
 }
 
@@ -231,20 +255,41 @@ fn validate_interface(name: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
+fn validate_lease(lease: &Lease) -> Result<(), ConfigError> {
+    let &Lease { address, prefix, server, host, .. } = lease;
+    let host_bits = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+    let base = address.to_bits() & !host_bits;
+    let is_a_machines = |it: std::net::Ipv4Addr| {
+        let own = it.to_bits() & host_bits;
+        it.to_bits() & !host_bits == base && own != 0 && own != host_bits
+    };
+    let good = (8..=29).contains(&prefix)
+        && is_a_machines(address)
+        && is_a_machines(server)
+        && host.is_none_or(|host| is_a_machines(host) && host != address && host != server)
+        && address != server;
+    if good { Ok(()) } else { Err(ConfigError::Lease { address, prefix, server }) }
+}
+
 fn validate_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
     let mut listening = HashSet::new();
     let mut taps = HashSet::new();
     for net in nets {
         if let NetworkConfig::Bridge(name) | NetworkConfig::Tap(name) = &net.network {
             validate_interface(name)?;
+        }
+        if let NetworkConfig::Tap(name) = &net.network {
+            if !taps.insert(name) {
+                return Err(ConfigError::SameTap(name.clone()));
+            }
             if !net.forwards.is_empty() {
                 return Err(ConfigError::ForwardElsewhere(name.clone()));
             }
         }
-        if let NetworkConfig::Tap(name) = &net.network
-            && !taps.insert(name)
-        {
-            return Err(ConfigError::SameTap(name.clone()));
+        match (&net.lease, &net.network) {
+            (Some(lease), NetworkConfig::Bridge(_)) => validate_lease(lease)?,
+            (Some(_), _) => return Err(ConfigError::LeaseElsewhere),
+            (None, _) => {}
         }
         if let Some(mac) = &net.mac {
             parse_mac(mac)?;
@@ -291,6 +336,7 @@ mod tests {
             serial2: Default::default(),
             virtio_console: None,
             debug: Default::default(),
+            cloud_init: None,
             gdb: None,
             sandbox: Default::default(),
             limits: Default::default(),
@@ -404,14 +450,47 @@ mod tests {
             let refused = Err(ConfigError::Interface(bad.into()));
             assert_eq!(with(&[NetworkConfig::Bridge(bad.into())]).validate(), refused);
         }
-        let mut led = with(&[bridge()]);
+        let mut led = with(&[tap()]);
         led.nets[0].forwards.push(ForwardedPort {
             protocol: Protocol::Tcp,
             host_addr: [127, 0, 0, 1].into(),
             host_port: 1,
             guest_port: 1,
         });
-        assert_eq!(led.validate(), Err(ConfigError::ForwardElsewhere("br0".into())));
+        assert_eq!(led.validate(), Err(ConfigError::ForwardElsewhere("tap0".into())));
+    }
+
+    #[test]
+    fn leases_are_addresses_of_one_network() {
+        let lease = |address: &str, prefix, server: &str, host: Option<&str>| Lease {
+            address: address.parse().unwrap(),
+            prefix,
+            server: server.parse().unwrap(),
+            host: host.map(|host| host.parse().unwrap()),
+            nat: false,
+            names: "/names".into(),
+        };
+        let check = |network, lease| {
+            let card = NetConfig { network, lease: Some(lease), ..Default::default() };
+            VmConfig { nets: vec![card], ..config() }.validate()
+        };
+        let bridge = || NetworkConfig::Bridge("br-lab".into());
+        let good = lease("10.88.0.16", 24, "10.88.0.2", Some("10.88.0.1"));
+        assert_eq!(check(bridge(), good.clone()), Ok(()));
+        assert_eq!(check(bridge(), lease("10.0.0.3", 29, "10.0.0.2", None)), Ok(()));
+        assert_eq!(check(NetworkConfig::User, good), Err(ConfigError::LeaseElsewhere));
+        for bad in [
+            lease("10.88.1.16", 24, "10.88.0.2", None),
+            lease("10.88.0.2", 24, "10.88.0.2", None),
+            lease("10.88.0.0", 24, "10.88.0.2", None),
+            lease("10.88.0.255", 24, "10.88.0.2", None),
+            lease("10.88.0.16", 24, "10.88.0.2", Some("10.88.0.16")),
+            lease("10.88.0.16", 24, "10.88.0.2", Some("10.99.0.1")),
+            lease("10.88.0.16", 7, "10.88.0.2", None),
+            lease("10.88.0.16", 255, "10.88.0.2", None),
+        ] {
+            assert!(matches!(check(bridge(), bad), Err(ConfigError::Lease { .. })));
+        }
     }
 
     #[test]

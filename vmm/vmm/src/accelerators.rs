@@ -160,7 +160,8 @@ pub fn check_hugepages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     }
 }
 
-/// What CPUID tells the guest. Where KVM runs it, KVM knows the rate of the TSC.
+/// What CPUID tells the guest: of the model what this host and the accelerator offer. Where KVM runs
+/// it, KVM knows the rate of the TSC.
 pub fn cpuid(model: CpuModel, accelerator: &dyn Accelerator) -> Result<CpuidTable, Failure> {
     let (model, name) = match model {
         CpuModel::Host => (Model::Host, "host"),
@@ -171,13 +172,14 @@ pub fn cpuid(model: CpuModel, accelerator: &dyn Accelerator) -> Result<CpuidTabl
         vmm_api::Accelerator::Kvm => 0,
         _ => runtime::tsc::frequency_hz(),
     };
-    cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
+    let table = cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
         Failure::host(format!(
             "this host's processor has not all features of the processor model {name} (bits \
              {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\"",
             missing.bits, missing.leaf
         ))
-    })
+    })?;
+    accelerator.offered(&table).map_err(fault)
 }
 
 fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {

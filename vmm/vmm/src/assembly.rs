@@ -80,7 +80,7 @@ impl Assembly {
         snapshot: &Opened,
     ) -> Result<Self, Failure> {
         let offered = accelerators::cpuid(config.cpu_model, accelerator)?;
-        let cpuid = snapshot.cpuid(&offered)?;
+        let cpuid = snapshot.cpuid(&offered, config.hyperv)?;
         snapshot.check_processors(config.cpus)?;
         let map = memory_map(config, &cpuid)?;
         let memory = snapshot.map_memory(map.ram())?;

@@ -2,30 +2,73 @@
 
 use std::sync::Arc;
 
+use net::edge::{Edge, EdgeConfig};
+use net::user::Resolvers;
 use net::{Backend, Tap};
-use vmm_api::{Failure, NetworkConfig, VmConfig, card_mac};
+use vmm_api::{
+    ConfigError, Failure, Lease, NetConfig, NetworkConfig, VmConfig, card_mac, host_name,
+};
 
 /// What a card leads to, by its number; `None`: to no network of the host.
 pub type Taps = Vec<Option<Arc<dyn Backend>>>;
 
 /// Opens them, once: they stay open over resets, and a VMM that has confined itself could not.
-pub fn open(config: &VmConfig) -> Result<Taps, Failure> {
-    let mut taps = Taps::new();
+pub fn open(config: &VmConfig) -> Result<Vec<Option<Tap>>, Failure> {
+    let mut taps = Vec::new();
     for (index, card) in config.nets.iter().enumerate() {
-        let tap = match &card.network {
+        let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
+        taps.push(match &card.network {
             NetworkConfig::User => None,
-            NetworkConfig::Bridge(bridge) => {
-                let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
-                Some(Tap::on_bridge(bridge, mac).map_err(failure)?)
-            }
+            NetworkConfig::Bridge(bridge) => Some(Tap::on_bridge(bridge, mac).map_err(failure)?),
             NetworkConfig::Tap(name) => Some(Tap::existing(name).map_err(failure)?),
-        };
-        taps.push(tap.map(|tap| {
-            tracing::info!(tap = tap.name(), mac = card.mac, "network card {index}");
-            Arc::new(tap) as Arc<dyn Backend>
-        }));
+        });
     }
     Ok(taps)
+}
+
+/// Has cards lead to them, and starts the services that some networks have: in a VMM that has confined itself,
+/// since they speak with the guest.
+pub fn connect(config: &VmConfig, open: Vec<Option<Tap>>) -> Result<Taps, Failure> {
+    let mut taps = Taps::new();
+    for ((index, card), tap) in config.nets.iter().enumerate().zip(open) {
+        let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
+        let tap = tap.map(|tap| {
+            tracing::info!(tap = tap.name(), mac = card.mac, "network card {index}");
+            Arc::new(tap) as Arc<dyn Backend>
+        });
+        taps.push(match (tap, &card.lease, &card.network) {
+            (Some(tap), Some(lease), _) => Some(edge(tap, &config.name, card, mac, lease)?),
+            (_, None, NetworkConfig::Bridge(name)) if !card.forwards.is_empty() => {
+                let error = ConfigError::ForwardElsewhere(name.clone());
+                return Err(Failure::configuration(error));
+            }
+            (tap, ..) => tap,
+        });
+    }
+    Ok(taps)
+}
+
+/// Puts DHCP, DNS and forwarded ports before a tap.
+fn edge(
+    tap: Arc<dyn Backend>,
+    guest: &str,
+    card: &NetConfig,
+    mac: [u8; 6],
+    lease: &Lease,
+) -> Result<Arc<dyn Backend>, Failure> {
+    let config = EdgeConfig {
+        card: mac,
+        address: lease.address,
+        prefix_len: lease.prefix,
+        server: lease.server,
+        host: lease.host,
+        router: lease.host.filter(|_| lease.nat),
+        resolvers: if lease.nat { Resolvers::System } else { Resolvers::Fixed(Vec::new()) },
+        hostname: host_name(guest),
+        hosts: lease.names.clone(),
+        forwards: machine::forwards(card),
+    };
+    Ok(Arc::new(Edge::new(tap, config).map_err(Failure::host)?))
 }
 
 fn failure(error: links::Error) -> Failure {

@@ -18,9 +18,14 @@ const SOFT: &str = "soft";
 /// A guest that counts, on an accelerator, and its console.
 fn counting(accelerator: &str) -> (Vmm, UnixStream) {
     let vmm = Vmm::start(COUNTS, json!({ "accelerator": accelerator }));
+    let console = console_of(&vmm);
+    (vmm, console)
+}
+
+fn console_of(vmm: &Vmm) -> UnixStream {
     let console = vmm.client().console(0).unwrap().0;
     console.set_read_timeout(Some(common::PATIENCE)).unwrap();
-    (vmm, console)
+    console
 }
 
 /// Has the guest count once more: its counts in a register and in memory.
@@ -74,8 +79,7 @@ fn goes_on_twice(accelerator: &str) {
         let mut again = restored(&place(&vmm, name), json!({ "accelerator": accelerator }));
         let event = again.event();
         assert!(matches!(event, Some(Event::Started { .. })), "{event:?}");
-        let mut console = again.client().console(0).unwrap().0;
-        console.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        let mut console = console_of(&again);
         for n in first..first + 3 {
             assert_eq!(count(&mut console), [n, n]);
         }
@@ -97,13 +101,76 @@ fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
     goes_on_twice(SOFT);
 }
 
+/// Whether there is a KVM to test; says so if not.
+fn has_kvm() -> bool {
+    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
+    kvm.inspect_err(|error| eprintln!("SKIPPED: snapshots on KVM: /dev/kvm: {error}")).is_ok()
+}
+
 #[test]
 fn so_it_does_on_kvm() {
-    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
-        eprintln!("SKIPPED: snapshots on KVM: /dev/kvm: {error}");
+    if has_kvm() {
+        goes_on_twice("kvm");
+    }
+}
+
+/// A guest with a processor model that both have, and one with all that the host has.
+#[test]
+fn a_guest_goes_on_under_another_accelerator_or_is_refused() {
+    if !has_kvm() {
         return;
     }
-    goes_on_twice("kvm");
+    for (from, to) in [("kvm", SOFT), (SOFT, "kvm")] {
+        let with = |accelerator| json!({ "accelerator": accelerator, "cpu_model": "x86-64-v2" });
+        let vmm = Vmm::start(COUNTS, with(from));
+        let mut before = console_of(&vmm);
+        for n in 1..=3 {
+            assert_eq!(count(&mut before), [n, n]);
+        }
+        snapshot(&vmm, "three");
+        let mut after = restored(&place(&vmm, "three"), with(to));
+        match after.event() {
+            Some(Event::Started { .. }) => assert_eq!(count(&mut console_of(&after)), [4, 4]),
+            // Not every KVM offers all of the model.
+            Some(Event::Error(failure)) if failure.message.contains("CPUID leaf") => {
+                eprintln!("SKIPPED: from {from} to {to}: {failure}");
+            }
+            other => panic!("from {from} to {to}: {other:?}"),
+        }
+    }
+    // All of the host includes what KVM alone has for guests.
+    let (vmm, mut console) = counting("kvm");
+    count(&mut console);
+    snapshot(&vmm, "one");
+    let failure = refusal(&place(&vmm, "one"), json!({ "accelerator": SOFT }));
+    assert_eq!(failure.kind, FailureKind::Configuration);
+    assert!(failure.message.contains("CPUID leaf"), "{failure}");
+}
+
+#[test]
+fn guests_with_enlightenments_go_on_with_them() {
+    if !has_kvm() {
+        return;
+    }
+    let with = |hyperv| json!({ "accelerator": "kvm", "hyperv": hyperv });
+    let mut vmm = Vmm::start_in(tempfile::tempdir().unwrap(), COUNTS, with(true));
+    match vmm.event() {
+        Some(Event::Started { .. }) => {}
+        Some(Event::Error(failure)) if failure.message.contains("--hyperv") => {
+            eprintln!("SKIPPED: {failure}");
+            return;
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(count(&mut console_of(&vmm)), [1, 1]);
+    snapshot(&vmm, "one");
+    let one = place(&vmm, "one");
+    let mut again = restored(&one, with(true));
+    let event = again.event();
+    assert!(matches!(event, Some(Event::Started { .. })), "{event:?}");
+    assert_eq!(count(&mut console_of(&again)), [2, 2]);
+    let failure = refusal(&one, with(false));
+    assert!(failure.message.contains("with --hyperv"), "{failure}");
 }
 
 #[test]

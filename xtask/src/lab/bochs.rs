@@ -21,15 +21,22 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(300);
 pub const FIRMWARE: [&str; 2] =
     ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/bochs/VGABIOS-lgpl-latest"];
 
-/// Starts it. Bochs boots from disks only, so one is made with the system on it.
-pub fn start(system: &System, dir: &Path, job: &str, cmdline: &str) -> anyhow::Result<Running> {
+/// Starts it, with one of its models of processors. Bochs boots from disks only, so one is made with
+/// the system on it.
+pub fn start(
+    system: &System,
+    dir: &Path,
+    job: &str,
+    cmdline: &str,
+    model: &str,
+) -> anyhow::Result<Running> {
     let disk = dir.join("bochs.disk");
     boot_disk::write(&disk, dir, &fs::read(&system.kernel)?, &fs::read(&system.initrd)?, cmdline)?;
     // A Bochs that was killed leaves this behind, and the next refuses the disk.
     let _ = fs::remove_file(dir.join("bochs.disk.lock"));
     let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on loopback")?;
     listener.set_nonblocking(true)?;
-    let configuration = configuration(dir, job, listener.local_addr()?.port());
+    let configuration = configuration(dir, job, listener.local_addr()?.port(), model);
     let (file, commands) = (dir.join("bochs.conf"), dir.join("bochs.commands"));
     fs::write(&file, configuration)?;
     // Debian's build has a debugger, which waits to be told to go on.
@@ -80,14 +87,12 @@ fn connect(listener: &TcpListener, child: &mut Child) -> anyhow::Result<TcpStrea
     }
 }
 
-/// Broadwell is the newest of Bochs's models of which Linux uses XSAVE: those with AVX-512 give sizes of
-/// the state that Linux finds inconsistent, so it does without, and KVM with it. The rate (`ips`) is
-/// what Bochs comes to, so that time in there goes about as fast as here.
-fn configuration(dir: &Path, job: &str, port: u16) -> String {
+/// The rate (`ips`) is what Bochs comes to, so that time in there goes about as fast as here.
+fn configuration(dir: &Path, job: &str, port: u16, model: &str) -> String {
     let [bios, vga] = FIRMWARE;
     let dir = dir.display();
     format!(
-        "cpu: model=broadwell_ult, count=1, ips=50000000, reset_on_triple_fault=0\n\
+        "cpu: model={model}, count=1, ips=50000000, reset_on_triple_fault=0\n\
          memory: guest=1536, host=1536\n\
          romimage: file={bios}\n\
          vgaromimage: file={vga}\n\

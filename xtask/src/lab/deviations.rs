@@ -9,7 +9,7 @@ use super::machine::Machine;
 fn text(machine: Machine) -> &'static str {
     match machine {
         Machine::Qemu => include_str!("../../lab/qemu.txt"),
-        Machine::Bochs => include_str!("../../lab/bochs.txt"),
+        Machine::Bochs | Machine::BochsScaling => include_str!("../../lab/bochs.txt"),
     }
 }
 

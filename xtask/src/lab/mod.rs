@@ -156,7 +156,7 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 fn plan(arguments: &Arguments) -> anyhow::Result<(Vec<Job>, &str)> {
     let can: &[Job] = match arguments.machine {
         Machine::Qemu => &[Job::Conformance, Job::Boot, Job::Measure, Job::Start, Job::Shell],
-        Machine::Bochs => &[Job::Conformance],
+        Machine::Bochs | Machine::BochsScaling => &[Job::Conformance],
     };
     let (jobs, filter) = match arguments {
         Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use accel::{
     Accelerator, CpuBus, CpuState, DebugControl, Exit, Fault, Kicker, Sections, Statistics,
-    StoredPages, Vcpu, Vm, VmResources,
+    StoredPages, Vcpu, VcpuState, Vm, VmResources, VmState,
 };
 use accel_kvm::KvmAccelerator;
 use irqchip::IrqSink;
@@ -46,6 +46,14 @@ impl Vm for EmulatedVm {
 
     fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
         self.0.take_stores()
+    }
+
+    fn save(&self) -> Result<VmState, Fault> {
+        self.0.save()
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Fault> {
+        self.0.restore(state)
     }
 
     fn stop_time(&self) {
@@ -86,6 +94,16 @@ impl Vcpu for EmulatedVcpu {
             state.tr.attributes = SegmentAttributes(attributes & !BUSY);
         }
         self.0.store(changed)
+    }
+
+    fn save(&mut self) -> Result<VcpuState, Fault> {
+        self.0.save()
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Fault> {
+        self.0.restore(state)?;
+        self.load(Sections::SYSTEM)?;
+        self.store(Sections::SYSTEM)
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), Fault> {

@@ -1,6 +1,7 @@
 //! A processor's state between KVM's structures and [`CpuState`].
 
 mod events;
+pub mod hypervisor;
 pub mod lapic;
 mod msrs;
 mod registers;
@@ -28,6 +29,8 @@ pub struct Abilities {
     pub xsave: bool,
     /// MSRs of [`CpuState`] that KVM has.
     pub msrs: KnownMsrs,
+    /// Hyper-V's interface is served.
+    pub hyperv: bool,
 }
 
 /// Brings `want` in `state` up to date.

@@ -49,7 +49,7 @@ fn processor() -> Option<(KvmVm, KvmVcpu)> {
     };
     let cpuid = build(Model::V2, host, runtime::tsc::frequency_hz()).unwrap();
     let resources = VmResources { memory, clock, timers, cpus: 1, cpuid, hyperv: false };
-    let host = Host { kvm: host::open(Path::new("/dev/kvm")).unwrap(), without: Vec::new() };
+    let host = Host::new(host::open(Path::new("/dev/kvm")).unwrap());
     let vm = KvmVm::create(&host, &resources).unwrap();
     let mut vcpu = vm.take(0).unwrap();
     let state = vcpu.load(Sections::all()).unwrap();
@@ -122,4 +122,20 @@ fn what_comes_again_is_forgotten() {
     };
     let Some(state) = after(fault) else { return };
     assert_eq!(state.rip, CODE);
+}
+
+#[test]
+fn a_state_that_cannot_be_is_the_guests_doing() {
+    let Some((_vm, vcpu)) = processor() else { return };
+    let handle = |reason| {
+        let exit = VcpuExit::FailEntry(reason, 0);
+        handle(exit, vcpu.page, &vcpu.control, &mut Counters::default(), &NoBus)
+    };
+    for reason in INVALID_STATE {
+        assert!(matches!(handle(reason), Ok(Next::Impossible(told)) if told == reason));
+    }
+    // MSRs that cannot be loaded, and controls that the host's kernel has set wrongly.
+    for reason in [1 << 31 | 34, 7] {
+        assert!(matches!(handle(reason), Err(Fault::Host { .. })));
+    }
 }

@@ -26,7 +26,17 @@ pub struct Key(u64);
 
 impl Key {
     pub fn new(gpa: u64, setting: Setting) -> Self {
-        Self(gpa | setting.number() << 56)
+        Self(gpa | Self::of(setting))
+    }
+
+    /// What the keys of all blocks of a setting have in common, besides where they lie.
+    pub fn of(setting: Setting) -> u64 {
+        setting.number() << 56
+    }
+
+    /// It as a number.
+    pub fn bits(self) -> u64 {
+        self.0
     }
 
     /// The guest physical address of the page.
@@ -136,6 +146,8 @@ struct PageBlocks {
 pub struct Cache {
     code: CodeMemory,
     pub common: Common,
+    /// Where direct jumps between pages go that are not linked.
+    far_jumps: u32,
     /// Where blocks lead that were forgotten, and those for mirrored memory.
     forgotten: [u64; 2],
     /// The end of the code that is always there.
@@ -186,6 +198,7 @@ impl Cache {
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
         let mut second_level = [[0; 2]; VIEWS];
         let mut second_jumps = [0; JUMP_CACHES];
+        let mut far_jumps = 0;
         for view in [View::User, View::Supervisor, View::SupervisorAc] {
             for write in [false, true] {
                 second_level[view as usize][usize::from(write)] = asm.code.len() as u32;
@@ -194,6 +207,10 @@ impl Cache {
         }
         for (cache, place) in second_jumps.iter_mut().enumerate() {
             let leave = if cache == MIRRORED_JUMPS { leave_mirrored_label } else { leave_label };
+            if cache == MIRRORED_JUMPS {
+                far_jumps = asm.code.len() as u32;
+                second_level::emit_far(&mut asm);
+            }
             *place = asm.code.len() as u32;
             second_level::emit_branch(&mut asm, cache, leave);
         }
@@ -235,6 +252,7 @@ impl Cache {
             sites: Sites::new(),
             code,
             common,
+            far_jumps,
             common_end,
             blocks: Map::default(),
             crossings: Map::default(),
@@ -373,10 +391,15 @@ impl Cache {
     /// Has the jump whose distance stands at `at` lead to the block with this far entry, or, without
     /// one, through the jump cache.
     pub fn link_far(&mut self, at: u32, far: Option<u64>) -> Linked {
-        let jump_cache = self.address(self.common.second_jumps[MIRRORED_JUMPS]);
+        let jump_cache = self.address(self.far_jumps);
         let before = self.code.read_distance(at as usize);
         self.link(at, far.unwrap_or(jump_cache));
         Linked { at, before }
+    }
+
+    /// Has a jump that was linked go through the jump cache.
+    pub fn retire_far(&mut self, link: Linked) {
+        self.link(link.at, self.address(self.far_jumps));
     }
 
     /// Takes back what [`link_far`](Self::link_far) did.

@@ -17,7 +17,8 @@ use checker::{Field, Layout, ViewTables};
 use x86::View;
 use x86::state::{SegReg, VectorState};
 
-use super::journal::Journal;
+use super::journal::{self, Journal};
+use super::placed_jumps::{CodePage, CodeTlb, PLACED, PlacedJump, PlacedJumps};
 
 use crate::host_pages;
 
@@ -28,8 +29,8 @@ pub const STACK: usize = 16 << 10;
 pub const VIEWS: usize = 3;
 /// Entries of one view's soft TLB, a power of two.
 pub const TLB_ENTRIES: usize = 1024;
-/// Entries of the first level of each jump cache, powers of two. That of user code whose memory is
-/// mirrored is filled by Rust code alone, and so should need it less often.
+/// Entries of the first level of each jump cache, powers of two. It takes longer to
+/// fill one of user code whose memory is mirrored.
 pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
     let mut entries = [2048; JUMP_CACHES];
     entries[MIRRORED_JUMPS] = 65536;
@@ -37,6 +38,8 @@ pub const JUMP_ENTRIES: [usize; JUMP_CACHES] = {
 };
 /// How many jump caches there are: one for each view, and [`MIRRORED_JUMPS`].
 pub const JUMP_CACHES: usize = VIEWS + 1;
+/// How many entries of [`MIRRORED_JUMPS`] are filled before all of it is emptied at once.
+pub const MIRRORED_CAPACITY: usize = 4096;
 /// The jump cache of user code whose memory is mirrored.
 pub const MIRRORED_JUMPS: usize = VIEWS;
 
@@ -98,28 +101,6 @@ pub struct JumpEntry {
     pub guest: u64,
     /// The far entry of the block there.
     pub host: u64,
-}
-
-/// How many entries the second level of each jump cache has, powers of two.
-pub const SECOND_JUMPS: [usize; JUMP_CACHES] = [1 << 16, 1 << 14, 1 << 12, 1 << 16];
-
-/// An entry of the second level of a jump cache. An address may be in the entry where it belongs or
-/// in that whose number differs in the lowest bit.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub struct SecondJump {
-    /// The guest's instruction pointer.
-    pub guest: u64,
-    /// The number of its address space, or [`GLOBAL`](super::journal::GLOBAL), and of its setting
-    /// ([`Context::jump_spaces`], [`Context::global_jump_spaces`]).
-    pub space: u64,
-    /// The far entry of the block there.
-    pub host: u64,
-}
-
-impl SecondJump {
-    /// No address space has this number.
-    pub const EMPTY: Self = Self { guest: 0, space: u64::MAX, host: 0 };
 }
 
 /// Where indirect and far branches of one view find translated code. Where: see
@@ -215,18 +196,15 @@ pub struct Context {
     pub target: u64,
     /// The second level of each view's soft TLB: [`SECOND_ENTRIES`] entries.
     pub second: [*mut SecondEntry; VIEWS],
-    /// The second level of each jump cache: [`SECOND_JUMPS`] entries.
-    pub second_jumps: [*mut SecondJump; JUMP_CACHES],
     /// The number of the address space by which each view's second level is tagged.
     pub spaces: [u64; VIEWS],
-    /// The same for each second level of a jump cache, with the number of the setting above: it has
-    /// what was translated for others, too.
-    pub jump_spaces: [u64; JUMP_CACHES],
-    /// The same of what is global.
-    pub global_jump_spaces: [u64; JUMP_CACHES],
+    /// What keys in [`Context::placed_jumps`] have that each jump cache leads to, besides where the block lies.
+    pub jump_settings: [u64; JUMP_CACHES],
     /// What each view's soft TLB and jump cache have that is not global.
     pub tlb_journals: [Journal; VIEWS],
     pub jump_journals: [Journal; VIEWS],
+    /// All that the first level of [`MIRRORED_JUMPS`] has.
+    pub mirrored_journal: Journal<MIRRORED_CAPACITY>,
     /// Entries of another epoch allow no stores.
     pub write_epoch: u64,
     /// MXCSR as Rust code expects it.
@@ -247,8 +225,9 @@ pub struct Context {
     pub tlb: [TlbView; VIEWS],
     jump: [JumpView<{ JUMP_ENTRIES[0] }>; VIEWS],
     mirrored_jump: JumpView<{ JUMP_ENTRIES[MIRRORED_JUMPS] }>,
-    /// The second level of [`MIRRORED_JUMPS`].
-    pub mirrored_jumps: [SecondJump; SECOND_JUMPS[MIRRORED_JUMPS]],
+    /// The second level of jump caches.
+    pub code_tlb: [CodeTlb; JUMP_CACHES],
+    pub placed_jumps: PlacedJumps,
 }
 
 /// Bytes of the context, from its start, up to which user code with mirrored memory cannot even look;
@@ -357,21 +336,36 @@ pub mod offset {
         from_stack(offset_of!(Context, jump_journals) + view * size_of::<Journal>())
     }
 
-    pub fn second_jumps(cache: usize) -> i32 {
-        from_stack(offset_of!(Context, second_jumps) + cache * 8)
-    }
-
     pub fn space(view: View) -> i32 {
         from_stack(offset_of!(Context, spaces) + view as usize * 8)
     }
 
-    pub fn jump_space(cache: usize) -> i32 {
-        from_stack(offset_of!(Context, jump_spaces) + cache * 8)
+    pub const MIRRORED_JOURNAL: i32 = from_stack(offset_of!(Context, mirrored_journal));
+    pub const PLAIN_SP: i32 = from_stack(offset_of!(Context, plain_sp));
+    pub const MIRRORED_SP: i32 = from_stack(offset_of!(Context, mirrored_sp));
+    pub const HOST_PKRU: i32 = from_stack(offset_of!(Context, host_pkru));
+    pub const MIRRORED_PKRU: i32 = from_stack(offset_of!(Context, mirrored_pkru));
+
+    pub fn jump_setting(cache: usize) -> i32 {
+        from_stack(offset_of!(Context, jump_settings) + cache * 8)
     }
 
-    pub fn global_jump_space(cache: usize) -> i32 {
-        from_stack(offset_of!(Context, global_jump_spaces) + cache * 8)
+    /// The tags of a code TLB, and the pages that belong to them.
+    pub fn code_tag(cache: usize) -> i32 {
+        let tlb = offset_of!(Context, code_tlb) + cache * size_of::<CodeTlb>();
+        from_stack(tlb + offset_of!(CodePage, tag))
     }
+
+    pub fn code_gpa(cache: usize) -> i32 {
+        const TO_GPA: usize = offset_of!(CodePage, gpa) - offset_of!(CodePage, tag);
+        code_tag(cache) + TO_GPA as i32
+    }
+
+    /// The keys of blocks, and their far entries.
+    pub const PLACED_KEY: i32 =
+        from_stack(offset_of!(Context, placed_jumps) + offset_of!(PlacedJump, key));
+    pub const PLACED_HOST: i32 =
+        from_stack(offset_of!(Context, placed_jumps) + offset_of!(PlacedJump, host));
 
     /// The tags that loads or stores look at.
     pub fn tlb_tag(view: View, write: bool) -> i32 {
@@ -516,7 +510,12 @@ impl Context {
     /// Forgets where a jump cache leads.
     pub fn clear_jumps(&mut self, cache: usize) {
         match cache {
-            MIRRORED_JUMPS => self.mirrored_jump.clear(),
+            MIRRORED_JUMPS => {
+                let jump = &mut self.mirrored_jump;
+                if !self.mirrored_journal.drain(|index| jump.clear_entry(index)) {
+                    jump.clear();
+                }
+            }
             view => {
                 self.jump[view].clear();
                 self.jump_journals[view].clear();
@@ -526,34 +525,34 @@ impl Context {
 
     /// Forgets where jump caches lead for the page at `linear`.
     pub fn clear_jumps_to(&mut self, linear: u64) {
+        self.code_tlb.iter_mut().for_each(|tlb| tlb.clear_page(linear));
         self.jump.iter_mut().for_each(|jump| jump.clear_page(linear));
         self.mirrored_jump.clear_page(linear);
     }
 
-    /// The far entry of the block at `guest`, if a jump cache knows it.
+    /// The far entry of the block at `guest`, if a level of a jump cache knows it.
     pub fn find_jump(&self, cache: usize, guest: u64) -> Option<u64> {
-        match cache {
+        let first = match cache {
             MIRRORED_JUMPS => self.mirrored_jump.find(guest),
             view => self.jump[view].find(guest),
-        }
+        };
+        first.or_else(|| {
+            let spaces = [self.spaces[0], journal::GLOBAL];
+            let gpa = self.code_tlb[cache].find(guest, spaces)?;
+            self.placed_jumps.find(gpa | self.jump_settings[cache])
+        })
     }
 
-    /// Remembers in a jump cache that the code at `guest` is entered at `host`; returns the number of the
-    /// entry.
-    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) -> usize {
+    /// Remembers in a jump cache that the code at `guest` is entered at `host`.
+    pub fn fill_jump(&mut self, cache: usize, guest: u64, host: u64, global: bool) {
         if cache == MIRRORED_JUMPS {
-            return self.mirrored_jump.fill(guest, host);
+            let index = self.mirrored_jump.fill(guest, host);
+            return self.mirrored_journal.note(index);
         }
         let index = self.jump[cache].fill(guest, host);
         if !global {
             self.jump_journals[cache].note(index);
         }
-        index
-    }
-
-    /// Forgets an entry of the first level of [`MIRRORED_JUMPS`].
-    pub fn clear_mirrored_jump(&mut self, index: usize) {
-        self.mirrored_jump.clear_entry(index);
     }
 
     /// Forgets what the soft TLBs allow to store to.
@@ -637,7 +636,10 @@ impl ContextCell {
         context.host_mxcsr = 0x1f80;
         context.plain_sp = cell.get() as u64 + STACK as u64;
         (0..VIEWS).for_each(|view| context.clear_tlb(view));
-        (0..JUMP_CACHES).for_each(|cache| context.clear_jumps(cache));
+        (0..VIEWS).for_each(|cache| context.clear_jumps(cache));
+        context.mirrored_jump.clear();
+        context.jump_settings = [PLACED; JUMP_CACHES];
+        context.code_tlb.iter_mut().for_each(CodeTlb::clear);
         Ok(Arc::new(cell))
     }
 

@@ -15,19 +15,18 @@ use x86::{Cpu, View};
 
 use super::cache::{Block, Cache, Fill, Key, Set};
 use super::context::{
-    Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SECOND_JUMPS, SecondEntry,
-    SecondJump, VIEWS,
+    Context, ContextCell, JUMP_CACHES, MIRRORED_JUMPS, SECOND_ENTRIES, SecondEntry, VIEWS,
 };
 use super::far_links::FarLinks;
 use super::lockstep::Lockstep;
 use super::mirror::{self, Mirror};
+use super::placed_jumps::PLACED;
 use super::proof::Proof;
 use super::translate::{Setting, Translator};
 use super::watch::Became;
 use super::{entry, flat};
 use crate::env::SoftEnv;
 use crate::ram::{Page, Ram};
-use jumps::FilledJumps;
 pub(super) use state::status_from_ax;
 
 /// Entries of the table that counts how often code was entered.
@@ -77,15 +76,10 @@ pub struct Transcoder {
     /// The second level of the soft TLB, by view; the context points at it.
     second: [Box<[SecondEntry]>; VIEWS],
     is_second_empty: [bool; VIEWS],
-    /// The second level of each view's jump cache; the context points at it, and has that of
-    /// [`MIRRORED_JUMPS`] itself.
-    second_jumps: [Box<[SecondJump]>; VIEWS],
     /// Linear pages that jump caches lead to.
     code_pages: Set<u64>,
     /// What each jump cache leads to.
     settings: [Option<Setting>; JUMP_CACHES],
-    /// Which of their entries were filled.
-    filled: Box<FilledJumps>,
     far_links: FarLinks,
     /// The memory of the program that runs most, at its own addresses; if the host can do that.
     mirror: Option<Mirror>,
@@ -139,21 +133,13 @@ impl Transcoder {
         }
         let mut second =
             SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
-        let mut second_jumps: [Box<[SecondJump]>; VIEWS] = std::array::from_fn(|view| {
-            vec![SecondJump::EMPTY; SECOND_JUMPS[view]].into_boxed_slice()
-        });
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut *context.get() };
-        for view in 0..VIEWS {
-            tables.second[view] = second[view].as_mut_ptr();
-            tables.second_jumps[view] = second_jumps[view].as_mut_ptr();
-        }
-        tables.mirrored_jumps.fill(SecondJump::EMPTY);
+        tables.second = second.each_mut().map(|entries| entries.as_mut_ptr());
         let lockstep = lockstep.map(Box::new);
         let mirror = mirror.filter(|_| lockstep.is_none());
         Ok(Some(Self {
             second,
-            second_jumps,
             is_second_empty: [true; VIEWS],
             context,
             cache: Cache::new()?,
@@ -165,7 +151,6 @@ impl Transcoder {
             width: host_width(),
             code_pages: Set::default(),
             settings: [None; JUMP_CACHES],
-            filled: Box::default(),
             far_links: FarLinks::default(),
             mirror,
             lockstep,
@@ -218,7 +203,7 @@ impl Transcoder {
                 // The first level of jump caches knows nothing of settings but the view.
                 self.settings[setting.jumps()] = Some(setting);
                 self.clear_jumps(setting.jumps());
-                self.tag_jumps();
+                self.context().jump_settings[setting.jumps()] = PLACED | Key::of(setting);
             }
             let key = Key::new(gpa, setting);
             match self.find_or_translate(cpu, key, page, setting) {
@@ -284,7 +269,7 @@ impl Transcoder {
         if forgotten.all {
             (0..VIEWS).for_each(|view| self.context().clear_tlb(view));
             (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
-            self.forget_second_jumps();
+            self.forget_code_pages();
             if let Some(mirror) = &mut self.mirror {
                 mirror.doubt();
             }
@@ -300,7 +285,6 @@ impl Transcoder {
             if context.spaces[0] != space {
                 context.spaces = [space; VIEWS];
                 (0..VIEWS).for_each(|view| context.leave_space(view));
-                self.tag_jumps();
             }
         }
         for &linear in forgotten.pages() {
@@ -407,7 +391,11 @@ impl Transcoder {
         if setting.view == View::User
             && let Some(mirror) = &mut self.mirror
         {
-            mirror.account(cpu, runtime::tsc::read().wrapping_sub(began));
+            let ticks = runtime::tsc::read().wrapping_sub(began);
+            mirror.account(cpu, ticks);
+            if setting.mirrored {
+                self.far_links.ran(ticks).into_iter().for_each(|link| self.cache.unlink_far(link));
+            }
         }
         last
     }

@@ -9,12 +9,18 @@
 //!
 //! Then the jump is *linked*: its distance is overwritten, and it leads to the block by itself. Whoever
 //! breaks one of these takes all links back.
+//!
+//! To link a jump takes longer than to find its target in the jump cache a hundred times. So links that
+//! other programs had are not made again until the program has run for a while.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 
 use super::cache::KeyHasher;
+
+/// A program has run for a while: some hundred milliseconds.
+const SETTLED: u64 = 500_000_000;
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
@@ -29,6 +35,10 @@ pub struct Linked {
 #[derive(Default)]
 pub struct FarLinks {
     linked: Vec<Linked>,
+    /// Those of other programs; meanwhile they go through the jump cache.
+    retired: Vec<Linked>,
+    /// How long the program has run, in ticks of the TSC.
+    ticks: u64,
     /// The linear page at which code of a physical page runs; `None` if there are several.
     runs_at: Map<u64, Option<u64>>,
     /// The linear pages that links lead to, and the physical ones that they are.
@@ -78,12 +88,31 @@ impl FarLinks {
         std::mem::take(&mut self.linked)
     }
 
-    /// Another program is to run, or all code is gone: nothing is known. Links must have been taken
-    /// back, and jump caches must know nothing either.
-    pub fn forget(&mut self) {
-        self.linked.clear();
+    /// Another program is to run, of which nothing is known yet: no jump cache of code for mirrored memory
+    /// may know anything, either. All links that there are, which are to go through the jump cache.
+    pub fn retire(&mut self) -> &[Linked] {
         self.targets.clear();
         self.runs_at.clear();
+        self.ticks = 0;
+        let known = self.retired.len();
+        self.retired.append(&mut self.linked);
+        &self.retired[known..]
+    }
+
+    /// The program ran for so many ticks of the TSC. The links of other programs, if they are to be taken
+    /// back now, so that they may be made again.
+    #[must_use]
+    pub fn ran(&mut self, ticks: u64) -> Vec<Linked> {
+        self.ticks = self.ticks.saturating_add(ticks);
+        if self.ticks < SETTLED || self.retired.is_empty() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.retired)
+    }
+
+    /// All code is gone, and what jump caches know.
+    pub fn forget(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -109,5 +138,19 @@ mod tests {
 
         links.forget();
         assert!(links.runs(0x5000, 0x50_0000) && links.may_link_from(0x5000));
+    }
+
+    #[test]
+    fn links_of_other_programs_come_back_when_the_program_has_run_for_a_while() {
+        let mut links = FarLinks::default();
+        let [first, second] = [17, 18].map(|at| Linked { at, before: -5 });
+        links.add(first, 0x40_1000, 0x6000);
+        assert_eq!(links.retire(), [first]);
+        links.add(second, 0x40_1000, 0x7000);
+        assert_eq!(links.retire(), [second]);
+        assert!(!links.lead_to(0x40_1000));
+        assert_eq!(links.ran(SETTLED - 1), []);
+        assert_eq!(links.ran(1), [first, second]);
+        assert_eq!(links.ran(1), []);
     }
 }

@@ -10,8 +10,8 @@ use x86::View;
 
 use super::assembler::{Alu, Assembler, Mem, Reg};
 
-/// How many entries a journal names that generated code writes, a power of two.
-const CAPACITY: usize = 256;
+/// How many entries a journal names, unless something else is said; a power of two.
+pub const CAPACITY: usize = 256;
 
 /// Names the entries of a table that were filled since it was emptied; where address spaces are changed,
 /// but for those that hold in all of them.
@@ -24,9 +24,6 @@ pub struct Journal<const N: usize = CAPACITY> {
 }
 
 impl<const N: usize> Journal<N> {
-    /// One of a table that is empty.
-    pub const EMPTY: Self = Self { count: 0, entries: [0; N] };
-
     /// Notes that an entry was filled.
     pub fn note(&mut self, index: usize) {
         self.entries[self.count as usize % N] = index as u64 * 2;
@@ -49,13 +46,14 @@ impl<const N: usize> Journal<N> {
     }
 }
 
-/// Emits what [`Journal::note`] does for the journal that lies at `at` from the stack pointer. `index`
-/// holds twice the number of the entry. Changes flags and `scratch`; `index` is lost.
-pub fn emit_note(asm: &mut Assembler, at: i32, index: Reg, scratch: Reg) {
-    const COUNT: i32 = offset_of!(Journal<CAPACITY>, count) as i32;
-    const ENTRIES: i32 = offset_of!(Journal<CAPACITY>, entries) as i32;
+/// Emits what [`Journal::note`] does for the journal of `N` entries that lies at `at` from the stack
+/// pointer. `index` holds twice the number of the entry. Changes flags and `scratch`; `index` is lost.
+pub fn emit_note<const N: usize>(asm: &mut Assembler, at: i32, index: Reg, scratch: Reg) {
+    const COUNT: i32 = offset_of!(Journal, count) as i32;
+    const ENTRIES: i32 = offset_of!(Journal, entries) as i32;
+    const { assert!(N.is_power_of_two()) };
     asm.load32(scratch, Mem::Context(at + COUNT));
-    asm.alu32_imm(Alu::And, scratch, CAPACITY as i32 - 1);
+    asm.alu32_imm(Alu::And, scratch, N as i32 - 1);
     asm.store(Mem::ContextIndexed(scratch, at + ENTRIES), index);
     asm.load(index, Mem::Context(at + COUNT));
     asm.lea(index, Mem::Base(index, 1));

@@ -20,6 +20,7 @@ pub mod lockstep;
 mod lost_flags;
 pub(crate) mod mirror;
 mod packed_exit;
+mod placed_jumps;
 pub(crate) mod proof;
 mod registers;
 mod second_level;

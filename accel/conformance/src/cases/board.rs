@@ -159,7 +159,7 @@ fn ioapic(cases: &mut Vec<Case>) {
 }
 
 /// Initializes the 8259 pair: vectors from 30H and 38H, all but `open` masked.
-fn init_pic(g: &mut Guest, open: u16) -> Result {
+pub fn init_pic(g: &mut Guest, open: u16) -> Result {
     for (port, value) in [
         (0x20u32, 0x11u32),
         (0x21, 0x30),

@@ -99,7 +99,37 @@ fn steps() -> Vec<Case> {
             bench.run_to(Exit::Kicked)?;
             equal("the outputs", vec![1], bench.outs())
         }),
+        check("a step over INT1 ends in the guest's handler", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, int1)?;
+            let int1 = bench.guest.marked("int1").unwrap_or_default();
+            bench.debug(point(int1, 1, PointKind::Execute))?;
+            bench.run_to(MET)?;
+            bench.debug(STEP)?;
+            bench.run_to(Exit::Debug(DebugStop::Step))?;
+            equal("RIP", bench.guest.handlers[usize::from(DB)], bench.state()?.rip)?;
+            bench.debug(NOTHING)?;
+            bench.run_to(Exit::Kicked)?;
+            equal("the vectors", vec![u64::from(DB)], bench.vectors())?;
+            equal("the outputs", vec![1], bench.outs())
+        }),
+        check("INT1 is the guest's while a point is armed", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, int1)?;
+            bench.debug(point(DATA, 8, PointKind::Write))?;
+            bench.run_to(Exit::Kicked)?;
+            equal("the vectors", vec![u64::from(DB)], bench.vectors())?;
+            equal("the outputs", vec![1], bench.outs())?;
+            equal("DR6", 0, bench.state()?.dr6 & 0xe00f)
+        }),
     ]
+}
+
+/// INT1, then an output.
+fn int1(g: &mut Guest) -> Result<(), IcedError> {
+    g.resume(DB);
+    g.mark("int1")?;
+    g.a.int1()?;
+    g.out(1)?;
+    g.exit()
 }
 
 fn points() -> Vec<Case> {

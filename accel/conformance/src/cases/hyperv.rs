@@ -19,7 +19,7 @@ const TIME_REF_COUNT: u32 = 0x4000_0020;
 const REFERENCE_TSC: u32 = 0x4000_0021;
 
 /// Why the accelerator is not asked.
-fn lacks(accelerator: &dyn Accelerator, cpuid: &CpuidTable) -> Checked<Option<&'static str>> {
+pub fn lacks(accelerator: &dyn Accelerator, cpuid: &CpuidTable) -> Checked<Option<&'static str>> {
     let memory = Bench::new(accelerator, cpuid, Long, |g| g.exit())?.guest.memory.clone();
     let mut resources = runner::resources(cpuid, memory, 1)?;
     resources.hyperv = true;

@@ -11,6 +11,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use super::bench::{Bench, Checked, equal};
+use super::board::init_pic;
 use crate::apic::{Apic, reg};
 use crate::case::{Case, check};
 use crate::guest::Guest;
@@ -65,7 +66,7 @@ fn note_tsc(g: &mut Guest) -> Result<(), IcedError> {
 }
 
 /// Turns without end.
-fn turns(g: &mut Guest) -> Result<(), IcedError> {
+pub fn turns(g: &mut Guest) -> Result<(), IcedError> {
     let again = g.addr("again");
     g.mark("again")?;
     note_tsc(g)?;
@@ -80,6 +81,28 @@ fn wait_for_timer(g: &mut Guest) -> Result<(), IcedError> {
     g.a.test(eax, 1 << (VECTOR % 32))?;
     g.a.jz(wait)?;
     note_tsc(g)
+}
+
+/// Has the PIT's channel 0 count down once, for as long as it can, to an interrupt that waits in the
+/// 8259 and is never taken.
+pub fn start_pit(g: &mut Guest) -> Result<(), IcedError> {
+    init_pic(g, 0)?;
+    // Mode 0, both bytes.
+    for (to, value) in [(0x43u32, 0x30u32), (0x40, PIT_COUNT & 0xff), (0x40, PIT_COUNT >> 8)] {
+        g.a.mov(eax, value)?;
+        g.a.out(to, al)?;
+    }
+    Ok(())
+}
+
+/// Waits until that interrupt is there.
+pub fn wait_for_pit(g: &mut Guest) -> Result<(), IcedError> {
+    g.mark("wait")?;
+    let wait = g.addr("wait");
+    // The interrupt request register.
+    g.a.in_(al, 0x20)?;
+    g.a.test(al, 1)?;
+    g.a.jz(wait)
 }
 
 /// Nanoseconds by the guest's clock at this value of its TSC.
@@ -175,8 +198,27 @@ pub fn cases() -> Vec<Case> {
             }
             Ok(())
         }),
+        check("pause: the PIT does not count on", |accelerator, cpuid| {
+            let mut bench = Bench::new(accelerator, cpuid, Long, |g| {
+                start_pit(g)?;
+                g.a.out(u32::from(port::EXIT), al)?;
+                wait_for_pit(g)?;
+                g.exit()
+            })?;
+            let awake = bench.turn_pause_turn()?;
+            let least = runtime::tsc::frequency_hz() / PIT_HZ * u64::from(PIT_COUNT);
+            // A hundredth for the measured rate.
+            if awake < least - least / 100 {
+                return Err(format!("it was there after {awake} of {least} ticks of the TSC"));
+            }
+            Ok(())
+        }),
     ]
 }
+
+/// The PIT's rate, and a count of 55 ms, which is less than the pause.
+const PIT_HZ: u64 = 1_193_182;
+const PIT_COUNT: u32 = 0xffff;
 
 /// Nanoseconds until the timer's interrupt: less than the pause, more than nothing.
 const COUNT: u32 = 200_000_000;

@@ -4,7 +4,9 @@ mod model;
 
 use alloc::vec::Vec;
 
-pub use model::{MissingFeature, Model, build};
+pub use model::{
+    KVM_FEATURES, KVM_TIMING, MissingFeature, Model, PARAVIRTUAL, PARAVIRTUAL_CLOCK, build,
+};
 
 /// The four registers that CPUID returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

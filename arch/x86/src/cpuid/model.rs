@@ -92,8 +92,17 @@ mod bits {
 /// "KVMKVMKVM\0\0\0": the engine offers KVM's paravirtual clock (Linux,
 /// Documentation/virt/kvm/x86/cpuid.rst).
 const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
-/// CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE.
-const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
+/// The leaf with KVM's paravirtual features.
+pub const KVM_FEATURES: u32 = 0x4000_0001;
+/// KVM's timing leaf: EAX and EBX are the rates of the TSC and of the local APIC's timer in kHz.
+pub const KVM_TIMING: u32 = 0x4000_0010;
+/// Features that every accelerator has: CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE.
+pub const PARAVIRTUAL_CLOCK: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
+/// Those that Linux makes good use of and that need nothing of the VMM: the above, ASYNC_PF,
+/// STEAL_TIME, PV_EOI, PV_UNHALT, PV_TLB_FLUSH, ASYNC_PF_VMEXIT, PV_SEND_IPI, PV_SCHED_YIELD,
+/// ASYNC_PF_INT. Not POLL_CONTROL, with which a guest asks the host not to poll, which costs one exit
+/// more than it saves on a host that is shared.
+pub const PARAVIRTUAL: u32 = 0x0100_6efb;
 
 /// Builds a model's table. `host` is the host's CPUID, `tsc_hz` the frequency of its TSC.
 /// Leaves that differ between processors are left for [`CpuidTable::for_processor`].
@@ -169,10 +178,12 @@ pub fn build(
     }
 
     set(0x4000_0000, None, 0x4000_0010, KVM_SIGNATURE[0], KVM_SIGNATURE[1], KVM_SIGNATURE[2]);
-    set(0x4000_0001, None, KVM_FEATURES, 0, 0, 0);
+    // A model of its own makes guests that can go on under another accelerator.
+    let paravirtual = if model == Model::Host { PARAVIRTUAL } else { PARAVIRTUAL_CLOCK };
+    set(KVM_FEATURES, None, paravirtual, 0, 0, 0);
     // Frequencies of the TSC and of the local APIC's timer in kHz.
     let tsc_khz = u32::try_from(tsc_hz / 1000).unwrap_or(u32::MAX);
-    set(0x4000_0010, None, tsc_khz, APIC_TIMER_KHZ, 0, 0);
+    set(KVM_TIMING, None, tsc_khz, APIC_TIMER_KHZ, 0, 0);
 
     set(0x8000_0000, None, 0x8000_0008, vendor.ebx, vendor.ecx, vendor.edx);
     let mut x1_edx = bits::X1_EDX & (hostx1.edx | 1 << 27);

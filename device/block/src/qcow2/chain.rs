@@ -1,6 +1,7 @@
 //! Opening a qcow2 image with the backing files that it stands on.
 
 use super::check;
+use super::create;
 use super::disk::{Image, Qcow2Disk};
 use super::header::{self, BackingRef, Header};
 use super::storage::{ImageFile, WriteOrder};
@@ -33,11 +34,12 @@ pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
     let header = header::read(&host)?;
     let size = disk_size(&path, &header, readonly)?;
     let host = Arc::new(host);
-    let mut backing = None;
+    let mut backing: Option<Image> = None;
     for layer in backing_layers(&host, &header)?.into_iter().rev() {
         let path = layer.host.path().to_owned();
         backing = Some(open_layer(layer, backing, None).map_err(|e| told_of(e, &host, &path))?);
     }
+    let backing_size = backing.as_ref().map_or(0, |image| image.size());
     let order = if readonly { None } else { Some(write_order(&host, &header)?) };
     let layer = Layer { host: Arc::clone(&host), header: Some(header.clone()) };
     let image = open_layer(layer, backing, order.clone())?;
@@ -48,7 +50,32 @@ pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
              it is written; the next backup must be a full one"
         );
     }
-    Ok(Qcow2Disk::new(image, host, &header, size, order))
+    Ok(Qcow2Disk::new(image, host, &header, (size, backing_size), order))
+}
+
+/// Makes the disk of the image in `host` `size` bytes long.
+pub(crate) fn resize(host: HostFile, size: u64) -> Result<(), Error> {
+    let path = host.path().to_owned();
+    let header = header::read(&host)?;
+    let hindrance = if header.version < 3 {
+        Some("it is of version 2 of the format, which cannot say that a part of it reads as zeroes")
+    } else if header.snapshots > 0 {
+        Some("it has internal snapshots, which are of the old size")
+    } else if header.bitmaps {
+        Some("it has dirty bitmaps (of incremental backups), which are of the old size")
+    } else {
+        None
+    };
+    if let Some(hindrance) = hindrance {
+        return Err(Error::new(
+            Cause::Unsupported,
+            &path,
+            hindrance,
+            "make an image without that with `lodge disk convert`, and resize that one",
+        ));
+    }
+    create::check_size(&path, size)?;
+    open(host, false)?.resize(size).map_err(|e| Error::host(&path, "resize", e))
 }
 
 /// The files below the qcow2 image in `host`.
@@ -181,7 +208,7 @@ fn open_backing(overlay: &Path, backing: &BackingRef) -> Result<Layer, Error> {
 }
 
 /// The path that an overlay means by the name of its backing file.
-fn resolve(overlay: &Path, name: &str) -> Result<PathBuf, Error> {
+pub(super) fn resolve(overlay: &Path, name: &str) -> Result<PathBuf, Error> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     // QEMU takes all up to a colon as a protocol unless a slash comes before it.
     let protocol = name.split('/').next().and_then(|first| first.split_once(':'));

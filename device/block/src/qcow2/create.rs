@@ -4,9 +4,8 @@ use super::header::{EXT_BACKING_FORMAT, EXT_END, MAGIC, MAX_BACKING_NAME, MAX_L1
 use crate::disk::SECTOR;
 use crate::error::{Cause, Error};
 use crate::open::Format;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use crate::partial::{PartialFile, directory};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The backing file of a new image.
@@ -25,6 +24,8 @@ pub struct Backing {
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 const REFCOUNT_ORDER: u32 = 4;
+/// How many bytes of a disk an entry of the L1 table stands for: an L2 table of clusters.
+const PER_L1_ENTRY: u64 = CLUSTER * (CLUSTER / 8);
 /// As QEMU writes it: the fields of version 3 and the (default) compression type.
 const HEADER_LEN: usize = 112;
 
@@ -35,57 +36,22 @@ const HEADER_LEN: usize = 112;
 /// whole and on stable storage. It is readable and writable by this user alone.
 pub fn create_qcow2(path: &Path, size: u64, backing: Option<&Backing>) -> Result<(), Error> {
     let image = empty_image(path, size, backing)?;
-    if path.try_exists().map_err(|e| Error::host(path, "look for", e))? {
-        return Err(exists(path));
-    }
-    let partial = PartialFile::write(path, &image).map_err(|e| Error::host(path, "create", e))?;
-    match rustix::fs::renameat_with(
-        rustix::fs::CWD,
-        &partial.0,
-        rustix::fs::CWD,
-        path,
-        rustix::fs::RenameFlags::NOREPLACE,
-    ) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return Err(exists(path)),
-        // The file system can't refuse to replace; it was free a moment ago.
-        Err(rustix::io::Errno::INVAL) => {
-            fs::rename(&partial.0, path).map_err(|e| Error::host(path, "create", e))?;
-        }
-        Err(e) => return Err(Error::host(path, "create", e.into())),
-    }
-    // The name is on stable storage once the directory is.
-    File::open(directory(path))
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| Error::host(path, "create", e))
+    let mut partial = PartialFile::create(path)?;
+    partial.file.write_all(&image).map_err(|e| Error::host(path, "create", e))?;
+    partial.put_in_place()
 }
 
-fn exists(path: &Path) -> Error {
-    Error::new(
-        Cause::Misconfigured,
-        path,
-        "it exists already",
-        "name another file, or remove this one if its contents are not needed",
-    )
-}
-
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The bytes of an image without data: header, refcount table, refcount block, L1 table.
-fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<u8>, Error> {
+/// The bytes of an image without data: header, refcount table, refcount block, L1 table. `path` is where it
+/// will be.
+pub(crate) fn empty_image(
+    path: &Path,
+    size: u64,
+    backing: Option<&Backing>,
+) -> Result<Vec<u8>, Error> {
     let misconfigured = |problem: String, remedy: &str| {
         Err(Error::new(Cause::Misconfigured, path, problem, remedy))
     };
-    let per_l1_entry = CLUSTER * (CLUSTER / 8);
-    let max = MAX_L1_LEN / 8 * per_l1_entry;
-    if size == 0 || !size.is_multiple_of(SECTOR) || size > max {
-        return misconfigured(
-            format!("no disk can have a size of {size} bytes"),
-            "choose a multiple of 512 bytes, up to 2 PiB",
-        );
-    }
+    check_size(path, size)?;
     let (name, format) = match backing {
         None => (String::new(), ""),
         Some(Backing { path: backing, relative, format }) => {
@@ -117,7 +83,7 @@ fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<
         }
     };
 
-    let l1_entries = size.div_ceil(per_l1_entry);
+    let l1_entries = size.div_ceil(PER_L1_ENTRY);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
     let clusters = 3 + l1_clusters;
     let mut image = header(size, l1_entries, &name, format);
@@ -132,6 +98,19 @@ fn empty_image(path: &Path, size: u64, backing: Option<&Backing>) -> Result<Vec<
     }
     image.resize((clusters * CLUSTER) as usize, 0);
     Ok(image)
+}
+
+/// Refuses what cannot be the size of a disk in the image `path`.
+pub(crate) fn check_size(path: &Path, size: u64) -> Result<(), Error> {
+    if size == 0 || !size.is_multiple_of(SECTOR) || size > MAX_L1_LEN / 8 * PER_L1_ENTRY {
+        return Err(Error::new(
+            Cause::Misconfigured,
+            path,
+            format!("no disk can have a size of {size} bytes"),
+            "choose a multiple of 512 bytes, up to 2 PiB",
+        ));
+    }
+    Ok(())
 }
 
 /// The path of `file`, which lies in or below the directory of `image`, from there.
@@ -181,38 +160,4 @@ fn header(size: u64, l1_entries: u64, backing: &str, backing_format: &str) -> Ve
     h.extend(extensions);
     h.extend(backing.as_bytes());
     h
-}
-
-/// A file beside the one to be made, which is removed unless it was renamed.
-struct PartialFile(PathBuf);
-
-impl PartialFile {
-    /// Makes a file of `bytes` that is on stable storage.
-    fn write(path: &Path, bytes: &[u8]) -> io::Result<Self> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let (partial, mut file) = Self::create(path, &name)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        Ok(partial)
-    }
-
-    fn create(path: &Path, name: &str) -> io::Result<(Self, File)> {
-        // Another thread may be at the same, or a process of the same number may have been killed.
-        for attempt in 0.. {
-            let partial =
-                directory(path).join(format!(".{name}.{}-{attempt}.partial", std::process::id()));
-            match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => {}
-                opened => return opened.map(|file| (PartialFile(partial), file)),
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    }
-}
-
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        // It is not there any more if it was renamed.
-        let _ = fs::remove_file(&self.0);
-    }
 }

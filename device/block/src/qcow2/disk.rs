@@ -1,11 +1,13 @@
 //! A qcow2 image as a disk.
 
-use super::header::Header;
+use super::header::{self, Header};
 use super::storage::{ImageFile, WriteOrder};
 use crate::disk::{Disk, check_range, readonly, write_zeroes};
 use crate::file::HostFile;
-use imago::{FormatAccess, ShallowMapping};
+use imago::format::PreallocateMode;
+use imago::{FormatAccess, Mapping, ShallowMapping};
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,6 +27,8 @@ pub(crate) struct Qcow2Disk {
     /// Present if the image may be written.
     order: Option<Arc<WriteOrder>>,
     cluster_size: u64,
+    /// How long the backing file's disk is; 0 without one.
+    backing_size: u64,
     /// Whether the image can say that a cluster reads as zeroes (version 3).
     zero_clusters: bool,
     /// imago panicked. What it has in memory can't be trusted any more, so nothing more is read or
@@ -37,7 +41,7 @@ impl Qcow2Disk {
         image: Image,
         host: Arc<HostFile>,
         header: &Header,
-        size: u64,
+        (size, backing_size): (u64, u64),
         order: Option<Arc<WriteOrder>>,
     ) -> Self {
         Qcow2Disk {
@@ -46,6 +50,7 @@ impl Qcow2Disk {
             size,
             order,
             cluster_size: 1 << header.cluster_bits,
+            backing_size,
             zero_clusters: header.version >= 3,
             failed: AtomicBool::new(false),
         }
@@ -55,6 +60,45 @@ impl Qcow2Disk {
     #[cfg(test)]
     pub(super) fn host(&self) -> &HostFile {
         &self.host
+    }
+
+    /// Makes the disk `size` bytes long, a multiple of 512, in an image that can say that clusters read
+    /// as zeroes. What is new reads as zeroes. The image is on stable storage then.
+    pub(super) fn resize(self, size: u64) -> io::Result<()> {
+        let old = self.size;
+        if size < old {
+            self.shrink(size)?;
+        } else {
+            // Where the backing file goes on it must not show.
+            let hidden = size.min(self.backing_size);
+            self.alone(|image| {
+                if hidden > old {
+                    image.resize_grow(hidden, PreallocateMode::Zero)?;
+                }
+                image.resize_grow(size, PreallocateMode::None)
+            })?;
+        }
+        self.flush()
+    }
+
+    /// imago's own way would make L2 tables for all of a disk, however empty, to note that nothing is there.
+    fn shrink(&self, size: u64) -> io::Result<()> {
+        // Zeroes, lest the rest of the last cluster come back if the disk grows again.
+        let whole = size.next_multiple_of(self.cluster_size).min(self.size);
+        self.write_zeroes(size, whole - size, false)?;
+        let mut freed = Vec::new();
+        for piece in self.pieces(whole, self.size - whole)? {
+            if piece.order.has_l2_table(piece.offset) {
+                self.alone(|image| {
+                    freed.extend(self.owned_extents(image, piece.offset, piece.len)?);
+                    image.discard_to_backing(piece.offset, piece.len)
+                })?;
+            }
+        }
+        self.flush()?;
+        freed.into_iter().try_for_each(|(offset, len)| self.host.punch_hole(offset, len))?;
+        self.host.write_at(header::SIZE_AT, &size.to_be_bytes())?;
+        self.host.sync()
     }
 
     fn shared<T>(&self, act: impl FnOnce(&Image) -> io::Result<T>) -> io::Result<T> {
@@ -201,6 +245,22 @@ impl Disk for Qcow2Disk {
             data = rest;
         }
         Ok(())
+    }
+
+    fn next_data(&self, mut offset: u64) -> io::Result<Option<Range<u64>>> {
+        while offset < self.size {
+            let (is_zero, len) = self.shared(|image| {
+                let (mapping, len) = image.get_mapping(offset, self.size - offset)?;
+                Ok((matches!(mapping, Mapping::Zero { .. } | Mapping::Eof { .. }), len))
+            })?;
+            // A length of zero, which is the end, is left to whoever reads.
+            let end = if len == 0 { self.size } else { offset + len };
+            if !is_zero {
+                return Ok(Some(offset..end));
+            }
+            offset = end;
+        }
+        Ok(None)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -21,6 +21,9 @@ pub(super) const MAX_BACKING_NAME: usize = 1023;
 /// Far more header extensions than there are kinds of them.
 const MAX_EXTENSIONS: usize = 64;
 
+/// Where the size of the disk is.
+pub(super) const SIZE_AT: u64 = 24;
+
 /// Bits of `incompatible_features`.
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
@@ -57,6 +60,8 @@ pub(super) struct Header {
     pub backing: Option<BackingRef>,
     /// Whether there are dirty bitmaps that a write makes stale.
     pub bitmaps: bool,
+    /// How many internal snapshots there are, which have L1 tables of their own.
+    pub snapshots: u32,
 }
 
 /// How an image names its backing file.
@@ -198,7 +203,7 @@ pub(super) fn parse(first_cluster: &[u8], file_len: u64) -> Result<Header, Flaw>
     let header = Header {
         version,
         cluster_bits,
-        size: be64(first_cluster, 24)?,
+        size: be64(first_cluster, SIZE_AT as usize)?,
         l1_offset: be64(first_cluster, 40)?,
         l1_entries: be32(first_cluster, 36)?.into(),
         reftable_offset: be64(first_cluster, 48)?,
@@ -206,10 +211,11 @@ pub(super) fn parse(first_cluster: &[u8], file_len: u64) -> Result<Header, Flaw>
         refcount_order,
         backing,
         bitmaps,
+        snapshots: be32(first_cluster, 60)?,
     };
     check_tables(&header, file_len)?;
 
-    let snapshots = be32(first_cluster, 60)?;
+    let snapshots = header.snapshots;
     if snapshots > MAX_SNAPSHOTS {
         return damaged(format!("{snapshots} internal snapshots"));
     }

@@ -10,7 +10,7 @@
 //! - `storage` orders what imago writes, so that a crash at any moment leaves at worst leaked
 //!   clusters;
 //! - `disk` serialises the requests that imago can't take concurrently;
-//! - `create` makes new images.
+//! - `create` makes new images, and `info` tells what one is made of.
 //!
 //! Sections in comments are those of the specification, docs/interop/qcow2.txt of QEMU.
 
@@ -19,6 +19,7 @@ mod check;
 mod create;
 mod disk;
 mod header;
+mod info;
 #[cfg(test)]
 mod power_loss;
 mod refcount;
@@ -26,4 +27,8 @@ mod storage;
 
 pub use create::{Backing, create_qcow2};
 
-pub(crate) use chain::{backing_files, open, require_backing};
+pub use info::{BackingInfo, Qcow2Info};
+
+pub(crate) use chain::{backing_files, open, require_backing, resize};
+pub(crate) use create::{check_size, empty_image};
+pub(crate) use info::info;

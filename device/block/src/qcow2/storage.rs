@@ -87,9 +87,9 @@ impl Kind {
         match self {
             // A cluster that became free is not written before nothing points to it. (What points
             // to it is written, but not synced, when imago reuses it.)
-            Kind::Data => Kind::L2.bit(),
+            Kind::Data => Kind::L2.bit() | Kind::Header.bit(),
             // A cluster is not free before nothing points to it.
-            Kind::RefcountBlock => Kind::L2.bit() | Kind::L1.bit(),
+            Kind::RefcountBlock => Kind::L2.bit() | Kind::L1.bit() | Kind::Header.bit(),
             // A cluster is in use, and holds what was copied to it, before a table points to it.
             Kind::L2 => Kind::Data.bit() | Kind::RefcountBlock.bit() | Kind::Reftable.bit(),
             // The same for tables.
@@ -111,7 +111,7 @@ pub(super) struct WriteOrder {
     turn: Mutex<()>,
 }
 
-/// Where the image's tables are. The L1 table never moves, since it spans the disk from the start.
+/// Where the image's tables are.
 #[derive(Debug)]
 struct Layout {
     l1: Range<u64>,
@@ -177,8 +177,10 @@ impl WriteOrder {
         offset: u64,
         data: &[u8],
     ) -> io::Result<()> {
-        if matches!(kind, Kind::L1 | Kind::Reftable) {
-            self.count_tables(host, kind, offset, data)?;
+        match kind {
+            Kind::L1 | Kind::Reftable => self.count_tables(host, kind, offset, data)?,
+            Kind::Header => self.follow_l1(host, data)?,
+            _ => {}
         }
         if self.pending() & kind.depends_on() == 0 {
             return Ok(());
@@ -275,14 +277,30 @@ impl WriteOrder {
         Ok(())
     }
 
-    /// Looks whether a header just written points to a new refcount table.
-    fn follow_reftable(&self, host: &HostFile, header: &[u8]) -> io::Result<()> {
-        let field = |at: usize| header.get(at..).and_then(|rest| rest.first_chunk());
-        let (Some(offset), Some(clusters)) = (field(48), header.get(56..60)) else {
+    /// Looks whether a header about to be written points to a new L1 table, as it does when the disk has grown,
+    /// and makes that count as used.
+    fn follow_l1(&self, host: &HostFile, header: &[u8]) -> io::Result<()> {
+        let (Some(entries), Some(offset)) = (be32(header, 36), be64(header, 40)) else {
             return Ok(());
         };
-        let offset = u64::from_be_bytes(*offset);
-        let clusters = clusters.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let table = offset..offset.saturating_add(entries * 8);
+        let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
+        if layout.l1 == table {
+            return Ok(());
+        }
+        for cluster in table.clone().step_by(1 << self.widths.cluster_bits) {
+            self.count(host, &layout.reftable, cluster)?;
+        }
+        layout.writable_l2.resize(entries as usize, false);
+        layout.l1 = table;
+        Ok(())
+    }
+
+    /// Looks whether a header just written points to a new refcount table.
+    fn follow_reftable(&self, host: &HostFile, header: &[u8]) -> io::Result<()> {
+        let (Some(offset), Some(clusters)) = (be64(header, 48), be32(header, 56)) else {
+            return Ok(());
+        };
         let table = offset..offset.saturating_add(clusters << self.widths.cluster_bits);
         let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
         if layout.reftable == table {
@@ -296,6 +314,15 @@ impl WriteOrder {
         layout.reftable = table;
         Ok(())
     }
+}
+
+/// Fields of a header.
+fn be64(header: &[u8], at: usize) -> Option<u64> {
+    header.get(at..)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+fn be32(header: &[u8], at: usize) -> Option<u64> {
+    header.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes).into())
 }
 
 impl Layout {

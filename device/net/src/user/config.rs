@@ -198,7 +198,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn host(what: &'static str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn host(what: &'static str, source: impl Into<io::Error>) -> Self {
         Self::Host { what, source: source.into() }
     }
 

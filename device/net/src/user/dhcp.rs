@@ -12,7 +12,7 @@ use super::plan::LEASES;
 
 /// The server's and the client's ports.
 pub const SERVER_PORT: u16 = 67;
-const CLIENT_PORT: u16 = 68;
+pub const CLIENT_PORT: u16 = 68;
 
 /// How long a lease lasts. The address is the guest's for as long as the network is, so this
 /// only says how often the guest shows that it is alive.
@@ -41,6 +41,8 @@ pub struct DhcpServer {
     /// Which lease to take away next when there are more clients than leases.
     next_victim: u8,
     hostname: Option<String>,
+    /// The only client that gets a lease, if there is only one.
+    card: Option<EthernetAddress>,
 }
 
 /// A reply, before it is a packet.
@@ -51,16 +53,17 @@ struct Reply {
 }
 
 impl DhcpServer {
-    /// A server that names its guests.
-    pub fn new(hostname: Option<String>) -> Self {
-        Self { hostname, ..Self::default() }
+    /// A server that names its guests, and serves one card or any.
+    pub fn new(hostname: Option<String>, card: Option<EthernetAddress>) -> Self {
+        Self { hostname, card, ..Self::default() }
     }
 
     /// Takes the payload of a datagram to the server's port.
     pub fn input(&mut self, link: &mut Link, message: &[u8]) {
         let Ok(packet) = DhcpPacket::new_checked(message) else { return };
         let Ok(request) = DhcpRepr::parse(&packet) else { return };
-        if !request.client_hardware_address.is_unicast() {
+        let client = request.client_hardware_address;
+        if !client.is_unicast() || self.card.is_some_and(|card| card != client) {
             return;
         }
         let Some(reply) = self.answer(link, &request) else { return };
@@ -150,7 +153,7 @@ impl DhcpServer {
             client_ip: if configures { request.client_ip } else { Ipv4Addr::UNSPECIFIED },
             your_ip: reply.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
             server_ip: Ipv4Addr::UNSPECIFIED,
-            router: configures.then_some(plan.gateway),
+            router: plan.router.filter(|_| configures),
             subnet_mask: configures.then(|| plan.netmask()),
             relay_agent_ip: Ipv4Addr::UNSPECIFIED,
             broadcast: request.broadcast,

@@ -209,7 +209,7 @@ mod tests {
         let outbox = Arc::new(Outbox::new(1500, Arc::clone(&wake)).unwrap());
         let inbox = Arc::new(Inbox::new(1500, Arc::clone(&wake)));
         let config = UserNetworkConfig::default();
-        let (services, _) = Services::new(config, inbox, Arc::clone(&outbox), wake).unwrap();
+        let (services, _) = Services::new(config.into(), inbox, Arc::clone(&outbox), wake).unwrap();
         let (mut io, mut table) = (services.io, services.echo);
         let mac = smoltcp::wire::EthernetAddress([2, 0, 0, 0, 0, 1]);
         for (guest, target) in [("10.0.2.15", "127.0.0.1"), ("fd00::15", "::1")] {

@@ -211,6 +211,11 @@ impl Outbox {
         }
     }
 
+    /// Whether there is anything to read.
+    pub fn has_frames(&self) -> bool {
+        self.queued.load(Ordering::SeqCst) > 0
+    }
+
     /// Whether `staged` more bytes fit. If not, the writer is woken when there is room again.
     pub fn has_room(&self, staged: usize) -> bool {
         let fits = || self.queued.load(Ordering::SeqCst) + staged <= self.limit;

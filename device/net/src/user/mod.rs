@@ -35,9 +35,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 pub use config::{Error, Forward, MAX_MTU, MIN_MTU, Resolvers, Transport, UserNetworkConfig};
+pub(crate) use dhcp::{CLIENT_PORT as DHCP_CLIENT, SERVER_PORT as DHCP_SERVER};
 use frames::{Inbox, Outbox, Signal};
 use runtime::thread::{Role, spawn};
 use services::{Io, Services};
+pub(crate) use {plan::Plan, services::Settings};
 
 use crate::Backend;
 
@@ -61,7 +63,12 @@ impl UserNetwork {
     /// descriptors or threads to spare.
     pub fn new(config: UserNetworkConfig) -> Result<Self, Error> {
         config.validate()?;
-        let mtu = usize::from(config.mtu);
+        Self::start(config.into())
+    }
+
+    /// Starts the thread of a network that was checked.
+    pub(crate) fn start(settings: Settings) -> Result<Self, Error> {
+        let mtu = usize::from(settings.mtu);
         let signal = || Signal::new().map_err(|error| Error::host("make an eventfd", error));
         let wake = Arc::new(signal()?);
         let inbox = Arc::new(Inbox::new(mtu, Arc::clone(&wake)));
@@ -69,12 +76,17 @@ impl UserNetwork {
             .map_err(|error| Error::host("make an eventfd", error))?;
         let outbox = Arc::new(outbox);
         let (mut services, forwarded) =
-            Services::new(config, Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&wake))?;
+            Services::new(settings, Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&wake))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = spawn(Role::Network, "user-network", move || services.run(&stopped))
             .map_err(|error| Error::host("start a thread", error))?;
         Ok(Self { inbox, outbox, wake, stop, forwarded, thread: Some(thread) })
+    }
+
+    /// Whether [`Backend::receive`] has something.
+    pub(crate) fn has_frames(&self) -> bool {
+        self.outbox.has_frames()
     }
 
     /// The host addresses at which the configuration's forwards are open, in its order.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::wire::EthernetAddress;
 
 use super::config::UserNetworkConfig;
+use crate::edge::EdgeConfig;
 
 /// The gateway's link-local address, from which router advertisements come
 /// (RFC 4861 section 4.2).
@@ -23,16 +24,32 @@ pub struct Plan {
     pub network: Ipv4Addr,
     /// The length of its prefix in bits.
     pub prefix_len: u8,
-    /// The gateway, which is the host's loopback interface too.
+    /// Where DHCP answers, and where clients of forwarded ports come from. In the user-mode network it
+    /// is the way out, and the host's loopback interface too.
     pub gateway: Ipv4Addr,
-    /// The DNS resolver.
+    /// The DNS resolver, which may be the same.
     pub resolver: Ipv4Addr,
+    /// The way out, as DHCP tells it.
+    pub router: Option<Ipv4Addr>,
+    /// The host, as DNS tells it.
+    pub host: Option<Ipv4Addr>,
     /// The first leased address, to which forwarded ports lead.
     pub guest: Ipv4Addr,
     /// The IPv6 network, if there is one.
     pub v6: Option<PlanV6>,
-    /// Whether the gateway leads to the host's loopback interface.
-    host_loopback: bool,
+    reach: Reach,
+}
+
+/// Where our packets may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Wherever the host's sockets lead.
+    Everywhere {
+        /// To the host's loopback interface as well, by the gateway.
+        host_loopback: bool,
+    },
+    /// To our own services. All else is somebody else's business.
+    Services,
 }
 
 /// The addresses of an IPv6 network.
@@ -75,14 +92,35 @@ impl Plan {
             prefix_len: config.ipv4_prefix_len,
             gateway,
             resolver: Ipv4Addr::from_bits(base | 3),
+            router: Some(gateway),
+            host: Some(gateway),
             guest: Ipv4Addr::from_bits(base | 15),
             v6: config.ipv6_prefix.map(|prefix| PlanV6 {
                 prefix,
                 gateway: Ipv6Addr::from_bits(prefix.to_bits() | 2),
                 resolver: Ipv6Addr::from_bits(prefix.to_bits() | 3),
             }),
-            host_loopback: config.host_loopback,
+            reach: Reach::Everywhere { host_loopback: config.host_loopback },
         }
+    }
+
+    /// The plan of a network of the host, at the edge of which we answer for the services alone.
+    pub fn of_edge(config: &EdgeConfig) -> Self {
+        let [a, b, c, d] = config.server.octets();
+        let mut plan = Self {
+            mac: EthernetAddress([0x52, 0x55, a, b, c, d]),
+            network: config.server,
+            prefix_len: config.prefix_len,
+            gateway: config.server,
+            resolver: config.server,
+            router: config.router,
+            host: config.host,
+            guest: config.address,
+            v6: None,
+            reach: Reach::Services,
+        };
+        plan.network = Ipv4Addr::from_bits(config.server.to_bits() & plan.netmask().to_bits());
+        plan
     }
 
     /// The IPv4 netmask.
@@ -149,19 +187,21 @@ impl Plan {
     }
 
     fn gateway_destination(&self, loopback: IpAddr) -> Destination {
-        if self.host_loopback {
-            Destination::Loopback(loopback)
-        } else {
-            Destination::ClosedGateway
+        match self.reach {
+            Reach::Everywhere { host_loopback: true } => Destination::Loopback(loopback),
+            _ => Destination::ClosedGateway,
         }
     }
 
     fn destination_v4(&self, address: Ipv4Addr) -> Destination {
-        if address == self.gateway {
-            return self.gateway_destination(Ipv4Addr::LOCALHOST.into());
-        }
         if address == self.resolver {
             return Destination::Resolver;
+        }
+        if self.reach == Reach::Services {
+            return Destination::Ignored;
+        }
+        if address == self.gateway {
+            return self.gateway_destination(Ipv4Addr::LOCALHOST.into());
         }
         let host_bits = !self.netmask().to_bits();
         if self.on_link_v4(address) {
@@ -207,6 +247,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::user::Resolvers;
 
     fn plan() -> Plan {
         Plan::new(&UserNetworkConfig::default())
@@ -254,6 +295,30 @@ mod tests {
             let destination = plan.destination(gateway.parse().unwrap());
             assert_eq!(destination, Destination::ClosedGateway);
         }
+    }
+
+    #[test]
+    fn at_an_edge_there_are_services_only() {
+        let config = EdgeConfig {
+            card: [0x52, 0x54, 0, 0, 0, 1],
+            address: [10, 88, 3, 16].into(),
+            prefix_len: 24,
+            server: [10, 88, 3, 2].into(),
+            host: Some([10, 88, 3, 1].into()),
+            router: None,
+            resolvers: Resolvers::System,
+            hostname: None,
+            hosts: "/hosts".into(),
+            forwards: Vec::new(),
+        };
+        let plan = Plan::of_edge(&config);
+        assert_eq!((plan.network, plan.router), ([10, 88, 3, 0].into(), None));
+        let to = |text: &str| plan.destination(text.parse().unwrap());
+        assert_eq!(to("10.88.3.2"), Destination::Resolver);
+        for elsewhere in ["10.88.3.1", "10.88.3.17", "192.0.2.1", "127.0.0.1", "fd00::2"] {
+            assert_eq!(to(elsewhere), Destination::Ignored, "{elsewhere}");
+        }
+        assert!(plan.is_guest([10, 88, 3, 16].into()) && !plan.is_guest([10, 88, 3, 2].into()));
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //! share.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::config::{Error, UserNetworkConfig};
+use smoltcp::wire::EthernetAddress;
+
+use super::config::{Error, Forward, Resolvers, UserNetworkConfig};
 use super::dhcp::DhcpServer;
-use super::dns::{Resolver, Upstream};
+use super::dns::{Names, Resolver, Upstream};
 use super::echo::EchoTable;
 use super::forward::ForwardedPort;
 use super::frames::{Batch, Inbox, Outbox, Signal};
@@ -25,6 +28,39 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// The longest datagram.
 const MAX_DATAGRAM: usize = 65535;
+
+/// What services are made from.
+#[derive(Debug)]
+pub struct Settings {
+    /// The network's addresses.
+    pub plan: Plan,
+    /// The longest IP packet in bytes.
+    pub mtu: u16,
+    /// The only client that gets a lease, if there is only one.
+    pub card: Option<EthernetAddress>,
+    /// The name that DHCP gives the guest.
+    pub hostname: Option<String>,
+    /// The names of other guests: a file as hosts(5) describes it.
+    pub hosts: Option<PathBuf>,
+    /// Who is asked about names that nobody here has.
+    pub resolvers: Resolvers,
+    /// Host ports that lead into the guest.
+    pub forwards: Vec<Forward>,
+}
+
+impl From<UserNetworkConfig> for Settings {
+    fn from(config: UserNetworkConfig) -> Self {
+        Self {
+            plan: Plan::new(&config),
+            mtu: config.mtu,
+            card: None,
+            hostname: config.hostname,
+            hosts: None,
+            resolvers: config.resolvers,
+            forwards: config.forwards,
+        }
+    }
+}
 
 /// What every service works with.
 #[derive(Debug)]
@@ -71,9 +107,9 @@ pub struct Services {
 }
 
 impl Services {
-    /// Prepares the services of a valid configuration, and tells where forwarded ports are open.
+    /// Prepares the services, and tells where forwarded ports are open.
     pub fn new(
-        config: UserNetworkConfig,
+        settings: Settings,
         inbox: Arc<Inbox>,
         outbox: Arc<Outbox>,
         wake: Arc<Signal>,
@@ -81,22 +117,22 @@ impl Services {
         let poller = Poller::new().map_err(|error| Error::host("make an epoll", error))?;
         let wait = |error| Error::host("wait for a file descriptor", error);
         poller.add_readable(&*wake, Token::Wake).map_err(wait)?;
-        let plan = Plan::new(&config);
         let mut forwards = Vec::new();
         let mut addresses = Vec::new();
-        for (id, forward) in (0..).zip(&config.forwards) {
-            let (port, address) = ForwardedPort::listen(forward, &plan)?;
+        for (id, forward) in (0..).zip(&settings.forwards) {
+            let (port, address) = ForwardedPort::listen(forward, &settings.plan)?;
             port.register(&poller, id).map_err(wait)?;
             forwards.push(port);
             addresses.push(address);
         }
         let now = Instant::now();
-        let link = Link::new(plan, usize::from(config.mtu), outbox);
-        let upstream = Upstream::new(config.resolvers, now);
+        let link = Link::new(settings.plan, usize::from(settings.mtu), outbox);
+        let upstream = Upstream::new(settings.resolvers, now);
+        let names = Names::new(settings.hostname.clone(), settings.hosts);
         let services = Self {
             io: Io { link, poller, now, start: now },
-            dhcp: DhcpServer::new(config.hostname.clone()),
-            resolver: Resolver::new(upstream, config.hostname),
+            dhcp: DhcpServer::new(settings.hostname, settings.card),
+            resolver: Resolver::new(upstream, names),
             echo: EchoTable::default(),
             udp: UdpTable::default(),
             tcp: TcpTable::default(),

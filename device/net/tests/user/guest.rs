@@ -30,11 +30,11 @@ pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x15);
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A guest.
-pub struct Guest {
-    pub network: Arc<UserNetwork>,
+pub struct Guest<N: Backend = UserNetwork> {
+    pub network: Arc<N>,
     pub sockets: SocketSet<'static>,
     pub interface: Interface,
-    card: Card,
+    card: Card<N>,
     start: Instant,
 }
 
@@ -50,13 +50,7 @@ impl Guest {
 
     fn with_slaac(config: UserNetworkConfig, slaac: bool) -> Self {
         let mtu = usize::from(config.mtu);
-        let network = Arc::new(UserNetwork::new(config).unwrap());
-        let mut card = Card { network: Arc::clone(&network), mtu, buffer: vec![0; mtu + 14] };
-        let mut config = Config::new(MAC.into());
-        config.random_seed = 7;
-        config.slaac = slaac;
-        let interface = Interface::new(config, &mut card, smoltcp::time::Instant::ZERO);
-        Self { network, sockets: SocketSet::new(vec![]), interface, card, start: Instant::now() }
+        Self::on(UserNetwork::new(config).unwrap(), mtu, MAC, slaac)
     }
 
     /// A guest that has the addresses that it would get.
@@ -69,6 +63,19 @@ impl Guest {
         guest.interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         guest.interface.routes_mut().add_default_ipv6_route(GATEWAY_V6).unwrap();
         guest
+    }
+}
+
+impl<N: Backend> Guest<N> {
+    /// A guest without addresses.
+    pub fn on(network: N, mtu: usize, mac: EthernetAddress, slaac: bool) -> Self {
+        let network = Arc::new(network);
+        let mut card = Card { network: Arc::clone(&network), mtu, buffer: vec![0; mtu + 14] };
+        let mut config = Config::new(mac.into());
+        config.random_seed = 7;
+        config.slaac = slaac;
+        let interface = Interface::new(config, &mut card, smoltcp::time::Instant::ZERO);
+        Self { network, sockets: SocketSet::new(vec![]), interface, card, start: Instant::now() }
     }
 
     fn now(&self) -> smoltcp::time::Instant {
@@ -166,23 +173,29 @@ impl Guest {
 }
 
 /// The guest's card.
-struct Card {
-    network: Arc<UserNetwork>,
+struct Card<N> {
+    network: Arc<N>,
     mtu: usize,
     buffer: Vec<u8>,
 }
 
-impl Device for Card {
-    type RxToken<'a> = Received<'a>;
-    type TxToken<'a> = Room<'a>;
+impl<N: Backend> Device for Card<N> {
+    type RxToken<'a>
+        = Received<'a>
+    where
+        N: 'a;
+    type TxToken<'a>
+        = Room<'a, N>
+    where
+        N: 'a;
 
-    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received<'_>, Room<'_>)> {
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received<'_>, Room<'_, N>)> {
         let len = self.network.receive(&mut self.buffer).unwrap()?;
-        Some((Received(&self.buffer[..len]), Room(&self.network)))
+        Some((Received(&self.buffer[..len]), Room(&*self.network)))
     }
 
-    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Room<'_>> {
-        Some(Room(&self.network))
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Room<'_, N>> {
+        Some(Room(&*self.network))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -201,9 +214,9 @@ impl RxToken for Received<'_> {
     }
 }
 
-struct Room<'a>(&'a UserNetwork);
+struct Room<'a, N>(&'a N);
 
-impl TxToken for Room<'_> {
+impl<N: Backend> TxToken for Room<'_, N> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = vec![0; len];
         let result = f(&mut frame);

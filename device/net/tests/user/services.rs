@@ -277,7 +277,7 @@ fn nobody_is_there() {
 }
 
 /// A DNS query for `name`'s A record.
-fn query(id: u16, name: &str) -> Vec<u8> {
+pub fn query(id: u16, name: &str) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     bytes.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {
@@ -288,7 +288,7 @@ fn query(id: u16, name: &str) -> Vec<u8> {
     bytes
 }
 
-fn ask(guest: &mut Guest, resolver: SocketAddr, query: &[u8]) -> Vec<u8> {
+pub fn ask<N: Backend>(guest: &mut Guest<N>, resolver: SocketAddr, query: &[u8]) -> Vec<u8> {
     let handle = guest.udp_socket(50000 + u16::from(query[1]));
     guest.udp(handle).send_slice(query, resolver).unwrap();
     guest.until("an answer", |guest| {
@@ -299,7 +299,7 @@ fn ask(guest: &mut Guest, resolver: SocketAddr, query: &[u8]) -> Vec<u8> {
 }
 
 /// A resolver that knows one address for all names, and its address.
-fn upstream() -> SocketAddr {
+pub fn upstream() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     thread::spawn(move || {

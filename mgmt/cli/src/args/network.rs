@@ -15,7 +15,11 @@ Examples:
   lodge network create web --nat                and what this machine reaches, with its address
   lodge network create closed --isolated        each other only
   lodge network create db --subnet 192.168.7.0/24
-  lodge run debian:12 --net web                 a guest on it
+  lodge run debian:12 --name db --net web       a guest on it, which others reach as db
+  lodge run debian:12 --net web -p 8080:80      a port of this machine that leads into a guest
+
+Guests have their addresses by DHCP, and keep them while they are there. `lodge network inspect`
+shows them.
 
 Needs root (CAP_NET_ADMIN) and nft. After a reboot, the first guest on a network makes it anew.")]
     Create {

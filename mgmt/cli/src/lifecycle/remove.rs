@@ -7,10 +7,11 @@ use vmm_api::Failure;
 use super::{each, stop};
 use crate::args::lifecycle::{RemoveArgs, RenameArgs};
 use crate::guests::{self, Guest};
+use crate::network;
 
 /// `lodge rm`; the value is the exit status.
 pub fn remove(args: &RemoveArgs) -> Result<u8, Failure> {
-    each(&args.guests, |name| {
+    let status = each(&args.guests, |name| {
         if args.force {
             stop::end_now(name)?;
             // One that was not to be kept is gone with its end.
@@ -19,7 +20,9 @@ pub fn remove(args: &RemoveArgs) -> Result<u8, Failure> {
             }
         }
         Guest::claim_existing(name)?.remove()
-    })
+    });
+    network::sweep();
+    status
 }
 
 /// `lodge rename`.
@@ -29,7 +32,7 @@ pub fn rename(args: &RenameArgs) -> Result<u8, Failure> {
     let result = renameat_with(CWD, guest.directory(), CWD, &new, RenameFlags::NOREPLACE);
     guest.hand_over();
     match result {
-        Ok(()) => Ok(0),
+        Ok(()) => network::rename(&args.name, &args.new_name).map(|()| 0),
         Err(Errno::EXIST) => Err(Failure::configuration(format!(
             "there is a guest {} already: choose another name",
             args.new_name

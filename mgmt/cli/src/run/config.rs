@@ -8,6 +8,7 @@ use vmm_api::{
     ConsoleConfig, Failure, GdbAddress, GdbConfig, GuestModule, NetConfig, NetworkConfig, VmConfig,
 };
 
+use super::cloud_init;
 use crate::args::{GuestArgs, NetArg, SerialArg};
 use crate::{failure, network};
 
@@ -100,6 +101,7 @@ pub fn assemble(
     }
     config.disks.extend(args.disk.iter().map(|arg| arg.0.clone()));
     set_network(args, &mut config, without_nets)?;
+    cloud_init::set(args, &mut config.cloud_init)?;
     match &args.serial {
         Some(SerialArg::There(console)) => config.serial = console.clone(),
         Some(SerialArg::Here) => config.serial = ConsoleConfig::Null,
@@ -200,18 +202,38 @@ fn set_network(args: &GuestArgs, config: &mut VmConfig, unsaid: bool) -> Result<
     } else if unsaid {
         config.nets.push(NetConfig::default());
     }
+    if args.publish.is_empty() {
+        return Ok(());
+    }
     let forwards = args.publish.iter().map(|arg| arg.0);
-    match config.nets.iter_mut().find(|net| net.network.is_user()) {
+    let user = config.nets.iter().position(|net| net.network.is_user());
+    let card = match user {
+        Some(user) => Some(user),
+        None => on_own_network(&config.nets)?,
+    };
+    match card.and_then(|card| config.nets.get_mut(card)) {
         Some(net) => net.forwards.extend(forwards),
-        None if args.publish.is_empty() => {}
         None => {
             return Err(Failure::configuration(
-                "-p leads into the guest by a card on the user-mode network, and this guest has none: \
-                 add one with --net user, or leave out --net none",
+                "-p leads into the guest by a card on the user-mode network or on one that `lodge \
+                 network create` has made, and this guest has none: add one with --net user, or leave \
+                 out --net none",
             ));
         }
     }
     Ok(())
+}
+
+/// The first card on a network that Lodge has made.
+fn on_own_network(cards: &[NetConfig]) -> Result<Option<usize>, Failure> {
+    for (index, card) in cards.iter().enumerate() {
+        if let NetworkConfig::Bridge(bridge) = &card.network
+            && network::store()?.with_bridge(bridge)?.is_some()
+        {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
 }
 
 /// `--module FILE[ TEXT]`, as QEMU's `-initrd` has it for multiboot.

@@ -14,6 +14,10 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
         let of_name = default_mac(&config.name, index);
         net.mac.get_or_insert_with(|| of_name.map(|byte| format!("{byte:02x}")).join(":"));
     }
+    if let Some(cloud_init) = &mut config.cloud_init {
+        // What was done once is not done again because of another name.
+        cloud_init.instance_id.get_or_insert_with(|| format!("lodge-{}", config.name));
+    }
     let serial_is_here = config.serial == ConsoleConfig::Null;
     let Value::Object(mut fields) = serde_json::to_value(&config).map_err(Failure::internal)?
     else {

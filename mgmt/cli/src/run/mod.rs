@@ -1,6 +1,7 @@
 //! `lodge run`.
 
 pub mod cgroup;
+mod cloud_init;
 mod config;
 mod console;
 mod definition;
@@ -103,7 +104,7 @@ pub fn start(name: &str, attach: bool) -> Result<u8, Failure> {
 
 /// Runs a guest to its end, in this terminal if its serial port is to lead here.
 fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
-    network::bring_up(&plan.config)?;
+    let config = network::connect(&plan.config)?;
     let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
         eprintln!("lodge: other commands will not reach this guest: {error}");
         None
@@ -113,15 +114,13 @@ fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
             eprintln!("lodge: log in as {}, password {}", login.user, login.password);
         }
     }
-    let launch = Launch {
-        config: &plan.config,
-        guest: guest.as_ref(),
-        api,
-        detached: false,
-        snapshot: None,
-    };
+    let launch =
+        Launch { config: &config, guest: guest.as_ref(), api, detached: false, snapshot: None };
     let result = vmm::run_to_end(launch, plan.here);
     drop(guest);
+    if config.nets.iter().any(|card| card.lease.is_some()) {
+        network::sweep();
+    }
     result
 }
 
@@ -140,7 +139,7 @@ pub fn launch_detached(
     guest: Guest,
     snapshot: Option<&Path>,
 ) -> Result<(), Failure> {
-    network::bring_up(config)?;
+    let config = &network::connect(config)?;
     let api = guest.listen().map_err(|error| {
         Failure::host(format!("cannot listen in {}: {error}", guest.directory().display()))
     })?;
@@ -298,6 +297,7 @@ fn empty_config() -> vmm_api::VmConfig {
         serial2: Default::default(),
         virtio_console: None,
         debug: Default::default(),
+        cloud_init: None,
         gdb: None,
         sandbox: Default::default(),
         limits: Default::default(),

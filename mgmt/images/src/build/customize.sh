@@ -12,13 +12,17 @@ ff02::1 ip6-allnodes
 ff02::2 ip6-allrouters
 END
 
-# Every Ethernet card by DHCP and router advertisements, whatever its name; DNS as DHCP says.
+# Every Ethernet card by DHCP and router advertisements, whatever its name; DNS as DHCP says, and the
+# domain as well, so that other guests are found by their names alone.
 cat > "$root/etc/systemd/network/80-ethernet.network" <<'END'
 [Match]
 Type=ether
 
 [Network]
 DHCP=yes
+
+[DHCPv4]
+UseDomains=yes
 END
 chroot "$root" systemctl --quiet enable systemd-networkd.service
 # Nothing in this image waits for the network, so the boot does not either.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use net::Backend;
 use net::user::{Forward, Transport, UserNetwork, UserNetworkConfig};
-use vmm_api::{NetConfig, NetworkConfig, Protocol, card_mac};
+use vmm_api::{ForwardedPort, NetConfig, NetworkConfig, Protocol, card_mac, host_name};
 
 use super::Board;
 use crate::BuildError;
@@ -29,45 +29,26 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
 }
 
 fn network(name: &str, index: usize, card: &NetConfig) -> UserNetworkConfig {
-    let forwards = card
-        .forwards
-        .iter()
-        .map(|forward| Forward {
-            transport: match forward.protocol {
-                Protocol::Tcp => Transport::Tcp,
-                Protocol::Udp => Transport::Udp,
-            },
-            host: SocketAddr::new(forward.host_addr, forward.host_port),
-            guest_port: forward.guest_port,
-        })
-        .collect();
     // Each card has a network of its own: 10.0.2.0 and fd00::/64, 10.0.3.0 and fd00:0:0:1::/64, ...
     let number = index as u8; // `VmConfig::validate` allows only a few cards
     UserNetworkConfig {
         ipv4_network: Ipv4Addr::new(10, 0, 2 + number, 0),
         ipv6_prefix: Some(Ipv6Addr::new(0xfd00, 0, 0, number.into(), 0, 0, 0, 0)),
         hostname: host_name(name),
-        forwards,
+        forwards: forwards(card),
         ..Default::default()
     }
 }
 
-/// The guest's name as a host name: letters, digits and inner hyphens (RFC 1123, 2.1).
-fn host_name(name: &str) -> Option<String> {
-    let name: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
-    let name = name.trim_matches('-');
-    (!name.is_empty()).then(|| name.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_become_host_names() {
-        assert_eq!(host_name("web").as_deref(), Some("web"));
-        assert_eq!(host_name("debian_12.test-").as_deref(), Some("debian-12-test"));
-        assert_eq!(host_name("_"), None);
-    }
+/// The host ports that lead to a card.
+pub fn forwards(card: &NetConfig) -> Vec<Forward> {
+    let forward = |forward: &ForwardedPort| Forward {
+        transport: match forward.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        },
+        host: SocketAddr::new(forward.host_addr, forward.host_port),
+        guest_port: forward.guest_port,
+    };
+    card.forwards.iter().map(forward).collect()
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Disk, Format, OpenOptions, Switch};
+use block::{Disk, Format, MemoryDisk, OpenOptions, Switch};
 use virtio::BlockOptions;
 use vmm_api::{BlockConfig, DiskFormat};
 
 use super::Board;
 use crate::BuildError;
+use crate::cloud_init;
 use crate::layers::{self, Overlay};
 
 /// A disk that the guest uses.
@@ -56,6 +57,17 @@ pub fn open(
     }
     let disk = Arc::new(Switch::new(open_image(config, layer, made)?));
     Ok(AttachedDisk { path, disk, config: config.clone() })
+}
+
+/// The disk for cloud-init, if there is to be one. It comes after all others, whose names in the guest do
+/// not depend on it.
+pub fn attach_seed(board: &Board) -> Result<(), BuildError> {
+    let config = board.parts.config;
+    let Some(cloud_init) = &config.cloud_init else { return Ok(()) };
+    let disk = Arc::new(MemoryDisk::new(cloud_init::seed(config, cloud_init)?));
+    let options = BlockOptions { serial: Some("cloud-init".into()), ..BlockOptions::default() };
+    board.pci.add(None, Box::new(virtio::block(disk, options, board.parts.memory.clone())?))?;
+    Ok(())
 }
 
 /// How the configuration wants its image opened.

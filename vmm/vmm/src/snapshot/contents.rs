@@ -54,14 +54,17 @@ pub struct Disks {
 pub struct Cpuid {
     /// Leaf, subleaf where the leaf has some, and EAX, EBX, ECX, EDX.
     leaves: Vec<(u32, Option<u32>, [u32; 4])>,
+    /// Hyper-V's enlightenments were declared besides.
+    #[serde(default)]
+    pub hyperv: bool,
 }
 
 impl Cpuid {
-    /// A table's answers.
-    pub fn of(table: &CpuidTable) -> Self {
+    /// A table's answers, and whether there were Hyper-V's besides.
+    pub fn of(table: &CpuidTable, hyperv: bool) -> Self {
         let leaf =
             |(leaf, subleaf, r): (_, _, CpuidResult)| (leaf, subleaf, [r.eax, r.ebx, r.ecx, r.edx]);
-        Self { leaves: table.iter().map(leaf).collect() }
+        Self { leaves: table.iter().map(leaf).collect(), hyperv }
     }
 
     /// The table with these answers.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use state::{Sections, memory};
-use vmm_api::{Failure, Snapshot};
+use vmm_api::{Failure, Snapshot, VmConfig};
 
 use super::contents::{ClockState, Cpuid, Disks, put, section};
 use super::{ABOUT, MEMORY, SNAPSHOTS, STATE};
@@ -27,12 +27,6 @@ pub fn create(
 ) -> Result<(), Failure> {
     let config = &*shown.config;
     vmm_api::validate_name(name).map_err(Failure::configuration)?;
-    if config.hyperv {
-        return Err(Failure::configuration(
-            "what Hyper-V's interface keeps for a guest is not saved yet: start the guest without \
-             --hyperv to make snapshots of it",
-        ));
-    }
     running.machine().check_disks()?;
     let place = Place::new(directory, name)?;
     let memory = place.create(MEMORY)?;
@@ -42,7 +36,7 @@ pub fn create(
     let was_paused = running.is_paused();
     let begun = Instant::now();
     running.pause()?;
-    let taken = take(running, &memory, &id()?);
+    let taken = take(running, config, &memory, &id()?);
     if !was_paused {
         running.resume();
     }
@@ -70,6 +64,7 @@ pub fn create(
 /// the names of the layers beside.
 fn take(
     running: &mut Running,
+    config: &VmConfig,
     memory: &File,
     id: &str,
 ) -> Result<(Sections, Vec<Option<String>>), Failure> {
@@ -80,7 +75,7 @@ fn take(
         tsc_hz: runtime::tsc::frequency_hz(),
     };
     put(&mut state, section::CLOCK, &clock)?;
-    put(&mut state, section::CPUID, &Cpuid::of(running.cpuid()))?;
+    put(&mut state, section::CPUID, &Cpuid::of(running.cpuid(), config.hyperv))?;
     for (index, vcpu) in running.save_processors()?.iter().enumerate() {
         put(&mut state, &section::processor(index), vcpu)?;
     }

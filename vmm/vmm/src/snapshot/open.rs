@@ -64,9 +64,16 @@ impl Opened {
         &self.sections
     }
 
-    /// The processor that the guest had, if this host and configuration offer it the same.
-    pub fn cpuid(&self, offered: &CpuidTable) -> Result<CpuidTable, Failure> {
+    /// The processor that the guest had, if this host and configuration offer it the same, and
+    /// Hyper-V's enlightenments if it had these.
+    pub fn cpuid(&self, offered: &CpuidTable, hyperv: bool) -> Result<CpuidTable, Failure> {
         let saved: Cpuid = get(&self.sections, section::CPUID)?;
+        if saved.hyperv != hyperv {
+            let had = if saved.hyperv { "with" } else { "without" };
+            return Err(Failure::configuration(format!(
+                "the guest ran {had} --hyperv when the snapshot was made: restore it {had} that"
+            )));
+        }
         let saved = saved.table();
         let is_fixed = |leaf: &u32| !FREQUENCIES.contains(leaf);
         let differs = saved
@@ -78,7 +85,7 @@ impl Opened {
             return Err(Failure::configuration(format!(
                 "the guest had another processor when the snapshot was made: CPUID leaf {leaf:#x}, \
                  subleaf {subleaf}, was {}, and is {} here; restore it on a host with the same \
-                 processor, or make guests that move with --cpu x86-64-v2",
+                 processor and the same accelerator, or make guests that move with --cpu x86-64-v2",
                 show(&saved, leaf, subleaf),
                 show(offered, leaf, subleaf)
             )));

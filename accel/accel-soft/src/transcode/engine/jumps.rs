@@ -5,26 +5,11 @@ use x86::Cpu;
 use super::{Transcoder, in_next_page, may_cross};
 use crate::env::SoftEnv;
 use crate::transcode::cache::Key;
-use crate::transcode::context::{
-    JUMP_CACHES, MIRRORED_JUMPS, SECOND_JUMPS, SecondJump, jump_hash, places_of_page,
-};
-use crate::transcode::journal::{self, Journal, has_global};
+use crate::transcode::context::{JUMP_CACHES, MIRRORED_JUMPS};
+use crate::transcode::journal::{self, has_global};
 use crate::transcode::mirror::Shown;
+use crate::transcode::placed_jumps::CodeTlb;
 use crate::transcode::translate::Setting;
-
-/// Entries of jump caches that Rust code alone fills.
-pub(super) struct FilledJumps {
-    /// Of the first level of [`MIRRORED_JUMPS`].
-    mirrored: Journal<4096>,
-    /// Of the second levels; each fills two.
-    second: [Journal<4096>; JUMP_CACHES],
-}
-
-impl Default for FilledJumps {
-    fn default() -> Self {
-        Self { mirrored: Journal::EMPTY, second: [const { Journal::EMPTY }; JUMP_CACHES] }
-    }
-}
 
 impl Transcoder {
     /// Lets branches of this setting find the block at the instruction pointer.
@@ -51,90 +36,36 @@ impl Transcoder {
         }
         is_global &= has_global(setting.view);
         let context = self.context();
-        let first = context.fill_jump(cache, rip, far, is_global);
-        let spaces = if is_global { context.global_jump_spaces } else { context.jump_spaces };
-        let (entries, filled) = self.second_jumps(cache);
-        let index = jump_hash(rip) % SECOND_JUMPS[cache];
-        if entries[index].guest != rip {
-            entries[index ^ 1] = entries[index];
-        }
-        entries[index] = SecondJump { guest: rip, space: spaces[cache], host: far };
-        filled.note(index);
-        if cache == MIRRORED_JUMPS {
-            self.filled.mirrored.note(first);
+        context.fill_jump(cache, rip, far, is_global);
+        // A block that reaches into the next page depends on that as well.
+        if !may_cross(rip) {
+            let space = if is_global { journal::GLOBAL } else { context.spaces[0] };
+            context.code_tlb[cache].fill(rip, space, key.page());
+            context.placed_jumps.fill(key.bits(), far);
         }
     }
 
     /// Forgets where the first level of a jump cache leads.
     pub(super) fn clear_jumps(&mut self, cache: usize) {
-        // SAFETY: as in `context`; the tables are no part of `self`.
-        let context = unsafe { &mut *self.context.get() };
-        let is_done = cache == MIRRORED_JUMPS
-            && self.filled.mirrored.drain(|index| context.clear_mirrored_jump(index));
-        if !is_done {
-            context.clear_jumps(cache);
-        }
+        self.context().clear_jumps(cache);
     }
 
     pub(super) fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
         self.code_pages.clear();
         (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
-        self.forget_second_jumps();
+        self.context().placed_jumps.clear();
     }
 
     /// Forgets where jump caches lead for the page at `linear`.
     pub(super) fn forget_jumps_to(&mut self, linear: u64) {
         self.counters.jumps_forgotten += 1;
         self.context().clear_jumps_to(linear);
-        for cache in 0..JUMP_CACHES {
-            let (entries, _) = self.second_jumps(cache);
-            for guest in places_of_page(linear) {
-                let index = jump_hash(guest) % entries.len();
-                for index in [index, index ^ 1] {
-                    let entry = &mut entries[index];
-                    if entry.guest & !1 == guest {
-                        *entry = SecondJump::EMPTY;
-                    }
-                }
-            }
-        }
     }
 
-    pub(super) fn forget_second_jumps(&mut self) {
-        (0..JUMP_CACHES).for_each(|cache| self.forget_second_jumps_of(cache));
-    }
-
-    fn forget_second_jumps_of(&mut self, cache: usize) {
-        let (entries, filled) = self.second_jumps(cache);
-        let is_done = filled.drain(|index| {
-            entries[index] = SecondJump::EMPTY;
-            entries[index ^ 1] = SecondJump::EMPTY;
-        });
-        if !is_done {
-            entries.fill(SecondJump::EMPTY);
-        }
-    }
-
-    /// The second level of a jump cache, and which of its entries were filled.
-    fn second_jumps(&mut self, cache: usize) -> (&mut [SecondJump], &mut Journal<4096>) {
-        // SAFETY: as in `context`; the tables are no part of `self`.
-        let context = unsafe { &mut *self.context.get() };
-        let entries = match cache {
-            MIRRORED_JUMPS => context.mirrored_jumps.as_mut_slice(),
-            view => &mut self.second_jumps[view],
-        };
-        (entries, &mut self.filled.second[cache])
-    }
-
-    /// Says by what the second levels of jump caches tell branches apart from now on.
-    pub(super) fn tag_jumps(&mut self) {
-        let settings = self.settings.map(|setting| setting.map_or(0, Setting::number) << 32);
-        let context = self.context();
-        // All views are of the same one.
-        let space = context.spaces[0];
-        context.jump_spaces = settings.map(|setting| setting | space);
-        context.global_jump_spaces = settings.map(|setting| setting | journal::GLOBAL);
+    /// Forgets where code lies.
+    pub(super) fn forget_code_pages(&mut self) {
+        self.context().code_tlb.iter_mut().for_each(CodeTlb::clear);
     }
 
     /// The jump whose distance stands at `link` was about to go to the instruction pointer, where
@@ -173,9 +104,10 @@ impl Transcoder {
             are_right
         };
         if !is_same {
-            self.unlink_far();
-            self.far_links.forget();
-            self.forget_second_jumps_of(MIRRORED_JUMPS);
+            for &link in self.far_links.retire() {
+                self.cache.retire_far(link);
+            }
+            self.context().code_tlb[MIRRORED_JUMPS].clear();
         }
     }
 }

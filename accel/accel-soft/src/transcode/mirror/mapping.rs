@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::super::context::{Context, ContextCell, HIDDEN, MIRRORED_JUMPS, STACK, WRITABLE};
+use super::super::context::{Context, ContextCell, HIDDEN, STACK, WRITABLE};
 use super::super::entry;
 use super::pieces::{Pieces, map_at, stack_start};
 
@@ -130,8 +130,6 @@ impl Mapping {
         context.mirrored_sp = alias + STACK as u64;
         context.mirrored_pkru = mapping.key.alone();
         context.leave_mirrored = entry::leave_mirrored as *const () as u64;
-        let jumps = std::mem::offset_of!(Context, mirrored_jumps) as u64;
-        context.second_jumps[MIRRORED_JUMPS] = (alias + jumps) as *mut _;
         Ok(mapping)
     }
 
@@ -140,10 +138,15 @@ impl Mapping {
         self.context.get()
     }
 
-    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done; if
-    /// not, it is time to [`clear`](Self::clear): the host might refuse.
-    pub fn has_room(&self, changes: usize) -> bool {
+    /// Whether a piece may be taken, and so many [`map`](Self::map)s and [`unmap`](Self::unmap)s done, with
+    /// `pages` mapped now; if not, it is time to [`clear`](Self::clear): the host might refuse.
+    pub fn has_room(&mut self, changes: usize, pages: usize) -> bool {
         let wanted = changes.saturating_mul(CHANGE).saturating_add(PIECE);
+        if self.mappings.saturating_add(wanted) > MAX_MAPPINGS {
+            // Many a change undid what another did. Now there is a mapping for each page at most, and
+            // what is between them.
+            self.mappings = self.mappings.min(2 * pages + self.pieces.len());
+        }
         self.mappings.saturating_add(wanted) <= MAX_MAPPINGS
     }
 

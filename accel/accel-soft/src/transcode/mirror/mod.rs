@@ -30,7 +30,7 @@ use super::watch::Became;
 use crate::env::SoftEnv;
 use crate::ram::Ram;
 use mapping::Mapping;
-use policy::Policy;
+use policy::{Policy, SIGNAL};
 
 pub use fault::release_thread;
 pub use mapping::is_possible;
@@ -123,7 +123,7 @@ impl Mirror {
             if self.policy.is_banned(root) {
                 return None;
             }
-            self.look_again(cpu);
+            self.at_its_cost(|mirror| mirror.look_again(cpu));
             Shown::Again
         } else if self.policy.should_take(root, self.pages.len()) {
             self.clear();
@@ -149,7 +149,7 @@ impl Mirror {
         if let Some((linear, write)) = self.awaited.take()
             && self.policy.may_fill()
         {
-            self.fill_around(cpu, linear, write);
+            self.at_its_cost(|mirror| mirror.fill_around(cpu, linear, write));
             // Never twice for one fault.
             self.awaited = None;
         }
@@ -164,9 +164,20 @@ impl Mirror {
         }
     }
 
+    /// Does something for the program that is mirrored, which pays for it.
+    fn at_its_cost<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let began = runtime::tsc::read();
+        let result = work(self);
+        self.policy.spent(runtime::tsc::read().wrapping_sub(began));
+        result
+    }
+
     /// Forgets the page at `linear`.
     pub fn forget_page(&mut self, linear: u64) {
-        self.remove(vec![linear & !0xfff]);
+        let linear = linear & !0xfff;
+        if self.pages.contains_key(&linear) {
+            self.at_its_cost(|mirror| mirror.remove(vec![linear]));
+        }
     }
 
     /// All translations may have changed.
@@ -194,10 +205,8 @@ impl Mirror {
             self.doubt();
             return false;
         }
-        let began = runtime::tsc::read();
-        let is_filled = self.fill_around(cpu, linear, write);
-        self.policy.spent(runtime::tsc::read().wrapping_sub(began));
-        is_filled
+        self.policy.spent(SIGNAL);
+        self.at_its_cost(|mirror| mirror.fill_around(cpu, linear, write))
     }
 
     /// Mirrors the page at `linear` and what lies around it, if the access is one for translated code.
@@ -210,7 +219,7 @@ impl Mirror {
             return false;
         }
         // One change to take away what is there, one to map what is not.
-        if !self.mapping.has_room(2) {
+        if !self.mapping.has_room(2, self.pages.len()) {
             self.overflow();
         }
         self.remove(vec![linear]);
@@ -247,7 +256,6 @@ impl Mirror {
 
     /// Forgets what the page tables do not say any more.
     fn look_again(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        let began = runtime::tsc::read();
         let wrong = self
             .pages
             .iter()
@@ -255,7 +263,6 @@ impl Mirror {
             .map(|(&linear, _)| linear)
             .collect();
         self.remove(wrong);
-        self.policy.spent(runtime::tsc::read().wrapping_sub(began));
     }
 
     /// Forgets these pages, of which some may not be there. Those that lie side by side go together: the
@@ -267,7 +274,7 @@ impl Mirror {
         }
         pages.sort_unstable();
         let runs = pages.chunk_by(|&page, &next| page + 0x1000 == next);
-        if !self.mapping.has_room(runs.clone().count()) {
+        if !self.mapping.has_room(runs.clone().count(), self.pages.len()) {
             return self.overflow();
         }
         for run in runs {

@@ -71,6 +71,11 @@ impl Pieces {
         })
     }
 
+    /// How many there are, with those that could not be taken.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// Gives all pieces back, with what was mapped there.
     pub fn clear(&mut self) {
         for (piece, is_ours) in std::mem::take(&mut self.known) {

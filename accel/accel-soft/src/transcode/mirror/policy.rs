@@ -5,11 +5,12 @@
 
 /// A program must have run for this long, a millisecond or so, before it is mirrored.
 const WARM: u64 = 3_000_000;
-/// About what it takes to mirror a page, without the signal's part, and that.
+/// About what it takes to mirror a page.
 const FILL: u64 = 25_000;
-const SIGNAL: u64 = 10_000;
-/// What a program may spend on its mirror before it has run for as long: thousands of pages.
-const CREDIT: i64 = 100_000_000;
+/// What the signal for an access that is not mirrored takes, before and after its handler.
+pub const SIGNAL: u64 = 10_000;
+/// What a program may spend on its mirror before it has run for as long: some thousand pages.
+const CREDIT: i64 = 20_000_000;
 /// What it may save up for the times when it changes its memory.
 const SAVINGS: i64 = 1_000_000_000;
 /// It is not mirrored for this long if it spends more; longer each time.
@@ -76,8 +77,8 @@ impl Policy {
 
     /// So much was spent on its mirror.
     pub fn spent(&mut self, ticks: u64) {
-        self.spent_since += ticks + SIGNAL;
-        self.credit = self.credit.saturating_sub_unsigned(ticks + SIGNAL);
+        self.spent_since += ticks;
+        self.credit = self.credit.saturating_sub_unsigned(ticks);
     }
 
     /// Its mirror had to be emptied, for the host allows no more mappings.

@@ -1,7 +1,9 @@
 //! The names that the resolver knows itself: those of the network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
+use super::hosts::Hosts;
 use super::message::{Query, Rcode, encode_name, record};
 use crate::user::dhcp::DOMAIN;
 use crate::user::plan::Plan;
@@ -9,80 +11,95 @@ use crate::user::plan::Plan;
 /// The host as its guest sees it.
 const HOST: &str = "host";
 
-/// The answer to a query about one of the network's own names or addresses.
-pub fn answer(query: &Query<'_>, plan: &Plan, hostname: Option<&str>) -> Option<Vec<u8>> {
-    if !query.internet {
-        return None;
+/// The names of guests.
+#[derive(Debug)]
+pub struct Names {
+    /// That of the guest itself.
+    hostname: Option<String>,
+    /// Those of all guests of a network.
+    hosts: Option<Hosts>,
+}
+
+/// The addresses of a name. Guests choose their IPv6 addresses themselves, and tell nobody.
+type Addresses = (Vec<Ipv4Addr>, Option<Ipv6Addr>);
+
+impl Names {
+    /// The name of one guest, and those in a file, if there is one.
+    pub fn new(hostname: Option<String>, hosts: Option<PathBuf>) -> Self {
+        Self { hostname, hosts: hosts.map(Hosts::at) }
     }
-    if query.name.ends_with(".arpa") {
-        let address = reverse_address(&query.name)?;
-        if !plan.is_ours(address) && !plan.is_guest(address) {
+
+    /// The answer to a query about one of the network's own names or addresses.
+    pub fn answer(&mut self, query: &Query<'_>, plan: &Plan) -> Option<Vec<u8>> {
+        if !query.internet {
             return None;
         }
-        return Some(answer_reverse(query, plan, hostname, address));
-    }
-    let addresses = match query.name.strip_suffix(DOMAIN).map(|name| name.strip_suffix('.')) {
-        Some(Some(name)) => names(name, plan, hostname),
-        // The domain alone.
-        Some(None) if query.name == DOMAIN => Some((None, None)),
-        // What systems call the gateway without a domain: no such name is public.
-        _ if query.name == "gateway" => names(HOST, plan, hostname),
-        _ => return None,
-    };
-    let Some((v4, v6)) = addresses else {
-        return Some(query.answer(Rcode::NameError, &[]));
-    };
-    let asks = |kind| query.kind == kind || query.kind == record::ANY;
-    let mut records = Vec::new();
-    if let (Some(v4), true) = (v4, asks(record::A)) {
-        records.push((record::A, v4.octets().to_vec()));
-    }
-    if let (Some(v6), true) = (v6, asks(record::AAAA)) {
-        records.push((record::AAAA, v6.octets().to_vec()));
-    }
-    Some(query.answer(Rcode::NoError, &records))
-}
-
-/// The addresses of a name in the network's domain; `None` if there is no such name.
-fn names(
-    name: &str,
-    plan: &Plan,
-    hostname: Option<&str>,
-) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
-    match name {
-        HOST | "gateway" => Some((Some(plan.gateway), plan.v6.map(|v6| v6.gateway))),
-        "dns" => Some((Some(plan.resolver), plan.v6.map(|v6| v6.resolver))),
-        // The guest chooses its IPv6 addresses itself, and tells nobody.
-        _ if hostname.is_some_and(|own| own.eq_ignore_ascii_case(name)) => {
-            Some((Some(plan.guest), None))
+        if query.name.ends_with(".arpa") {
+            let address = reverse_address(&query.name)?;
+            if !plan.is_ours(address) && !plan.is_guest(address) {
+                return None;
+            }
+            return Some(self.answer_reverse(query, plan, address));
         }
-        _ => None,
-    }
-}
-
-fn answer_reverse(
-    query: &Query<'_>,
-    plan: &Plan,
-    hostname: Option<&str>,
-    address: IpAddr,
-) -> Vec<u8> {
-    let resolver = address == plan.resolver || plan.v6.is_some_and(|v6| address == v6.resolver);
-    let name = if resolver {
-        Some("dns")
-    } else if plan.is_ours(address) {
-        Some(HOST)
-    } else if address == plan.guest {
-        hostname
-    } else {
-        None
-    };
-    match name {
-        Some(name) if query.kind == record::PTR || query.kind == record::ANY => {
-            let name = encode_name(&format!("{name}.{DOMAIN}"));
-            query.answer(Rcode::NoError, &[(record::PTR, name)])
+        let addresses = match query.name.strip_suffix(DOMAIN).map(|name| name.strip_suffix('.')) {
+            Some(Some(name)) => self.addresses(name, plan),
+            // The domain alone.
+            Some(None) if query.name == DOMAIN => Some((Vec::new(), None)),
+            // What systems call the gateway without a domain: no such name is public.
+            _ if query.name == "gateway" => self.addresses(HOST, plan),
+            // Not every system adds the domain to a guest's name.
+            _ => Some((self.in_hosts(&query.name)?, None)),
+        };
+        let Some((v4, v6)) = addresses else {
+            return Some(query.answer(Rcode::NameError, &[]));
+        };
+        let asks = |kind| query.kind == kind || query.kind == record::ANY;
+        let mut records = Vec::new();
+        if asks(record::A) {
+            records.extend(v4.iter().map(|v4| (record::A, v4.octets().to_vec())));
         }
-        Some(_) => query.answer(Rcode::NoError, &[]),
-        None => query.answer(Rcode::NameError, &[]),
+        if let (Some(v6), true) = (v6, asks(record::AAAA)) {
+            records.push((record::AAAA, v6.octets().to_vec()));
+        }
+        Some(query.answer(Rcode::NoError, &records))
+    }
+
+    /// The addresses of a name in the network's domain; `None` if there is no such name.
+    fn addresses(&mut self, name: &str, plan: &Plan) -> Option<Addresses> {
+        match name {
+            HOST | "gateway" => Some((vec![plan.host?], plan.v6.map(|v6| v6.gateway))),
+            "dns" => Some((vec![plan.resolver], plan.v6.map(|v6| v6.resolver))),
+            _ => {
+                let is_own =
+                    self.hostname.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(name));
+                let own = || is_own.then(|| vec![plan.guest]);
+                Some((self.in_hosts(name).or_else(own)?, None))
+            }
+        }
+    }
+
+    fn in_hosts(&mut self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        self.hosts.as_mut().map(|hosts| hosts.addresses(name)).filter(|found| !found.is_empty())
+    }
+
+    fn answer_reverse(&mut self, query: &Query<'_>, plan: &Plan, address: IpAddr) -> Vec<u8> {
+        let resolver = address == plan.resolver || plan.v6.is_some_and(|v6| address == v6.resolver);
+        let host = plan.is_ours(address) || plan.host.is_some_and(|host| address == host);
+        let name = match (address, self.hosts.as_mut()) {
+            _ if resolver => Some("dns"),
+            _ if host => Some(HOST),
+            (IpAddr::V4(address), Some(hosts)) => hosts.name(address),
+            _ if address == plan.guest => self.hostname.as_deref(),
+            _ => None,
+        };
+        match name {
+            Some(name) if query.kind == record::PTR || query.kind == record::ANY => {
+                let name = encode_name(&format!("{name}.{DOMAIN}"));
+                query.answer(Rcode::NoError, &[(record::PTR, name)])
+            }
+            Some(_) => query.answer(Rcode::NoError, &[]),
+            None => query.answer(Rcode::NameError, &[]),
+        }
     }
 }
 
@@ -115,7 +132,7 @@ mod tests {
         let message = query(name, kind);
         let plan = Plan::new(&UserNetworkConfig::default());
         let query = Query::parse(&message)?;
-        let answer = answer(&query, &plan, Some("Burrow"))?;
+        let answer = Names::new(Some("Burrow".into()), None).answer(&query, &plan)?;
         Some(answer[message.len()..].to_vec())
     }
 

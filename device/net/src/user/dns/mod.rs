@@ -1,6 +1,7 @@
 //! The DNS resolver: answers the network's own names, and passes all other queries on to the
 //! host's resolvers.
 
+mod hosts;
 mod local;
 mod message;
 mod upstream;
@@ -10,6 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+pub use local::Names;
 use message::{Query, Rcode};
 pub use upstream::Upstream;
 
@@ -37,7 +39,7 @@ const MAX_ANSWER: usize = 65535;
 #[derive(Debug)]
 pub struct Resolver {
     upstream: Upstream,
-    hostname: Option<String>,
+    names: Names,
     queries: HashMap<u64, Pending>,
     next: u64,
     random: RandomState,
@@ -66,10 +68,10 @@ enum Asked {
 }
 
 impl Resolver {
-    /// A resolver that knows the guest by `hostname`.
-    pub fn new(upstream: Upstream, hostname: Option<String>) -> Self {
+    /// A resolver that knows `names` itself.
+    pub fn new(upstream: Upstream, names: Names) -> Self {
         let (queries, random) = (HashMap::new(), RandomState::new());
-        Self { upstream, hostname, queries, next: 0, random }
+        Self { upstream, names, queries, next: 0, random }
     }
 
     /// The upstream resolvers' addresses, the preferred first.
@@ -86,7 +88,7 @@ impl Resolver {
             }
             return;
         };
-        if let Some(answer) = local::answer(&query, &io.link.plan, self.hostname.as_deref()) {
+        if let Some(answer) = self.names.answer(&query, &io.link.plan) {
             io.link.send_udp(us, guest, &answer);
             return;
         }
