@@ -318,6 +318,17 @@ pub struct GuestArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
 
+    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub cpu_limit: Option<CpuShare>,
+    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
+    pub memory_limit: Option<u64>,
+    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
+    /// 0=2,1=4-7
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub cpu_affinity: Option<AffinityArg>,
+
     /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
     #[arg(long, help_heading = "cloud-init")]
     pub cloud_init: bool,
@@ -330,17 +341,6 @@ pub struct GuestArgs {
     /// What the guest shall call itself [default: the guest's name]
     #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
     pub hostname: Option<String>,
-
-    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
-    #[arg(long, value_name = "N", help_heading = "Limits")]
-    pub cpu_limit: Option<CpuShare>,
-    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
-    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
-    pub memory_limit: Option<u64>,
-    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
-    /// 0=2,1=4-7
-    #[arg(long, value_name = "LIST", help_heading = "Limits")]
-    pub cpu_affinity: Option<AffinityArg>,
 
     /// Whether the guest's VMM confines itself [default: on]
     #[arg(long, value_enum, help_heading = "Sandbox")]

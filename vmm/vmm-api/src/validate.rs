@@ -95,9 +95,6 @@ pub enum ConfigError {
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
-    /// What cloud-init cannot be told.
-    #[error(transparent)]
-    CloudInit(#[from] CloudInitError),
     /// A processor that the guest does not have.
     #[error(
         "the guest's processor {vcpu} is to run on certain processors of the host, but the guest has \
@@ -125,6 +122,9 @@ pub enum ConfigError {
         /// What the limit must be.
         least: u64,
     },
+    /// What cloud-init cannot be told.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// A port that does not exist.
     #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
     PortZero,

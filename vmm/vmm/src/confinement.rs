@@ -52,7 +52,7 @@ fn needs(config: &VmConfig, accelerator: &dyn Accelerator) -> Needs {
     let ports = config.nets.iter().flat_map(|card| &card.forwards).map(|it| it.host_port);
     Needs {
         kvm: accelerators::kind(accelerator) == vmm_api::Accelerator::Kvm,
-        network: has_user_network(config),
+        network: has_services(config),
         low_ports: ports.into_iter().any(|port| port < 1024),
         console_sockets: consoles
             .into_iter()
@@ -67,7 +67,7 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
     let mut grants: Vec<Grant> = files.backing().map(Grant::read).collect();
     grants.extend(own.map(|own| Grant::write(format!("/proc/self/fd/{}", own.as_raw_fd()))));
     grants.extend(config.sandbox.allow.iter().map(Grant::write));
-    if has_user_network(config) {
+    if has_services(config) {
         grants.push(Grant::read(RESOLV_CONF));
         // Services that look after it have a directory of their own, in which they replace it.
         let place = fs::canonicalize(RESOLV_CONF).ok();
@@ -75,6 +75,9 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
         let is_theirs = |place: &&Path| place.starts_with("/run") && *place != Path::new("/run");
         grants.extend(place.filter(is_theirs).map(Grant::read));
     }
+    // Names of other guests, in a file that is replaced as they come and go.
+    let names = config.nets.iter().filter_map(|card| card.lease.as_ref()?.names.parent());
+    grants.extend(names.map(Grant::read));
     if let Some(GdbAddress::Socket(path)) = config.gdb.as_ref().map(|gdb| &gdb.at) {
         grants.extend(path.parent().map(Grant::remove));
     }
@@ -85,8 +88,9 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
     grants
 }
 
-fn has_user_network(config: &VmConfig) -> bool {
-    config.nets.iter().any(|card| card.network.is_user())
+/// Whether this process answers a guest's DHCP and DNS, and makes connections for it.
+fn has_services(config: &VmConfig) -> bool {
+    config.nets.iter().any(|card| card.network.is_user() || card.lease.is_some())
 }
 
 #[cfg(test)]

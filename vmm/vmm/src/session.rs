@@ -85,6 +85,7 @@ fn run_on(
     if let Some(message) = confinement::complete(sandbox, config, &files, api.directory())? {
         launcher.tell(&Event::Warning { message });
     }
+    let taps = taps::connect(config, taps)?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
