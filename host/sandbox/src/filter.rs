@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{SYS_clone3, c_long};
 use runtime::thread::Role;
@@ -16,24 +17,30 @@ use crate::{Error, Needs};
 /// What threads of this process may do.
 pub struct Filters {
     needs: Needs,
+    /// The main thread is confined, and threads inherit that.
+    is_inherited: AtomicBool,
 }
 
 impl Filters {
     /// For a process with these needs.
     pub fn new(needs: Needs) -> Self {
-        Self { needs }
+        Self { needs, is_inherited: AtomicBool::new(false) }
     }
 
     /// Confines the calling thread to what all threads may do together, and to making them.
     pub fn install_main(&self) -> Result<(), Error> {
         refuse(&[SYS_clone3], libc::ENOSYS)?;
-        allow(&self.main())
+        allow(&self.main())?;
+        self.is_inherited.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Confines the calling thread to what is done in a role.
     pub fn install(&self, role: Role) -> Result<(), Error> {
         let groups = self.groups(role);
-        refuse(&[SYS_clone3], libc::ENOSYS)?;
+        if !self.is_inherited.load(Ordering::Relaxed) {
+            refuse(&[SYS_clone3], libc::ENOSYS)?;
+        }
         if !opens_files(role) {
             let names: Vec<c_long> = rules::NAMES.iter().map(Rule::call).collect();
             refuse(&names, libc::EACCES)?;
@@ -43,8 +50,19 @@ impl Filters {
 
     fn main(&self) -> Vec<&'static [Rule]> {
         use rules::*;
-        let mut groups =
-            vec![BASIC, NAMES, FILES, REMOVAL, DISK, SOCKETS, UNIX, TERMINAL, THREADS, CONFINEMENT];
+        let mut groups = vec![
+            BASIC,
+            NAMES,
+            FILES,
+            REMOVAL,
+            DISK,
+            SOCKETS,
+            UNIX,
+            TERMINAL,
+            THREADS,
+            AFFINITY,
+            CONFINEMENT,
+        ];
         groups.extend(self.engine());
         groups.extend(self.needs.network.then_some(INET));
         groups.extend(self.needs.debugger.then_some(OWN_END));
@@ -78,7 +96,10 @@ impl Filters {
                 groups.extend([SOCKETS, UNIX]);
                 groups.extend(interrupts);
             }
-            Role::Processor => groups.extend(self.engine()),
+            Role::Processor => {
+                groups.push(AFFINITY);
+                groups.extend(self.engine());
+            }
             Role::Network => groups.extend([SOCKETS, INET]),
             Role::Debugger => groups.extend([SOCKETS, OWN_END]),
             Role::Api => groups.extend([FILES, REMOVAL, SOCKETS, UNIX, THREADS]),

@@ -111,6 +111,9 @@ pub const MIRROR: &[Rule] = &[
     Any(SYS_ftruncate),
 ];
 
+/// A thread chooses on which processors it runs.
+pub const AFFINITY: &[Rule] = &[Is(SYS_sched_setaffinity, 0, 0)];
+
 /// Generated code, which is never writable at the address where it runs.
 pub const CODE: &[Rule] = &[Is(SYS_mmap, 2, (PROT_READ | PROT_EXEC) as u32)];
 
@@ -203,8 +206,7 @@ pub const TERMINAL: &[Rule] = &[
 ];
 
 /// Threads, but no processes.
-pub const THREADS: &[Rule] =
-    &[Bits(SYS_clone, 0, CLONE_THREAD as u32, CLONE_THREAD as u32), Any(SYS_sched_setaffinity)];
+pub const THREADS: &[Rule] = &[Bits(SYS_clone, 0, CLONE_THREAD as u32, CLONE_THREAD as u32)];
 
 /// A thread is confined more than the one that made it.
 pub const CONFINEMENT: &[Rule] = &[

@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+mod affinity;
 pub mod agent;
 pub mod disk;
 mod gdb;
@@ -16,10 +17,12 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
 use vmm_api::{
-    Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat, DiskLimits, Rate, SandboxMode,
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, DiskLimits, Rate,
+    SandboxMode,
 };
 
 use crate::{size, stats};
+pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
 use disk::DiskCommand;
 pub use gdb::GdbArg;
@@ -322,6 +325,17 @@ pub struct GuestArgs {
     /// Where the serial port leads: here, null, pty, socket:PATH or log:PATH [default: here]
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
+
+    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub cpu_limit: Option<CpuShare>,
+    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
+    pub memory_limit: Option<u64>,
+    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
+    /// 0=2,1=4-7
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub cpu_affinity: Option<AffinityArg>,
 
     /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
     #[arg(long, help_heading = "cloud-init")]

@@ -62,6 +62,7 @@ impl Bench {
             cloud_init: None,
             gdb: None,
             sandbox: Default::default(),
+            limits: Default::default(),
         };
         Self { dir, config, pins: Arc::default() }
     }

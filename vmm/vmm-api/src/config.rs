@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudInitConfig, DiskLimits, NetLimits};
+use crate::{CloudInitConfig, DiskLimits, Limits, NetLimits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,10 @@ pub struct VmConfig {
     /// How far the VMM confines itself.
     #[serde(default)]
     pub sandbox: SandboxConfig,
+    /// What the guest may take of the host. Whoever starts the VMM sees to processors and memory, the VMM to
+    /// the affinity of its threads.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// How far the VMM confines itself, before the guest's first instruction.

@@ -13,6 +13,7 @@ mod host_name;
 mod limits;
 mod line;
 mod mac;
+mod rates;
 mod statistics;
 mod validate;
 
@@ -29,8 +30,9 @@ pub use config::{
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
-pub use limits::{DiskLimits, NetLimits, Rate};
+pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
+pub use rates::{DiskLimits, NetLimits, Rate};
 pub use statistics::{
     DiskStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics,
     Statistics,

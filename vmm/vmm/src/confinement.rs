@@ -67,9 +67,6 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
     let mut grants: Vec<Grant> = files.backing().map(Grant::read).collect();
     grants.extend(own.map(|own| Grant::write(format!("/proc/self/fd/{}", own.as_raw_fd()))));
     grants.extend(config.sandbox.allow.iter().map(Grant::write));
-    let names = config.nets.iter().filter_map(|card| card.lease.as_ref()?.names.parent());
-    // Another file takes the place of the one that is there.
-    grants.extend(names.map(Grant::read));
     if has_services(config) {
         grants.push(Grant::read(RESOLV_CONF));
         // Services that look after it have a directory of their own, in which they replace it.
@@ -78,6 +75,9 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
         let is_theirs = |place: &&Path| place.starts_with("/run") && *place != Path::new("/run");
         grants.extend(place.filter(is_theirs).map(Grant::read));
     }
+    // Names of other guests, in a file that is replaced as they come and go.
+    let names = config.nets.iter().filter_map(|card| card.lease.as_ref()?.names.parent());
+    grants.extend(names.map(Grant::read));
     if let Some(GdbAddress::Socket(path)) = config.gdb.as_ref().map(|gdb| &gdb.at) {
         grants.extend(path.parent().map(Grant::remove));
     }
@@ -88,7 +88,7 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
     grants
 }
 
-/// Whether this process answers DHCP and DNS, and leads connections on.
+/// Whether this process answers a guest's DHCP and DNS, and makes connections for it.
 fn has_services(config: &VmConfig) -> bool {
     config.nets.iter().any(|card| card.network.is_user() || card.lease.is_some())
 }

@@ -5,6 +5,7 @@
 //! [`vmm_api::Event`]s.
 
 mod accelerators;
+mod affinity;
 mod api;
 mod assembly;
 mod bounded_file;

@@ -14,6 +14,7 @@ use sandbox::Sandbox;
 use vmm_api::{Event, Failure, RunState, StopReason, VmConfig};
 
 use crate::accelerators::{self, Choice};
+use crate::affinity::Affinity;
 use crate::api::{Api, Shown};
 use crate::assembly::{Assembly, Links};
 use crate::confinement;
@@ -74,6 +75,7 @@ fn run_on(
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     let accelerator = choice.accelerator.as_ref();
+    let affinity = Arc::new(Affinity::new(&config.limits)?);
     let vsock = api.open_vsock()?;
     let taps = taps::open(config)?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
@@ -83,6 +85,7 @@ fn run_on(
     if let Some(message) = confinement::complete(sandbox, config, &files, api.directory())? {
         launcher.tell(&Event::Warning { message });
     }
+    let taps = taps::connect(config, taps)?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
@@ -97,7 +100,7 @@ fn run_on(
                 assembly
             }
         };
-        let mut running = Running::start(assembly, debugging.as_ref())?;
+        let mut running = Running::start(assembly, &affinity, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {

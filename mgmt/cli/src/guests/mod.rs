@@ -28,6 +28,7 @@ use images::ImageName;
 use vmm_api::Failure;
 use vmm_client::Client;
 
+use crate::run::cgroup;
 use crate::{failure, socket};
 pub use record::{Record, write_whole};
 
@@ -126,7 +127,7 @@ impl Guest {
     /// Removes the guest and everything of it.
     pub fn remove(mut self) -> Result<(), Failure> {
         self.record = None;
-        lock::remove(&self.directory).map_err(failure::io("remove", &self.directory))
+        remove(&self.directory).map_err(failure::io("remove", &self.directory))
     }
 }
 
@@ -139,7 +140,7 @@ impl Drop for Guest {
         if self.record.as_ref().is_some_and(|record| record.keep) {
             remove_remains(&self.directory);
         } else {
-            let _ = lock::remove(&self.directory);
+            let _ = remove(&self.directory);
             // Goes with the last guest.
             let _ = self.directory.parent().map(fs::remove_dir);
         }
@@ -295,7 +296,7 @@ fn sweep(guests: &Path) {
         let directory = guests.join(name);
         let Some(_lock) = lock::try_existing(&directory) else { continue };
         match is_kept(&directory) {
-            Ok(false) => drop(lock::remove(&directory)),
+            Ok(false) => drop(remove(&directory)),
             // A VMM that was killed leaves these.
             Ok(true) => remove_remains(&directory),
             Err(_) => {}
@@ -303,8 +304,15 @@ fn sweep(guests: &Path) {
     }
 }
 
+/// Removes a guest's directory, whose lock the caller holds, and what is elsewhere because of it.
+fn remove(directory: &Path) -> io::Result<()> {
+    cgroup::remove(directory);
+    lock::remove(directory)
+}
+
 /// Removes what is there only while a guest runs.
 fn remove_remains(directory: &Path) {
+    cgroup::remove(directory);
     for name in [socket::API, VSOCK, PID] {
         let _ = fs::remove_file(directory.join(name));
     }

@@ -17,6 +17,7 @@ use crate::failure;
 use crate::guests::{Guest, VMM_LOG};
 use crate::sys::{self, Signals};
 
+use super::cgroup::Group;
 use super::console::{Console, End};
 use super::terminal::{RawTerminal, notice};
 
@@ -168,6 +169,10 @@ impl Launch<'_> {
             command.process_group(0);
             sys::tie_to_this_process(&mut command);
         }
+        let group = match guest {
+            Some(guest) => Group::make(&config.limits, &config.name, guest.directory()),
+            None => Ok(None),
+        };
         let child = command.spawn().map_err(|error| {
             Failure::host(format!("cannot start {}: {error}", program.display()))
         })?;
@@ -176,7 +181,17 @@ impl Launch<'_> {
         if let Some(guest) = guest {
             guest.set_pid(vmm.id())?;
         }
-        // A VMM that does not read to the end says why on its status.
+        let limited = group.and_then(|group| {
+            let added = group.map_or(Ok(()), |group| group.add(vmm.id()));
+            added.map_err(|error| format!("its process cannot be put in a control group: {error}"))
+        });
+        if let Err(why) = limited {
+            notice(
+                false,
+                &format!("the guest runs without limits on processors and memory: {why}"),
+            );
+        }
+        // Limits hold before it reads this. A VMM that does not read to the end says why on its status.
         let _ = config_writer.write_all(&json);
         Ok(Launched { vmm, status })
     }
