@@ -5,10 +5,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SLEEPS, Vmm};
+use common::{SLEEPS, Vmm, wait};
 use serde_json::json;
 use vmm_api::Event;
 
@@ -26,21 +24,6 @@ fn threads(vmm: &Vmm) -> Vec<BTreeMap<String, String>> {
     tasks.map(|task| status(&task.unwrap().path())).collect()
 }
 
-/// The same, when all those that a VMM has are there under their names.
-fn all_threads(vmm: &Vmm) -> Vec<BTreeMap<String, String>> {
-    const NAMES: [&str; 7] =
-        ["lodge-vmm", "vcpu0", "vcpu1", "timers", "api", "console", "user-network"];
-    let begun = Instant::now();
-    loop {
-        let threads = threads(vmm);
-        let names: Vec<_> = threads.iter().filter_map(|thread| thread.get("Name")).collect();
-        let missing = NAMES.iter().find(|name| !names.iter().any(|known| known == *name));
-        let Some(missing) = missing else { return threads };
-        assert!(begun.elapsed() < PATIENCE, "{missing} is not among {names:?}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 fn is_confined(thread: &BTreeMap<String, String>) -> bool {
     let is = |name: &str, value: &str| thread.get(name).is_some_and(|it| it == value);
     // 2 is SECCOMP_MODE_FILTER.
@@ -53,8 +36,15 @@ fn every_thread_of_a_vmm_is_confined() {
         json!({ "accelerator": "soft", "nets": [{}], "virtio_console": "null", "serial": "api" });
     let mut vmm = Vmm::start(SLEEPS, net);
     for round in 0..2 {
-        let threads = all_threads(&vmm);
-        for thread in &threads {
+        // A thread that has just been made has its name yet to come.
+        wait("all threads", || {
+            let threads = threads(&vmm);
+            let names: Vec<_> = threads.iter().filter_map(|thread| thread.get("Name")).collect();
+            ["lodge-vmm", "vcpu0", "vcpu1", "timers", "api", "console", "user-network"]
+                .iter()
+                .all(|name| names.iter().any(|known| known == name))
+        });
+        for thread in &threads(&vmm) {
             assert!(is_confined(thread), "{thread:#?}");
         }
         let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.child.id())).unwrap();

@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(own_in("4:memory:/x\n", &mount), None);
         let tried: Vec<_> = places(&mount, &own).collect();
         assert_eq!(tried, [mount.join("user.slice"), mount.clone()]);
-        assert_eq!(places(&mount, &mount).collect::<Vec<_>>(), [mount.clone()]);
+        assert_eq!(places(&mount, &mount).collect::<Vec<_>>(), std::slice::from_ref(&mount));
     }
 
     #[test]
