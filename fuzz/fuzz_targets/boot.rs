@@ -16,7 +16,8 @@ fuzz_target!(|kernel: &[u8]| {
         modules: Vec::new(),
     };
     let load = |config: &BootConfig| {
-        boot::load(config, &mem::allocate(map.ram()).unwrap(), &map, 0xe_0000).is_ok()
+        let Ok(files) = boot::BootFiles::open(config) else { return false };
+        boot::load(config, &files, &mem::allocate(map.ram()).unwrap(), &map, 0xe_0000).is_ok()
     };
     if load(&config) {
         config.initrd = Some(file.path.clone());

@@ -15,6 +15,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("oracle", "runs random instructions natively"),
     ("mem", "memfd"),
     ("runtime", "clocks, the TSC"),
+    ("sandbox", "the handler of SIGSYS"),
     ("links", "network interfaces by ioctls"),
     ("block", "locks and holes in files"),
     ("vmm", "inherited descriptors, signals"),

@@ -80,6 +80,15 @@ pub struct SoftAccelerator {
     pub execution: Execution,
 }
 
+impl SoftAccelerator {
+    /// Finds out what it has to know of this host. A process that confines itself does so before: later it
+    /// may be refused.
+    pub fn look_around() {
+        runtime::tsc::frequency_hz();
+        mirror::is_possible();
+    }
+}
+
 /// How many processors a machine may have: xAPIC mode must be able to name them all.
 pub const MAX_CPUS: u32 = 64;
 

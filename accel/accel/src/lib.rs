@@ -198,7 +198,8 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     ///
-    /// [`Fault::BadState`] if no processor can have such a state.
+    /// [`Fault::BadState`] if no processor can have such a state; [`Fault::Unsupported`] if the guest
+    /// makes use of something that there is not here.
     fn restore(&mut self, state: &VcpuState) -> Result<(), Fault> {
         let _ = state;
         Err(Fault::Unsupported("this accelerator takes over no processors".to_owned()))

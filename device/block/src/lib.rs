@@ -42,7 +42,7 @@ pub use disk::Disk;
 pub use error::{Cause, Error, Origin};
 pub use info::{Info, info};
 pub use memory::MemoryDisk;
-pub use open::{Format, OpenOptions, open, open_overlay};
+pub use open::{Format, OpenOptions, backing_files, open, open_overlay};
 pub use qcow2::{Backing, BackingInfo, Qcow2Info, create_qcow2};
 pub use resize::resize;
 pub use switch::Switch;

@@ -91,6 +91,23 @@ pub fn open_overlay(overlay: &Path, base: &OpenOptions) -> Result<Arc<dyn Disk>,
     Ok(Arc::new(qcow2::open(host, false)?))
 }
 
+/// The files that an image stands on, from the nearest to the deepest: none below a raw image.
+///
+/// # Errors
+///
+/// The image or one of them cannot be opened, or makes no sense.
+pub fn backing_files(image: &Path, format: Format) -> Result<Vec<PathBuf>, Error> {
+    let host = HostFile::open(image, false)?;
+    let format = match format {
+        Format::Auto => guess(&host)?,
+        format => format,
+    };
+    match format {
+        Format::Qcow2 => qcow2::backing_files(host),
+        Format::Raw | Format::Auto => Ok(Vec::new()),
+    }
+}
+
 /// The format of an image that nobody told.
 pub(crate) fn guess(host: &HostFile) -> Result<Format, Error> {
     let mut first = [0; PROBE_LEN];

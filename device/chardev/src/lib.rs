@@ -30,6 +30,8 @@ use std::{io, thread};
 pub use front::{FrontEnd, FrontEndMut};
 pub use terminal::RawTerminal;
 
+use runtime::thread::{Role, spawn};
+
 use port::Port;
 use ring::Ring;
 use worker::Shared;
@@ -133,16 +135,14 @@ impl Chardev {
         let shared =
             Arc::new(Shared::new(Ring::new(RING_SIZE), port.reader()).map_err(Error::Worker)?);
         let (end, ended) = mpsc::channel();
-        let thread = thread::Builder::new()
-            .name("console".to_owned())
-            .spawn({
-                let shared = shared.clone();
-                move || {
-                    let _end: mpsc::Sender<()> = end;
-                    worker::run(&shared, port);
-                }
-            })
-            .map_err(Error::Worker)?;
+        let thread = spawn(Role::Console, "console", {
+            let shared = shared.clone();
+            move || {
+                let _end: mpsc::Sender<()> = end;
+                worker::run(&shared, port);
+            }
+        })
+        .map_err(Error::Worker)?;
         let worker = Worker { shared, thread: Some(thread), ended: ended.into() };
         Ok(Self { worker: Some(worker), pty })
     }

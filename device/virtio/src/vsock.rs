@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bus::BadState;
 use hybrid_vsock::{GUEST_CID, HEADER, Header, MAX_PAYLOAD, Vsock};
 use mem::GuestMemory;
+use runtime::thread::Role;
 use serde_json::Value;
 
 use crate::Error;
@@ -102,6 +103,10 @@ struct Receive {
 }
 
 impl QueueTask for Receive {
+    fn role(&self) -> Role {
+        Role::Sockets
+    }
+
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         while self.host.has_packets() {
             let Some(chain) = queue.pop_or_arm()? else { return Ok(Wake::Doorbell) };
@@ -136,6 +141,10 @@ struct Transmit {
 }
 
 impl QueueTask for Transmit {
+    fn role(&self) -> Role {
+        Role::Sockets
+    }
+
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         queue.drain(|memory, chain| {
             let mut header = [0; HEADER];

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use mem::GuestMemory;
 use runtime::Event;
+use runtime::thread::{Role, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use virtio_queue::{Queue, QueueState};
@@ -26,6 +27,11 @@ pub trait QueueTask: Send {
     /// A back end that can have news of its own, readable while it does.
     fn source(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// What it may need of the host.
+    fn role(&self) -> Role {
+        Role::Queue
     }
 }
 
@@ -57,7 +63,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let queue = VirtQueue::new(queue, memory.clone(), shared.clone(), index, stop.clone());
-        let thread = thread::Builder::new().name(format!("virtqueue {index}")).spawn({
+        let thread = spawn(task.role(), format!("virtqueue {index}"), {
             let (doorbell, shared) = (doorbell.clone(), shared.clone());
             move || {
                 let _alarm = Alarm { shared: &shared, index };

@@ -4,6 +4,7 @@ mod clock;
 mod doorbell;
 mod event;
 mod kernel_tsc;
+pub mod thread;
 mod timer;
 pub mod tsc;
 

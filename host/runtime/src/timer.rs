@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use crate::Clock;
+use crate::thread::Role;
 
 /// What a timer calls when it expires.
 pub trait TimerTarget: Send + Sync {
@@ -89,7 +90,7 @@ impl Timers {
     /// Starts the timer thread over `clock`. Fails when the host has no thread to give.
     pub fn new(clock: Arc<Clock>) -> io::Result<Self> {
         let shared = Arc::new(Shared { clock, state: Mutex::default() });
-        let worker = thread::Builder::new().name("timers".to_owned()).spawn({
+        let worker = crate::thread::spawn(Role::Timers, "timers", {
             let shared = shared.clone();
             move || run(&shared)
         })?;

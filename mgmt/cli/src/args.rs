@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+mod affinity;
 pub mod agent;
 pub mod disk;
 mod gdb;
@@ -14,9 +15,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
-use vmm_api::{Accelerator, BlockConfig, ConsoleConfig, CpuModel, DiskFormat};
+use vmm_api::{
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, SandboxMode,
+};
 
 use crate::{size, stats};
+pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
 use disk::DiskCommand;
 pub use gdb::GdbArg;
@@ -314,6 +318,17 @@ pub struct GuestArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,
 
+    /// Let the guest take so many processors of this machine at most, as in 1.5, by a control group
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub cpu_limit: Option<CpuShare>,
+    /// Let the guest and its VMM take so much memory of this machine at most, by a control group
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_mib, help_heading = "Limits")]
+    pub memory_limit: Option<u64>,
+    /// Run the guest's processors on these of this machine: one for each, as in 2,3, or by number, as in
+    /// 0=2,1=4-7
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub cpu_affinity: Option<AffinityArg>,
+
     /// Tell the guest's cloud-init its name, and to use DHCP; the options below imply it
     #[arg(long, help_heading = "cloud-init")]
     pub cloud_init: bool,
@@ -326,6 +341,13 @@ pub struct GuestArgs {
     /// What the guest shall call itself [default: the guest's name]
     #[arg(long, value_name = "NAME", help_heading = "cloud-init")]
     pub hostname: Option<String>,
+
+    /// Whether the guest's VMM confines itself [default: on]
+    #[arg(long, value_enum, help_heading = "Sandbox")]
+    pub sandbox: Option<SandboxArg>,
+    /// Let the VMM also open, make and remove files in this directory; repeatable
+    #[arg(long, value_name = "DIRECTORY", help_heading = "Sandbox")]
+    pub sandbox_allow: Vec<PathBuf>,
 
     /// The guest's name [default: made from the image's]
     #[arg(long, help_heading = "Guest")]
@@ -369,6 +391,26 @@ impl From<AccelArg> for Accelerator {
             AccelArg::Auto => Accelerator::Auto,
             AccelArg::Soft => Accelerator::Soft,
             AccelArg::Kvm => Accelerator::Kvm,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// As far as this machine can do it
+    On,
+    /// Fully, or there is no guest
+    Require,
+    /// Not at all
+    Off,
+}
+
+impl From<SandboxArg> for SandboxMode {
+    fn from(arg: SandboxArg) -> SandboxMode {
+        match arg {
+            SandboxArg::On => SandboxMode::On,
+            SandboxArg::Require => SandboxMode::Require,
+            SandboxArg::Off => SandboxMode::Off,
         }
     }
 }
@@ -557,7 +599,6 @@ mod tests {
         assert!(parse("lodge disk create a.qcow2 20G --json").is_ok());
         assert!(parse("lodge disk create a.qcow2 --backing b.raw").is_ok());
         assert!(parse("lodge disk create a.qcow2").is_err());
-        assert!(parse("lodge disk create a.raw --backing b.raw --format raw").is_err());
         assert!(parse("lodge disk resize a.raw +1G").is_ok());
         assert!(parse("lodge disk resize a.raw -1G").is_err());
         assert!(parse("lodge disk convert a.raw").is_err());

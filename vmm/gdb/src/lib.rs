@@ -25,6 +25,7 @@ use std::time::Duration;
 use accel::Kicker;
 use mem::GuestMemory;
 use runtime::Event;
+use runtime::thread::{Role, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
 
 pub use listen::Listener;
@@ -82,7 +83,7 @@ impl Debugger {
         let is_over = Arc::new(AtomicBool::new(false));
         let (told, ends) = (news.clone(), is_over.clone());
         let mut machine = Machine::new(seats, ram, news.clone());
-        let thread = thread::Builder::new().name("gdb".to_owned()).spawn(move || {
+        let thread = spawn(Role::Debugger, "gdb", move || {
             while !ends.load(Ordering::SeqCst) {
                 if await_connection(&listener, &told) {
                     attend(&listener, &mut machine, &told, &kill);

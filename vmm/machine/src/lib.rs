@@ -10,6 +10,7 @@ pub mod acpi;
 pub mod boot;
 mod cloud_init;
 mod error;
+mod files;
 pub mod firmware;
 mod generation;
 mod layers;
@@ -20,6 +21,7 @@ mod wiring;
 
 pub use chipset::{PowerRequest, PowerRequests};
 pub use error::BuildError;
+pub use files::Files;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};

@@ -19,21 +19,23 @@ use x86::CpuState;
 use crate::boot::{self, Entry};
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
-use crate::wiring::storage::{AttachedDisk, MadeFiles};
-use crate::{BuildError, MemoryMap, acpi, firmware, generation, layers, wiring};
+use crate::wiring::storage::AttachedDisk;
+use crate::{BuildError, Files, MemoryMap, acpi, firmware, generation, layers, wiring};
 
 /// What a machine is built from.
 pub struct Parts<'a> {
     /// What it is to be.
     pub config: &'a VmConfig,
+    /// The files that it names.
+    pub files: &'a Files,
     /// Where things are.
     pub map: MemoryMap,
     /// The physical address width that CPUID tells the guest.
     pub phys_bits: u8,
     /// RAM as `map` says: all zero, or as it was saved.
     pub memory: GuestMemory,
-    /// The machine is one that was saved: for each disk, the layer that it stands on then.
-    pub restored: Option<&'a [Option<String>]>,
+    /// The machine is one that was saved, and loads no kernel.
+    pub is_restored: bool,
     /// The accelerator's interrupt controllers.
     pub irq: Arc<dyn IrqSink>,
     /// Who rings doorbells without a processor leaving the guest, if the accelerator can.
@@ -64,8 +66,6 @@ pub struct Machine {
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
     saved: SavedDevices,
-    /// What is kept once everything was restored.
-    made: Mutex<Option<MadeFiles>>,
     power: PowerSender,
     requests: PowerRequests,
     map: MemoryMap,
@@ -76,19 +76,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the devices, opens what they need of the host, and loads the kernel.
+    /// Builds the devices and loads the kernel.
     pub fn build(parts: Parts) -> Result<Self, BuildError> {
         let (power, requests) = chipset::power_channel().map_err(BuildError::Event)?;
         let board = Board::new(&parts, power.clone());
 
         // What fails most often comes first, before the host is asked for anything else.
-        let entry = match parts.restored {
-            Some(_) => None,
-            None => {
-                let tables = acpi::Tables::build(&wiring::platform(&parts))?;
-                tables.write(&parts.memory)?;
-                Some(boot::load(&parts.config.boot, &parts.memory, &parts.map, tables.address)?)
-            }
+        let entry = if parts.is_restored {
+            None
+        } else {
+            let tables = acpi::Tables::build(&wiring::platform(&parts))?;
+            tables.write(&parts.memory)?;
+            let (config, files) = (&parts.config.boot, &parts.files.boot);
+            Some(boot::load(config, files, &parts.memory, &parts.map, tables.address)?)
         };
         generation::renew(&parts.memory, parts.map.generation_id())?;
 
@@ -97,19 +97,11 @@ impl Machine {
         wiring::fw_cfg::attach(&board)?;
         wiring::debug::attach(&board)?;
         wiring::pci::attach(&board)?;
-        let mut made = MadeFiles::default();
-        let disks = wiring::storage::attach(&board, &mut made)?;
+        wiring::storage::attach(&board)?;
         wiring::network::attach(&board)?;
         wiring::pci::attach_console_rng_and_vsock(&board)?;
         wiring::storage::attach_seed(&board)?;
         let saved = board.take_saved();
-        let made = match parts.restored {
-            Some(_) => Some(made),
-            None => {
-                made.keep()?;
-                None
-            }
-        };
 
         let Board { memory_space, ports, pci, .. } = board;
         Ok(Self {
@@ -117,9 +109,8 @@ impl Machine {
             ports,
             pci,
             pm,
-            disks,
+            disks: parts.files.disks.clone(),
             saved,
-            made: Mutex::new(made),
             power,
             requests,
             map: parts.map,
@@ -189,16 +180,6 @@ impl Machine {
     /// restored.
     pub fn announce_copy(&self) {
         generation::announce(&self.pm);
-    }
-
-    /// What the machine was restored to is its own from now on: what its disks were before is gone.
-    ///
-    /// # Errors
-    ///
-    /// The host's.
-    pub fn keep_restored(&self) -> Result<(), Failure> {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(made.map_or(Ok(()), MadeFiles::keep)?)
     }
 
     /// Whether the disks can be [frozen](Machine::freeze_disks).

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use accel::CpuBus;
 use chardev::{Backend, Chardev};
 use irqchip::{IrqSink, Msi};
-use machine::{Machine, MemoryMap, Parts, PowerRequest};
+use machine::{Files, Machine, MemoryMap, Parts, PowerRequest};
 use runtime::{Clock, Timers};
 use tempfile::TempDir;
 use vmm_api::{
@@ -61,6 +61,8 @@ impl Bench {
             debug: DebugDevices { debugcon: false, debug_exit: true, testdev: true },
             cloud_init: None,
             gdb: None,
+            sandbox: Default::default(),
+            limits: Default::default(),
         };
         Self { dir, config, pins: Arc::default() }
     }
@@ -80,12 +82,14 @@ impl Bench {
     fn build_with(&self, serial: Chardev) -> Result<Machine, machine::BuildError> {
         let map = MemoryMap::new(self.config.memory_mib << 20, 40).unwrap();
         let clock = Arc::new(Clock::stopped_at(0));
-        Machine::build(Parts {
+        let files = Files::open(&self.config, None)?;
+        let machine = Machine::build(Parts {
             config: &self.config,
+            files: &files,
             memory: mem::allocate(map.ram()).unwrap(),
             map,
             phys_bits: 40,
-            restored: None,
+            is_restored: false,
             doorbells: None,
             irq: self.pins.clone(),
             timers: Arc::new(Timers::new(clock).unwrap()),
@@ -95,7 +99,9 @@ impl Bench {
             debug_console: None,
             taps: Vec::new(),
             vsock: Arc::new(hybrid_vsock::Vsock::new(None).unwrap()),
-        })
+        })?;
+        files.keep().unwrap();
+        Ok(machine)
     }
 
     fn build(&self) -> Machine {

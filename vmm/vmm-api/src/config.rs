@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::CloudInitConfig;
+use crate::{CloudInitConfig, Limits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,36 @@ pub struct VmConfig {
     /// Where GDB may connect to. `None`: nowhere.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,
+    /// How far the VMM confines itself.
+    #[serde(default)]
+    pub sandbox: SandboxConfig,
+    /// What the guest may take of the host. Whoever starts the VMM sees to processors and memory, the VMM to
+    /// the affinity of its threads.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// How far the VMM confines itself, before the guest's first instruction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// Whether.
+    pub mode: SandboxMode,
+    /// Directories in which it may open, make and remove files besides the guest's own.
+    pub allow: Vec<PathBuf>,
+}
+
+/// Whether the VMM confines itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxMode {
+    /// As far as this host can do it.
+    #[default]
+    On,
+    /// Fully, or there is no guest.
+    Require,
+    /// Not at all.
+    Off,
 }
 
 /// What runs the guest's processors.

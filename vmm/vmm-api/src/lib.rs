@@ -10,6 +10,7 @@ mod config;
 mod event;
 mod host;
 mod host_name;
+mod limits;
 mod line;
 mod mac;
 mod statistics;
@@ -23,11 +24,12 @@ pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
     ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
-    VmConfig,
+    SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
+pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
 pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
 pub use validate::{

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use crate::{
-    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, Lease, NetConfig, NetworkConfig,
-    VmConfig,
+    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, Lease, Limits, MAX_HOST_CPUS,
+    NetConfig, NetworkConfig, VmConfig,
 };
 
 /// The most virtual processors that a guest can have.
@@ -95,6 +95,33 @@ pub enum ConfigError {
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
+    /// A processor that the guest does not have.
+    #[error(
+        "the guest's processor {vcpu} is to run on certain processors of the host, but the guest has \
+         {cpus}: they are numbered from 0"
+    )]
+    AffinityOfNone {
+        /// Its number.
+        vcpu: usize,
+        /// How many there are.
+        cpus: u32,
+    },
+    /// A processor that no host has.
+    #[error("no host has a processor {0}: --cpu-affinity has numbers up to {max}", max = MAX_HOST_CPUS - 1)]
+    AffinityTo(u32),
+    /// A limit below what is there from the beginning.
+    #[error(
+        "{limit} MiB of the host's memory are too little for a guest with {memory} MiB: the VMM needs some \
+         itself, so that the limit must be at least {least} MiB"
+    )]
+    MemoryLimit {
+        /// What the limit is.
+        limit: u64,
+        /// What the guest has.
+        memory: u64,
+        /// What the limit must be.
+        least: u64,
+    },
     /// What cloud-init cannot be told.
     #[error(transparent)]
     CloudInit(#[from] CloudInitError),
@@ -122,6 +149,7 @@ impl VmConfig {
                 return Err(ConfigError::TooMany { what, count });
             }
         }
+        validate_limits(&self.limits, self)?;
         validate_disks(&self.disks)?;
         validate_nets(&self.nets)?;
         self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
@@ -195,6 +223,26 @@ fn validate_disks(disks: &[BlockConfig]) -> Result<(), ConfigError> {
     match written.intersection(&read).next() {
         Some(both) => Err(ConfigError::SameDisk(both.display().to_string())),
         None => Ok(()),
+    }
+}
+
+/// What the VMM needs of the host's memory besides the guest's, in MiB: its program, and translated code.
+const VMM_MEMORY_MIB: u64 = 64;
+
+fn validate_limits(limits: &Limits, config: &VmConfig) -> Result<(), ConfigError> {
+    let Limits { cpu: _, memory_mib, affinity } = limits;
+    if affinity.len() > config.cpus as usize {
+        return Err(ConfigError::AffinityOfNone { vcpu: affinity.len() - 1, cpus: config.cpus });
+    }
+    if let Some(&cpu) = affinity.iter().flatten().find(|&&cpu| cpu >= MAX_HOST_CPUS) {
+        return Err(ConfigError::AffinityTo(cpu));
+    }
+    let least = config.memory_mib + VMM_MEMORY_MIB;
+    match *memory_mib {
+        Some(limit) if limit < least => {
+            Err(ConfigError::MemoryLimit { limit, memory: config.memory_mib, least })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -290,6 +338,8 @@ mod tests {
             debug: Default::default(),
             cloud_init: None,
             gdb: None,
+            sandbox: Default::default(),
+            limits: Default::default(),
         }
     }
 
@@ -301,6 +351,21 @@ mod tests {
             overlay: None,
             serial: None,
         }
+    }
+
+    #[test]
+    fn limits_fit_the_guest() {
+        let with = |limits: Limits| VmConfig { cpus: 2, limits, ..config() }.validate();
+        let affinity = |affinity: Vec<Vec<u32>>| Limits { affinity, ..Limits::default() };
+        assert_eq!(with(affinity(vec![vec![0], vec![MAX_HOST_CPUS - 1]])), Ok(()));
+        let error = with(affinity(vec![vec![], vec![], vec![1]]));
+        assert_eq!(error, Err(ConfigError::AffinityOfNone { vcpu: 2, cpus: 2 }));
+        let error = with(affinity(vec![vec![MAX_HOST_CPUS]]));
+        assert_eq!(error, Err(ConfigError::AffinityTo(MAX_HOST_CPUS)));
+        let memory = |limit| Limits { memory_mib: Some(limit), ..Limits::default() };
+        let least = config().memory_mib + VMM_MEMORY_MIB;
+        assert_eq!(with(memory(least)), Ok(()));
+        assert!(matches!(with(memory(least - 1)), Err(ConfigError::MemoryLimit { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use accel::{Accelerator, CpuidTable, Sections, Vcpu, Vm, VmResources};
 use hybrid_vsock::Vsock;
-use machine::{Machine, MemoryMap, Parts};
+use machine::{Files, Machine, MemoryMap, Parts};
 use mem::GuestMemory;
 use runtime::{Clock, Timers};
 use vmm_api::{Failure, VmConfig};
@@ -13,7 +13,7 @@ use vmm_api::{Failure, VmConfig};
 use crate::accelerators;
 use crate::consoles::Consoles;
 use crate::running::fault;
-use crate::snapshot::{Disks, Opened};
+use crate::snapshot::Opened;
 use crate::taps::Taps;
 
 /// Where the machine's devices lead.
@@ -21,6 +21,8 @@ use crate::taps::Taps;
 pub struct Links<'a> {
     /// Serial ports and other consoles.
     pub consoles: &'a Consoles,
+    /// Disks, and what the guest starts from.
+    pub files: &'a Files,
     /// The host's end of the socket device.
     pub vsock: &'a Arc<Vsock>,
     /// What cards lead to that are on networks of the host.
@@ -60,7 +62,7 @@ impl Assembly {
         };
         let memory = memory.map_err(Failure::host)?;
         let parts = Bare { config, accelerator, links, cpuid, map, memory, ns: 0 };
-        let mut assembly = parts.assemble(None)?;
+        let mut assembly = parts.assemble(false)?;
         for (index, vcpu) in (0..).zip(&mut assembly.vcpus) {
             let sections = Sections::GENERAL | Sections::SYSTEM | Sections::MSRS;
             assembly.machine.prepare_processor(index, vcpu.load(sections).map_err(fault)?);
@@ -70,7 +72,7 @@ impl Assembly {
     }
 
     /// A machine as it was when a snapshot was made. Its memory has not been read, and may yet be found
-    /// damaged; until [`Machine::keep_restored`], what its disks were meanwhile is there.
+    /// damaged; until [`Files::keep`], what its disks were meanwhile is there.
     pub fn restore(
         config: &VmConfig,
         accelerator: &dyn Accelerator,
@@ -83,10 +85,9 @@ impl Assembly {
         let map = memory_map(config, &cpuid)?;
         let memory = snapshot.map_memory(map.ram())?;
         let clock = snapshot.clock()?;
-        let Disks { layers } = snapshot.disks(config.disks.len())?;
         let ns = clock.guest_ns;
         let bare = Bare { config, accelerator, links, cpuid, map, memory, ns };
-        let mut assembly = bare.assemble(Some(&layers))?;
+        let mut assembly = bare.assemble(true)?;
         assembly.machine.pause();
         assembly.machine.restore(snapshot.sections())?;
         // The TSCs stood still since the snapshot was made, on whatever host that was.
@@ -123,7 +124,7 @@ struct Bare<'a> {
 }
 
 impl Bare<'_> {
-    fn assemble(self, restored: Option<&[Option<String>]>) -> Result<Assembly, Failure> {
+    fn assemble(self, is_restored: bool) -> Result<Assembly, Failure> {
         let Bare { config, accelerator, links, cpuid, map, memory, ns } = self;
         let clock = Arc::new(Clock::stopped_at(ns));
         let timers = Arc::new(Timers::new(clock.clone()).map_err(no_thread)?);
@@ -139,10 +140,11 @@ impl Bare<'_> {
             .map_err(fault)?;
         let machine = Arc::new(Machine::build(Parts {
             config,
+            files: links.files,
             phys_bits: machine::physical_address_bits(&cpuid),
             map,
             memory: memory.clone(),
-            restored,
+            is_restored,
             irq: vm.irq_sink(),
             doorbells: vm.doorbells(),
             timers,

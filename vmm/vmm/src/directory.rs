@@ -33,6 +33,12 @@ impl Directory {
         fd.map(open).transpose().map(Self)
     }
 
+    /// One that is open.
+    #[cfg(test)]
+    pub fn over(directory: OwnedFd) -> Self {
+        Self(Some(directory))
+    }
+
     /// Where the console is logged: in memory, if there is no directory.
     pub fn console_log(&self) -> Result<BoundedFile, Failure> {
         let file = self.open(CONSOLE_LOG, MAX_CONSOLE_LOG).and_then(|file| match file {

@@ -5,9 +5,11 @@
 //! [`vmm_api::Event`]s.
 
 mod accelerators;
+mod affinity;
 mod api;
 mod assembly;
 mod bounded_file;
+mod confinement;
 mod consoles;
 mod control;
 mod debugging;
@@ -26,7 +28,7 @@ mod taps;
 
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,7 +40,6 @@ use vmm_api::{Event, Failure, StopReason, VmConfig};
 use api::Api;
 use directory::Directory;
 use launcher::Launcher;
-use snapshot::Opened;
 
 /// Runs one guest in this process. Usually started by `lodge run`.
 #[derive(Debug, Parser)]
@@ -133,18 +134,17 @@ fn run(args: &Args, launcher: &mut Launcher, api: &mut Option<Api>) -> Result<St
     let events = directory.events()?;
     let api = api.insert(Api::new(args.api_fd, directory, launcher.journal())?);
     let config = read_config(args)?;
-    let snapshot = args.restore_fd.map(open_snapshot).transpose()?;
+    let snapshot = args.restore_fd.map(snapshot_directory).transpose()?;
     if let Some(events) = events {
         launcher.journal().keep_in(events);
     }
     session::run(config, snapshot, launcher, api)
 }
 
-fn open_snapshot(fd: RawFd) -> Result<Opened, Failure> {
-    let directory = fds::inherited(fd).map_err(|e| {
+fn snapshot_directory(fd: RawFd) -> Result<OwnedFd, Failure> {
+    fds::inherited(fd).map_err(|e| {
         Failure::host(format!("cannot use the snapshot's directory, descriptor {fd}: {e}"))
-    })?;
-    Opened::new(directory)
+    })
 }
 
 /// Logs go to standard error. `LODGE_LOG` says how much: `debug`, or `info,virtio=trace`.

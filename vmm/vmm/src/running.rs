@@ -13,8 +13,10 @@ use gdb::{Debugger, Seat};
 use machine::{Machine, PowerRequest};
 use mem::GuestMemory;
 use runtime::Clock;
+use runtime::thread::{Role, spawn};
 use vmm_api::Failure;
 
+use crate::affinity::Affinity;
 use crate::assembly::{Assembly, no_thread};
 use crate::debugging::Debugging;
 use crate::gate::{Gate, Runner};
@@ -59,7 +61,11 @@ struct Failures {
 
 impl Running {
     /// Starts the processors of a machine.
-    pub fn start(assembly: Assembly, debugging: Option<&Debugging>) -> Result<Self, Failure> {
+    pub fn start(
+        assembly: Assembly,
+        affinity: &Arc<Affinity>,
+        debugging: Option<&Debugging>,
+    ) -> Result<Self, Failure> {
         let Assembly { machine, vm, vcpus, memory, clock, cpuid } = assembly;
         let event = runtime::Event::new()
             .map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
@@ -70,7 +76,8 @@ impl Running {
         let mut processors = Processors::default();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let seat = seats.as_mut().map(|seats| seats.add(vcpu.kicker()));
-            processors.start(index, vcpu, seat, &machine, &failures).map_err(no_thread)?;
+            let thread = processors.start(index, vcpu, affinity, seat, &machine, &failures);
+            thread.map_err(no_thread)?;
         }
         let debugger = match debugging.zip(seats) {
             Some((debugging, seats)) => Some(debugging.start(seats, memory.clone())?),
@@ -207,6 +214,7 @@ impl Processors {
         &mut self,
         index: usize,
         mut vcpu: Box<dyn Vcpu>,
+        affinity: &Arc<Affinity>,
         seat: Option<Arc<Seat>>,
         machine: &Arc<Machine>,
         failures: &Arc<Failures>,
@@ -217,13 +225,13 @@ impl Processors {
         let machine = machine.clone();
         let (stop, gate) = (self.stop.clone(), self.gate.clone());
         let saved = self.saved.clone();
-        let failures = failures.clone();
+        let (failures, affinity) = (failures.clone(), affinity.clone());
         gate.expect();
-        let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+        let thread = spawn(Role::Processor, format!("vcpu{index}"), move || {
             let seat = seat.as_deref();
             let _alarm = Alarm { index, failures: &failures, meter: &meter, seat };
             let runner = gate.runner();
-            match signals::leave_to_other_threads() {
+            match affinity.apply(index).and_then(|()| signals::leave_to_other_threads()) {
                 Ok(()) => {
                     let thread = Thread {
                         index,

@@ -3,18 +3,21 @@
 mod brake;
 mod wait;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machine::PowerRequest;
+use machine::{Files, PowerRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use sandbox::Sandbox;
 use vmm_api::{Event, Failure, RunState, StopReason, VmConfig};
 
 use crate::accelerators::{self, Choice};
+use crate::affinity::Affinity;
 use crate::api::{Api, Shown};
 use crate::assembly::{Assembly, Links};
+use crate::confinement;
 use crate::consoles::Consoles;
 use crate::control::Command;
 use crate::debugging::Debugging;
@@ -35,46 +38,69 @@ enum Ending {
 
 /// Runs the guest to its end.
 ///
-/// `snapshot`: it goes on from there.
+/// `snapshot`: it goes on from what is in this directory.
 pub fn run(
     config: VmConfig,
-    snapshot: Option<Opened>,
+    snapshot: Option<OwnedFd>,
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     // Before the first thread, because threads inherit which signals are blocked.
     signals::block()?;
+    let choice = accelerators::choose(config.accelerator)?;
+    let sandbox = confinement::begin(&config, choice.accelerator.as_ref())?;
+    let start = Start { snapshot: snapshot.map(Opened::new).transpose()?, sandbox };
     let consoles = Consoles::open(&config, api)?;
     let mut signals = Signals::new()?;
-    let choice = accelerators::choose(config.accelerator)?;
     let config = Arc::new(config);
-    run_on(&choice, &config, snapshot, &consoles, &mut signals, launcher, api)
+    run_on(&choice, &config, start, &consoles, &mut signals, launcher, api)
+}
+
+/// What matters before the guest's first instruction only.
+#[derive(Default)]
+struct Start {
+    /// The guest goes on from there.
+    snapshot: Option<Opened>,
+    /// The confinement that has begun.
+    sandbox: Option<Sandbox>,
 }
 
 fn run_on(
     choice: &Choice,
     config: &Arc<VmConfig>,
-    mut snapshot: Option<Opened>,
+    start: Start,
     consoles: &Consoles,
     signals: &mut Signals,
     launcher: &mut Launcher,
     api: &mut Api,
 ) -> Result<StopReason, Failure> {
     let accelerator = choice.accelerator.as_ref();
+    let affinity = Arc::new(Affinity::new(&config.limits)?);
     let vsock = api.open_vsock()?;
     let taps = taps::open(config)?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
+    let Start { mut snapshot, sandbox } = start;
+    let restored = snapshot.as_ref().map(|it| it.disks(config.disks.len())).transpose()?;
+    let files = Files::open(config, restored.as_ref().map(|disks| disks.layers.as_slice()))?;
+    if let Some(message) = confinement::complete(sandbox, config, &files, api.directory())? {
+        launcher.tell(&Event::Warning { message });
+    }
+    let taps = taps::connect(config, taps)?;
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
         // A reset leads back to the guest's kernel, not to the snapshot.
         let snapshot = snapshot.take();
-        let links = Links { consoles, vsock: &vsock, taps: &taps };
+        let links = Links { consoles, files: &files, vsock: &vsock, taps: &taps };
         let assembly = match &snapshot {
             Some(snapshot) => Assembly::restore(config, accelerator, links, snapshot)?,
-            None => Assembly::boot(config, accelerator, links)?,
+            None => {
+                let assembly = Assembly::boot(config, accelerator, links)?;
+                files.keep()?;
+                assembly
+            }
         };
-        let mut running = Running::start(assembly, debugging.as_ref())?;
+        let mut running = Running::start(assembly, &affinity, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
         let begun = Instant::now();
         api.show(Shown {
@@ -88,7 +114,7 @@ fn run_on(
         // The guest runs already. Whoever started it hears of that once it is sure to go on.
         if let Some(snapshot) = snapshot {
             snapshot.finish_verification()?;
-            running.machine().keep_restored()?;
+            files.keep()?;
         }
         launcher.tell(&if resets > 0 {
             Event::Reset

@@ -13,15 +13,25 @@ use vmm_api::{
 pub type Taps = Vec<Option<Arc<dyn Backend>>>;
 
 /// Opens them, once: they stay open over resets, and a VMM that has confined itself could not.
-pub fn open(config: &VmConfig) -> Result<Taps, Failure> {
-    let mut taps = Taps::new();
+pub fn open(config: &VmConfig) -> Result<Vec<Option<Tap>>, Failure> {
+    let mut taps = Vec::new();
     for (index, card) in config.nets.iter().enumerate() {
         let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
-        let tap = match &card.network {
+        taps.push(match &card.network {
             NetworkConfig::User => None,
             NetworkConfig::Bridge(bridge) => Some(Tap::on_bridge(bridge, mac).map_err(failure)?),
             NetworkConfig::Tap(name) => Some(Tap::existing(name).map_err(failure)?),
-        };
+        });
+    }
+    Ok(taps)
+}
+
+/// Has cards lead to them, and starts the services that some networks have: in a VMM that has confined itself,
+/// since they speak with the guest.
+pub fn connect(config: &VmConfig, open: Vec<Option<Tap>>) -> Result<Taps, Failure> {
+    let mut taps = Taps::new();
+    for ((index, card), tap) in config.nets.iter().enumerate().zip(open) {
+        let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
         let tap = tap.map(|tap| {
             tracing::info!(tap = tap.name(), mac = card.mac, "network card {index}");
             Arc::new(tap) as Arc<dyn Backend>

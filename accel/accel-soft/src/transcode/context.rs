@@ -91,6 +91,23 @@ pub struct SecondEntry {
 impl SecondEntry {
     /// No page has this tag: numbers of address spaces are below 4095.
     pub const EMPTY: Self = Self { read: u64::MAX, write: u64::MAX, host: 0, epoch: 0 };
+    /// All bytes are zero, so that a new table takes no memory. Only page 0 has this tag, which belongs to
+    /// entry 0: that one must be [`EMPTY`](Self::EMPTY).
+    pub const ZERO: Self = Self { read: 0, write: 0, host: 0, epoch: 0 };
+
+    /// A table of empty entries.
+    pub fn table(entries: usize) -> Box<[Self]> {
+        // SAFETY: all fields are numbers, of which zero is one.
+        let mut table = unsafe { Box::<[Self]>::new_zeroed_slice(entries).assume_init() };
+        table[0] = Self::EMPTY;
+        table
+    }
+
+    /// Empties a table.
+    pub fn clear(table: &mut [Self]) {
+        table.fill(Self::ZERO);
+        table[0] = Self::EMPTY;
+    }
 }
 
 /// An entry of a jump cache. It lies in one cache line.
@@ -395,15 +412,15 @@ pub mod offset {
 }
 
 /// What no branch finds in entry `index` of a jump cache, not even one to an address that is not
-/// canonical: an address of another entry.
+/// canonical: an address of another entry; of entry 0 wherever that can be, so that a new table is zero.
 fn nowhere(index: usize) -> u64 {
-    1 << 63 | ((index ^ 1) << 1) as u64
+    if index == 0 { 1 << 63 | 2 } else { 0 }
 }
 
-/// A number that, added to any address of entry `index`, gives more than 4095: the negated
-/// address of a page of another entry.
+/// A number that, added to any address of entry `index`, gives more than 4095: the negated address of
+/// a page of another entry; of page 0 wherever that can be, so that a new table is zero.
 fn never(index: usize) -> u64 {
-    (((index ^ 1) << 12) as u64).wrapping_neg()
+    if index == 0 { 0x1000u64.wrapping_neg() } else { 0 }
 }
 
 /// By what jump caches find the code at `guest`. The lowest bit is left out: generated code indexes
@@ -635,9 +652,14 @@ impl ContextCell {
         context.width = width;
         context.host_mxcsr = 0x1f80;
         context.plain_sp = cell.get() as u64 + STACK as u64;
-        (0..VIEWS).for_each(|view| context.clear_tlb(view));
-        (0..VIEWS).for_each(|cache| context.clear_jumps(cache));
-        context.mirrored_jump.clear();
+        // Tables of zeros are empty but for what is said here.
+        let nowhere = context.nowhere();
+        for tlb in &mut context.tlb {
+            (TLB_ENTRIES..TLB_ENTRIES + TLB_SLOTS).for_each(|slot| tlb.clear_entry(slot, nowhere));
+            tlb.clear_entry(0, nowhere);
+        }
+        context.jump.iter_mut().for_each(|jump| jump.clear_entry(0));
+        context.mirrored_jump.clear_entry(0);
         context.jump_settings = [PLACED; JUMP_CACHES];
         context.code_tlb.iter_mut().for_each(CodeTlb::clear);
         Ok(Arc::new(cell))
@@ -691,5 +713,25 @@ mod tests {
             let page = never(index).wrapping_neg();
             assert_ne!((page >> 12) as usize % TLB_ENTRIES, index);
         }
+    }
+
+    #[test]
+    fn a_new_context_is_as_one_that_was_emptied() {
+        let cell = ContextCell::new(0).unwrap();
+        // SAFETY: nobody else has the context.
+        let context = unsafe { &mut *cell.get() };
+        let look = |context: &Context| {
+            let tlb = context.tlb.iter().flat_map(|tlb| tlb.read.iter().chain(&tlb.write));
+            let jumps =
+                context.jump.iter().flat_map(|jump| &jump.0).chain(&context.mirrored_jump.0);
+            let tlb = tlb.map(|entry| entry.tag);
+            tlb.chain(jumps.map(|entry| entry.guest)).collect::<Vec<_>>()
+        };
+        let new = look(context);
+        (0..VIEWS).for_each(|view| context.clear_tlb(view));
+        (0..VIEWS).for_each(|view| context.jump[view].clear());
+        context.mirrored_jump.clear();
+        assert!(look(context) == new);
+        assert_eq!(SecondEntry::table(4)[0].read, SecondEntry::EMPTY.read);
     }
 }

@@ -131,8 +131,7 @@ impl Transcoder {
         if !entry::is_possible() {
             return Ok(None);
         }
-        let mut second =
-            SECOND_ENTRIES.map(|entries| vec![SecondEntry::EMPTY; entries].into_boxed_slice());
+        let mut second = SECOND_ENTRIES.map(SecondEntry::table);
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut *context.get() };
         tables.second = second.each_mut().map(|entries| entries.as_mut_ptr());
@@ -275,7 +274,7 @@ impl Transcoder {
             }
             for (entries, is_empty) in self.second.iter_mut().zip(&mut self.is_second_empty) {
                 if !std::mem::replace(is_empty, true) {
-                    entries.fill(SecondEntry::EMPTY);
+                    SecondEntry::clear(entries);
                 }
             }
         }

@@ -78,6 +78,13 @@ pub(crate) fn resize(host: HostFile, size: u64) -> Result<(), Error> {
     open(host, false)?.resize(size).map_err(|e| Error::host(&path, "resize", e))
 }
 
+/// The files below the qcow2 image in `host`.
+pub(crate) fn backing_files(host: HostFile) -> Result<Vec<PathBuf>, Error> {
+    let header = header::read(&host)?;
+    let layers = backing_layers(&Arc::new(host), &header)?;
+    Ok(layers.iter().map(|layer| layer.host.path().to_owned()).collect())
+}
+
 /// Requires that the image in `host` stands on `base`, directly or by way of other images.
 pub(crate) fn require_backing(host: &HostFile, base: &Path) -> Result<(), Error> {
     let identity = |path: &Path| {

@@ -29,6 +29,6 @@ pub use create::{Backing, create_qcow2};
 
 pub use info::{BackingInfo, Qcow2Info};
 
-pub(crate) use chain::{open, require_backing, resize};
+pub(crate) use chain::{backing_files, open, require_backing, resize};
 pub(crate) use create::{check_size, empty_image};
 pub(crate) use info::info;

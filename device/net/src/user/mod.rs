@@ -32,11 +32,12 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 pub use config::{Error, Forward, MAX_MTU, MIN_MTU, Resolvers, Transport, UserNetworkConfig};
 pub(crate) use dhcp::{CLIENT_PORT as DHCP_CLIENT, SERVER_PORT as DHCP_SERVER};
 use frames::{Inbox, Outbox, Signal};
+use runtime::thread::{Role, spawn};
 use services::{Io, Services};
 pub(crate) use {plan::Plan, services::Settings};
 
@@ -78,9 +79,7 @@ impl UserNetwork {
             Services::new(settings, Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&wake))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("user-network".into())
-            .spawn(move || services.run(&stopped))
+        let thread = spawn(Role::Network, "user-network", move || services.run(&stopped))
             .map_err(|error| Error::host("start a thread", error))?;
         Ok(Self { inbox, outbox, wake, stop, forwarded, thread: Some(thread) })
     }

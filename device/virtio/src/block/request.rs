@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::Disk;
 use mem::GuestMemory;
+use runtime::thread::Role;
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR, spec};
 use crate::chain::Chain;
@@ -69,6 +70,10 @@ impl BlockTask {
 }
 
 impl QueueTask for BlockTask {
+    fn role(&self) -> Role {
+        Role::Disk
+    }
+
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         let stop = queue.stop_flag();
         queue.drain(|memory, chain| self.requests.serve(memory, chain, &stop))?;

@@ -85,8 +85,8 @@ pub fn try_existing(directory: &Path) -> Option<File> {
     (file.try_lock().is_ok() && is_there(&file, directory)).then_some(file)
 }
 
-/// The open lock's device and inode, by which /proc tells who has it open.
-pub fn identity(directory: &Path) -> Option<(u64, u64)> {
+/// The lock's device and inode.
+fn identity(directory: &Path) -> Option<(u64, u64)> {
     fs::metadata(directory.join(LOCK)).ok().map(|it| (it.dev(), it.ino()))
 }
 

@@ -28,6 +28,7 @@ use images::ImageName;
 use vmm_api::Failure;
 use vmm_client::Client;
 
+use crate::run::cgroup;
 use crate::{failure, socket};
 pub use record::{Record, write_whole};
 
@@ -114,7 +115,8 @@ impl Guest {
 
     /// Writes down the process number of its VMM.
     pub fn set_pid(&self, pid: u32) -> Result<(), Failure> {
-        write_whole(&self.directory, PID, pid.to_string().as_bytes())
+        let start = process_start(pid).unwrap_or_default();
+        write_whole(&self.directory, PID, format!("{pid} {start}").as_bytes())
     }
 
     /// Leaves the guest to its VMM, which holds the lock.
@@ -125,7 +127,7 @@ impl Guest {
     /// Removes the guest and everything of it.
     pub fn remove(mut self) -> Result<(), Failure> {
         self.record = None;
-        lock::remove(&self.directory).map_err(failure::io("remove", &self.directory))
+        remove(&self.directory).map_err(failure::io("remove", &self.directory))
     }
 }
 
@@ -138,7 +140,7 @@ impl Drop for Guest {
         if self.record.as_ref().is_some_and(|record| record.keep) {
             remove_remains(&self.directory);
         } else {
-            let _ = lock::remove(&self.directory);
+            let _ = remove(&self.directory);
             // Goes with the last guest.
             let _ = self.directory.parent().map(fs::remove_dir);
         }
@@ -238,18 +240,22 @@ pub fn clean() {
     }
 }
 
-/// The process that runs a guest, if the number that was written down is still its: it has the
-/// guest's lock open.
+/// The process that runs a guest, if the number that was written down is still its: it was started when
+/// that was. (That it has the guest's lock open, only root could see: it lets nobody look into it.)
 pub fn vmm(directory: &Path) -> Option<rustix::process::Pid> {
-    let pid = fs::read_to_string(directory.join(PID)).ok()?.trim().parse().ok()?;
-    let lock = lock::identity(directory)?;
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let is_lock = |entry: io::Result<fs::DirEntry>| {
-        let file = entry.and_then(|entry| fs::metadata(entry.path()));
-        use std::os::unix::fs::MetadataExt;
-        file.is_ok_and(|file| (file.dev(), file.ino()) == lock)
-    };
-    open.into_iter().any(is_lock).then_some(rustix::process::Pid::from_raw(pid)?)
+    let text = fs::read_to_string(directory.join(PID)).ok()?;
+    let (pid, start) = text.trim().split_once(' ')?;
+    let pid = pid.parse().ok()?;
+    let is_same = process_start(pid).is_some_and(|it| it.to_string() == start);
+    is_same.then(|| rustix::process::Pid::from_raw(pid.try_into().ok()?))?
+}
+
+/// When a process was started, in clock ticks since the host was (proc(5), stat: the 22nd field).
+fn process_start(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The third field is the first behind the name, which is in brackets and may contain anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(22 - 3)?.parse().ok()
 }
 
 /// How much room the disk of the guest with this directory takes, in bytes.
@@ -290,7 +296,7 @@ fn sweep(guests: &Path) {
         let directory = guests.join(name);
         let Some(_lock) = lock::try_existing(&directory) else { continue };
         match is_kept(&directory) {
-            Ok(false) => drop(lock::remove(&directory)),
+            Ok(false) => drop(remove(&directory)),
             // A VMM that was killed leaves these.
             Ok(true) => remove_remains(&directory),
             Err(_) => {}
@@ -298,8 +304,15 @@ fn sweep(guests: &Path) {
     }
 }
 
+/// Removes a guest's directory, whose lock the caller holds, and what is elsewhere because of it.
+fn remove(directory: &Path) -> io::Result<()> {
+    cgroup::remove(directory);
+    lock::remove(directory)
+}
+
 /// Removes what is there only while a guest runs.
 fn remove_remains(directory: &Path) {
+    cgroup::remove(directory);
     for name in [socket::API, VSOCK, PID] {
         let _ = fs::remove_file(directory.join(name));
     }
@@ -366,14 +379,16 @@ mod tests {
     }
 
     #[test]
-    fn the_process_that_holds_the_lock_is_found() {
+    fn the_process_that_runs_a_guest_is_found() {
         let home = tempfile::tempdir().unwrap();
         let guest = Guest::claim(home.path(), "web").unwrap();
         assert_eq!(vmm(guest.directory()), None);
         guest.set_pid(std::process::id()).unwrap();
         assert_eq!(vmm(guest.directory()), Some(rustix::process::getpid()));
         // A number that has become another process's.
-        guest.set_pid(1).unwrap();
+        let start = process_start(std::process::id()).unwrap() + 1;
+        let another = format!("{} {start}", std::process::id());
+        fs::write(guest.directory().join(PID), another).unwrap();
         assert_eq!(vmm(guest.directory()), None);
     }
 }

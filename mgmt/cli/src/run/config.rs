@@ -116,6 +116,16 @@ pub fn assemble(
         config.gdb = Some(GdbConfig { at: gdb.0.clone(), wait: args.gdb_wait });
     }
 
+    config.limits.cpu = args.cpu_limit.or(config.limits.cpu);
+    config.limits.memory_mib = args.memory_limit.or(config.limits.memory_mib);
+    if let Some(affinity) = &args.cpu_affinity {
+        config.limits.affinity.clone_from(&affinity.0);
+    }
+    if let Some(sandbox) = args.sandbox {
+        config.sandbox.mode = sandbox.into();
+    }
+    config.sandbox.allow.extend(args.sandbox_allow.iter().cloned());
+
     // The VMM runs where it likes.
     for_each_path(&mut config, |path| {
         if let Ok(absolute) = std::path::absolute(&*path) {
@@ -249,6 +259,7 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
     if let Some(GdbConfig { at: GdbAddress::Socket(path), .. }) = &mut config.gdb {
         change(path);
     }
+    config.sandbox.allow.iter_mut().for_each(&mut change);
 }
 
 #[cfg(test)]
@@ -327,8 +338,31 @@ mod tests {
     }
 
     #[test]
+    fn limits_and_sandbox_as_asked_for() {
+        let toml = "
+            boot = { kernel = 'k' }
+            limits = { cpu = 0.5, memory_mib = 2000, affinity = [[1]] }
+            sandbox = { mode = 'require', allow = ['d'] }
+        ";
+        let config = assemble("", file("g.toml", toml).unwrap()).unwrap();
+        assert_eq!(config.limits.cpu, vmm_api::CpuShare::new(0.5));
+        assert_eq!(config.limits.memory_mib, Some(2000));
+        assert_eq!(config.limits.affinity, [[1]]);
+        assert_eq!(config.sandbox.mode, vmm_api::SandboxMode::Require);
+        assert_eq!(config.sandbox.allow, [Path::new("/etc/guests/d")]);
+        let line = "--cpu-limit 1.5 --memory-limit 3G --cpu-affinity 0=2-3 --sandbox off --sandbox-allow /e";
+        let config = assemble(line, file("g.toml", toml).unwrap()).unwrap();
+        assert_eq!(config.limits.cpu, vmm_api::CpuShare::new(1.5));
+        assert_eq!(config.limits.memory_mib, Some(3072));
+        assert_eq!(config.limits.affinity, [[2, 3]]);
+        assert_eq!(config.sandbox.mode, vmm_api::SandboxMode::Off);
+        assert_eq!(config.sandbox.allow, [Path::new("/etc/guests/d"), Path::new("/e")]);
+    }
+
+    #[test]
     fn what_lodge_prints_it_reads() {
-        let config = assemble("--kernel /k --disk /d,readonly --cpus 3", File::default()).unwrap();
+        let line = "--kernel /k --disk /d,readonly --cpus 3 --cpu-limit 1.5 --cpu-affinity 1,2";
+        let config = assemble(line, File::default()).unwrap();
         let text = serde_json::to_string(&config).unwrap();
         let again = assemble("", file("g.json", &text).unwrap()).unwrap();
         assert_eq!(again, config);

@@ -1,5 +1,6 @@
 //! `lodge run`.
 
+pub mod cgroup;
 mod cloud_init;
 mod config;
 mod console;
@@ -298,5 +299,7 @@ fn empty_config() -> vmm_api::VmConfig {
         debug: Default::default(),
         cloud_init: None,
         gdb: None,
+        sandbox: Default::default(),
+        limits: Default::default(),
     }
 }

@@ -17,6 +17,7 @@ use crate::failure;
 use crate::guests::{Guest, VMM_LOG};
 use crate::sys::{self, Signals};
 
+use super::cgroup::Group;
 use super::console::{Console, End};
 use super::terminal::{RawTerminal, notice};
 
@@ -168,6 +169,10 @@ impl Launch<'_> {
             command.process_group(0);
             sys::tie_to_this_process(&mut command);
         }
+        let group = match guest {
+            Some(guest) => Group::make(&config.limits, &config.name, guest.directory()),
+            None => Ok(None),
+        };
         let child = command.spawn().map_err(|error| {
             Failure::host(format!("cannot start {}: {error}", program.display()))
         })?;
@@ -176,7 +181,17 @@ impl Launch<'_> {
         if let Some(guest) = guest {
             guest.set_pid(vmm.id())?;
         }
-        // A VMM that does not read to the end says why on its status.
+        let limited = group.and_then(|group| {
+            let added = group.map_or(Ok(()), |group| group.add(vmm.id()));
+            added.map_err(|error| format!("its process cannot be put in a control group: {error}"))
+        });
+        if let Err(why) = limited {
+            notice(
+                false,
+                &format!("the guest runs without limits on processors and memory: {why}"),
+            );
+        }
+        // Limits hold before it reads this. A VMM that does not read to the end says why on its status.
         let _ = config_writer.write_all(&json);
         Ok(Launched { vmm, status })
     }
@@ -261,6 +276,11 @@ fn conclude(end: End, status: ExitStatus) -> Result<u8, Failure> {
             notice(false, "the guest did not stop in time and was ended by force");
             Ok(0)
         }
+        _ if status.signal() == Some(libc::SIGSYS) => Err(Failure::internal(format!(
+            "lodge-vmm asked this host for something that its sandbox does not let it have, and was \
+             ended: its last message says what (of a guest in the background, {VMM_LOG} in the guest's \
+             directory has it). The guest is gone, its disks are as it last flushed them"
+        ))),
         _ => Err(Failure::internal(match status.signal() {
             Some(signal) => format!(
                 "lodge-vmm was ended by signal {signal} (a mistake in Lodge, or too little memory \

@@ -7,6 +7,7 @@ mod decompress;
 mod elf;
 mod entry;
 mod error;
+mod files;
 mod linux;
 mod multiboot;
 mod placement;
@@ -18,38 +19,41 @@ use vmm_api::BootConfig;
 
 pub use entry::Entry;
 pub use error::BootError;
+pub use files::BootFiles;
 
 use crate::{MemoryMap, firmware};
 use placement::Placement;
 use source::Source;
 
 /// Loads kernel, initial RAM disk, modules and command line into `memory`, which must be fresh
-/// (all zero) and laid out as `map` says. `rsdp` is the address of the ACPI root pointer.
+/// (all zero) and laid out as `map` says. `files` are those of `config`; `rsdp` is the address of the ACPI
+/// root pointer.
 pub fn load(
     config: &BootConfig,
+    files: &BootFiles,
     memory: &GuestMemory,
     map: &MemoryMap,
     rsdp: u64,
 ) -> Result<Entry, BootError> {
     firmware::write_bios_data_area(memory)?;
-    let kernel = Source::open("kernel", &config.kernel)?;
+    let kernel = &files.kernel;
     if config.cmdline.contains('\0') {
         return Err(BootError::CommandLine("it contains a NUL character".to_owned()));
     }
-    let mut job = Job { config, map, rsdp, ram: Placement::new(memory, map) };
+    let mut job = Job { config, files, map, rsdp, ram: Placement::new(memory, map) };
 
-    if let Some(image) = linux::BzImage::detect(&kernel)? {
+    if let Some(image) = linux::BzImage::detect(kernel)? {
         job.refuse_modules()?;
-        return image.load(&kernel, &mut job);
+        return image.load(kernel, &mut job);
     }
-    if let Some(header) = multiboot::Header::detect(&kernel)? {
-        return header.load(&kernel, &mut job);
+    if let Some(header) = multiboot::Header::detect(kernel)? {
+        return header.load(kernel, &mut job);
     }
-    if let Some(elf) = elf::Elf::parse(&kernel)? {
+    if let Some(elf) = elf::Elf::parse(kernel)? {
         job.refuse_modules()?;
-        return match elf.pvh_entry(&kernel)? {
-            Some(entry) => pvh::load(&kernel, &elf, entry, &mut job),
-            None => linux::load_vmlinux(&kernel, &elf, &mut job),
+        return match elf.pvh_entry(kernel)? {
+            Some(entry) => pvh::load(kernel, &elf, entry, &mut job),
+            None => linux::load_vmlinux(kernel, &elf, &mut job),
         };
     }
     Err(kernel.not_a_kernel("its content is of no known type"))
@@ -58,6 +62,7 @@ pub fn load(
 /// What every loader works with.
 struct Job<'a> {
     config: &'a BootConfig,
+    files: &'a BootFiles,
     map: &'a MemoryMap,
     rsdp: u64,
     ram: Placement<'a>,
@@ -82,11 +87,10 @@ impl Job<'_> {
 
     /// Loads the initial RAM disk as high as possible below `limit`; its address and length.
     fn load_initrd(&mut self, limit: u64) -> Result<Option<(u64, u64)>, BootError> {
-        let Some(path) = &self.config.initrd else { return Ok(None) };
-        let initrd = Source::open("initial RAM disk", path)?;
+        let Some(initrd) = &self.files.initrd else { return Ok(None) };
         let limit = limit.min(self.map.low_ram_end());
         let addr = self.ram.claim_highest(initrd.what(), initrd.len(), 4096, limit)?;
-        self.ram.copy(&initrd, 0, initrd.len(), addr)?;
+        self.ram.copy(initrd, 0, initrd.len(), addr)?;
         Ok(Some((addr, initrd.len())))
     }
 }

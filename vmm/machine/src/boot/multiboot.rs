@@ -137,12 +137,11 @@ struct Module {
 
 /// Loads the modules, an initial RAM disk first, at pages behind the kernel.
 fn load_modules(job: &mut Job, kernel_end: u64) -> Result<Vec<Module>, BootError> {
-    let config = job.config;
-    let initrd = config.initrd.iter().map(|path| (path, ""));
-    let modules = config.modules.iter().map(|m| (&m.path, m.cmdline.as_str()));
+    let (config, files) = (job.config, job.files);
+    let initrd = files.initrd.iter().map(|file| (file, ""));
+    let strings = config.modules.iter().map(|module| module.cmdline.as_str());
     let mut loaded = Vec::new();
-    for (path, string) in initrd.chain(modules) {
-        let file = Source::open("module", path)?;
+    for (file, string) in initrd.chain(files.modules.iter().zip(strings)) {
         let start = job.ram.claim_lowest(
             "a module",
             file.len(),
@@ -150,7 +149,7 @@ fn load_modules(job: &mut Job, kernel_end: u64) -> Result<Vec<Module>, BootError
             kernel_end,
             job.map.low_ram_end(),
         )?;
-        job.ram.copy(&file, 0, file.len(), start)?;
+        job.ram.copy(file, 0, file.len(), start)?;
         let string = job.ram.put_low("a module's string", &c_string(string), 4)?;
         loaded.push(Module { start, end: start + file.len(), string });
     }

@@ -44,7 +44,7 @@ impl Bench {
     }
 
     fn load(&self) -> Result<Entry, BootError> {
-        load(&self.config, &self.memory, &self.map, RSDP)
+        load(&self.config, &BootFiles::open(&self.config)?, &self.memory, &self.map, RSDP)
     }
 
     fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
@@ -373,7 +373,7 @@ fn a_distribution_kernel_is_loaded() {
         cmdline: String::new(),
         modules: Vec::new(),
     };
-    let entry = load(&config, &memory, &map, RSDP).unwrap();
+    let entry = load(&config, &BootFiles::open(&config).unwrap(), &memory, &map, RSDP).unwrap();
     assert!(matches!(entry, Entry::Linux64 { rip: 0x100_0000, .. }), "{entry:x?}");
 }
 

@@ -13,6 +13,7 @@ use crate::cloud_init;
 use crate::layers::{self, Overlay};
 
 /// A disk that the guest uses.
+#[derive(Clone)]
 pub struct AttachedDisk {
     /// The file that takes the guest's writes.
     pub path: PathBuf,
@@ -22,23 +23,40 @@ pub struct AttachedDisk {
     pub config: BlockConfig,
 }
 
-/// Opens the disks and puts them on the bus, in the order of the configuration. Overlays that are
-/// made for that are noted in `made`.
-pub fn attach(board: &Board, made: &mut MadeFiles) -> Result<Vec<AttachedDisk>, BuildError> {
-    let mut disks = Vec::new();
-    for (index, config) in board.parts.config.disks.iter().enumerate() {
-        let layer = board.parts.restored.and_then(|layers| layers.get(index)?.as_deref());
-        let disk = Arc::new(Switch::new(open(config, layer, made)?));
+/// Puts the disks on the bus, in the order of the configuration.
+pub fn attach(board: &Board) -> Result<(), BuildError> {
+    for AttachedDisk { disk, config, .. } in &board.parts.files.disks {
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
         };
         let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
-        let path = config.overlay.as_ref().unwrap_or(&config.path).clone();
-        disks.push(AttachedDisk { path, disk, config: config.clone() });
     }
-    Ok(disks)
+    Ok(())
+}
+
+/// Opens a disk. Overlays that are made for that are noted in `made`, and in `backing` the images that the
+/// disk's overlay stands on.
+pub fn open(
+    config: &BlockConfig,
+    layer: Option<&str>,
+    made: &mut MadeFiles,
+    backing: &mut Vec<PathBuf>,
+) -> Result<AttachedDisk, BuildError> {
+    let path = config.overlay.as_ref().unwrap_or(&config.path).clone();
+    if config.overlay.is_some() {
+        // Before they are locked.
+        let (top, format) = match layer {
+            Some(layer) => (path.with_file_name(layer), Format::Qcow2),
+            None if path.exists() => (path.clone(), Format::Qcow2),
+            None => (config.path.clone(), image(config).format),
+        };
+        backing.push(config.path.clone());
+        backing.extend(block::backing_files(&top, format)?);
+    }
+    let disk = Arc::new(Switch::new(open_image(config, layer, made)?));
+    Ok(AttachedDisk { path, disk, config: config.clone() })
 }
 
 /// The disk for cloud-init, if there is to be one. It comes after all others, whose names in the guest do
@@ -62,7 +80,7 @@ pub fn image(config: &BlockConfig) -> OpenOptions {
     OpenOptions { path: config.path.clone(), format, readonly: config.readonly }
 }
 
-fn open(
+fn open_image(
     config: &BlockConfig,
     layer: Option<&str>,
     made: &mut MadeFiles,

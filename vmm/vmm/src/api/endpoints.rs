@@ -133,8 +133,8 @@ fn find(request: &Request<Incoming>) -> Result<(Endpoint, Query), Box<Answer>> {
 }
 
 async fn statistics(shared: &Shared) -> Answer {
-    let shown = shared.shown();
-    match tokio::task::spawn_blocking(move || shown.statistics()).await {
+    let (shown, resident) = (shared.shown(), shared.own_memory.resident_bytes());
+    match tokio::task::spawn_blocking(move || shown.statistics(resident)).await {
         Ok(statistics) => json(StatusCode::OK, &statistics),
         Err(_) => refused(&Failure::internal("the statistics cannot be had")),
     }

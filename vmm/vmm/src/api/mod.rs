@@ -17,13 +17,16 @@ mod streams;
 mod upgrade;
 mod vsock;
 
+use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use hybrid_vsock::Vsock;
+use runtime::thread::{Role, spawn};
 use tokio::sync::watch;
 use vmm_api::{
     AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState, Snapshot,
@@ -69,6 +72,7 @@ struct Shared {
     directory: Option<OwnedFd>,
     /// `None`: there is no guest that could be connected to.
     vsock: Option<Arc<Vsock>>,
+    own_memory: OwnMemory,
 }
 
 /// The API of a guest.
@@ -82,6 +86,7 @@ pub struct Api {
     vsock: Option<Arc<Vsock>>,
     shared: Option<Arc<Shared>>,
     server: Option<Server>,
+    own_memory: OwnMemory,
 }
 
 /// The thread that serves clients.
@@ -125,6 +130,7 @@ impl Api {
             vsock: None,
             shared: None,
             server: None,
+            own_memory: OwnMemory::open(),
         })
     }
 
@@ -181,18 +187,17 @@ impl Api {
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
             directory: self.directory.handle()?,
             vsock: self.vsock.clone(),
+            own_memory: self.own_memory.clone(),
         });
         self.shared = Some(shared.clone());
         let Some(listener) = self.listener.take() else { return Ok(()) };
         let console =
             self.console.as_mut().and_then(|(hub, ends)| Some((hub.clone(), ends.take()?)));
         let (closing, closed) = watch::channel(false);
-        let thread = thread::Builder::new()
-            .name("api".to_owned())
-            .spawn(move || server::serve(listener, shared, console, closed))
-            .map_err(|e| {
-                Failure::host(format!("cannot start a thread: {e}; raise the limit on processes"))
-            })?;
+        let serve = move || server::serve(listener, shared, console, closed);
+        let thread = spawn(Role::Api, "api", serve).map_err(|e| {
+            Failure::host(format!("cannot start a thread: {e}; raise the limit on processes"))
+        })?;
         self.server = Some(Server { closing, thread });
         Ok(())
     }
@@ -243,24 +248,39 @@ impl Shared {
 
 impl Shown {
     /// What was counted. Waits for processors, two seconds at most.
-    fn statistics(&self) -> Statistics {
+    fn statistics(&self, resident_bytes: u64) -> Statistics {
         Statistics {
             name: self.config.name.clone(),
             accelerator: self.accelerator,
             resets: self.resets,
             running_ns: self.begun.elapsed().as_nanos().try_into().unwrap_or(u64::MAX),
-            memory: MemoryStatistics {
-                guest_bytes: self.config.memory_mib << 20,
-                resident_bytes: resident_bytes().unwrap_or(0),
-            },
+            memory: MemoryStatistics { guest_bytes: self.config.memory_mib << 20, resident_bytes },
             processors: meter::ask_all(&self.meters),
         }
     }
 }
 
-/// What of this process is in the host's memory (proc(5), statm: pages; the second number).
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+/// What the host says of this process's memory: open, because a process that has confined itself could
+/// not open it.
+#[derive(Clone)]
+struct OwnMemory(Option<Arc<File>>);
+
+impl OwnMemory {
+    fn open() -> Self {
+        Self(File::open("/proc/self/statm").ok().map(Arc::new))
+    }
+
+    /// What of it is in the host's memory (proc(5), statm: pages; the second number); 0 if the host does
+    /// not say.
+    fn resident_bytes(&self) -> u64 {
+        self.resident_pages()
+            .map_or(0, |pages| pages.saturating_mul(rustix::param::page_size() as u64))
+    }
+
+    fn resident_pages(&self) -> Option<u64> {
+        let mut text = [0; 128];
+        let len = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(text.get(..len)?).ok()?;
+        text.split(' ').nth(1)?.parse().ok()
+    }
 }

@@ -138,7 +138,7 @@ fn play(script: Script) -> (Result<StopReason, Failure>, Vec<Event>) {
     let result = run_on(
         &asked_for(accelerator),
         &config.into(),
-        None,
+        Start::default(),
         &consoles,
         &mut signals,
         &mut launcher,
@@ -250,7 +250,7 @@ fn ask_to_end(act: impl FnOnce(UnixStream) + Send) -> Result<StopReason, Failure
         run_on(
             &asked_for(accelerator),
             &config.into(),
-            None,
+            Start::default(),
             &consoles,
             &mut signals,
             &mut launcher,
@@ -290,7 +290,7 @@ fn a_machine_that_cannot_be_built_says_why() {
     let failure = run_on(
         &asked_for(accelerator),
         &config.into(),
-        None,
+        Start::default(),
         &consoles,
         &mut signals,
         &mut launcher,

@@ -13,7 +13,6 @@ mod create;
 mod list;
 mod open;
 
-pub use contents::Disks;
 pub use create::create;
 pub use list::list;
 pub use open::Opened;

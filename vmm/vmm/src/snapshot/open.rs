@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use accel::{CpuidTable, VcpuState, VmState};
 use mem::{GuestMemory, RamRange};
+use runtime::thread::{Role, spawn};
 use rustix::fs::{Mode, OFlags, openat};
 use state::memory::{self, Contents};
 use state::{MAX_FILE, Sections};
@@ -52,9 +53,7 @@ impl Opened {
         let verification = {
             let memory = memory.try_clone().map_err(no_descriptor)?;
             let contents = contents.clone();
-            thread::Builder::new()
-                .name("verification".to_owned())
-                .spawn(move || memory::verify(&memory, &contents))
+            spawn(Role::Verification, "verification", move || memory::verify(&memory, &contents))
                 .map_err(crate::assembly::no_thread)?
         };
         Ok(Self { sections, memory, contents, verification: Mutex::new(Some(verification)) })

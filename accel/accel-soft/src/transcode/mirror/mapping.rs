@@ -3,21 +3,26 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::super::context::{Context, ContextCell, HIDDEN, STACK, WRITABLE};
 use super::super::entry;
-use super::pieces::{Pieces, map_at};
+use super::pieces::{Pieces, map_at, stack_start};
 
 /// Since this version Linux delivers signals to threads whose own stack is under a locked key.
 const LINUX: (u32, u32) = (6, 12);
 
 /// Whether this host's processor and kernel can do it.
 pub fn is_possible() -> bool {
-    // CPUID leaf 7: ECX bit 4 is OSPKE. The subleaf exists on every processor with AVX2's leaf.
-    let has_keys = std::arch::x86_64::__cpuid(0).eax >= 7
-        && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0;
-    has_keys && linux_version().is_some_and(|version| version >= LINUX)
+    static IS_POSSIBLE: OnceLock<bool> = OnceLock::new();
+    *IS_POSSIBLE.get_or_init(|| {
+        // CPUID leaf 7: ECX bit 4 is OSPKE. The subleaf exists on every processor with AVX2's leaf.
+        let has_keys = std::arch::x86_64::__cpuid(0).eax >= 7
+            && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0;
+        has_keys
+            && linux_version().is_some_and(|version| version >= LINUX)
+            && stack_start().is_some()
+    })
 }
 
 fn linux_version() -> Option<(u32, u32)> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 
 /// Address space is taken in pieces, so that nobody else's mappings come between: of the first of these
 /// sizes that nobody has a part of. Programs' stacks all begin within the same 16 GiB, as this
@@ -94,12 +95,16 @@ impl Drop for Pieces {
 }
 
 /// Where the stack of this process begins, from which it grows to lower addresses (proc(5)).
-fn stack_start() -> Option<u64> {
+pub fn stack_start() -> Option<u64> {
     const STARTSTACK: usize = 28;
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The third field is the first behind the name, which is in brackets and may contain anything.
-    let (_, rest) = stat.rsplit_once(") ")?;
-    rest.split(' ').nth(STARTSTACK - 3)?.parse().ok()
+    // Once, for a process that confines itself has no such file later.
+    static START: OnceLock<Option<u64>> = OnceLock::new();
+    *START.get_or_init(|| {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // The third field is the first behind the name, which is in brackets and may contain anything.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        rest.split(' ').nth(STARTSTACK - 3)?.parse().ok()
+    })
 }
 
 /// Maps part of a file, or nothing, at `at`.

@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
+
 use super::PORT;
 use crate::user::config::Resolvers;
 
@@ -86,10 +89,8 @@ fn address(text: &str) -> Option<SocketAddr> {
 }
 
 fn interface_index(name: &str) -> Option<u32> {
-    if name.contains(['/', '.']) {
-        return None;
-    }
-    fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+    let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None).ok()?;
+    name_to_index(socket, name).ok()
 }
 
 #[cfg(test)]
