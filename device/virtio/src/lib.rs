@@ -31,7 +31,7 @@ mod spec;
 mod vsock;
 mod worker;
 
-pub use block::{BlockOptions, block};
+pub use block::{BlockOptions, WhenFull, block};
 pub use chain::{Buffer, Chain};
 pub use console::console;
 pub use device::{DeviceType, VirtioDevice};

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
 use vmm_api::{
-    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, SandboxMode,
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, OnFull, SandboxMode,
 };
 
 use crate::{size, stats};
@@ -301,8 +301,9 @@ pub struct GuestArgs {
     #[arg(long, help_heading = "Machine")]
     pub hyperv: bool,
 
-    /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]; repeatable.
-    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is.
+    /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH][,on-full=pause|report]; repeatable.
+    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is. When the host has
+    /// no room for what the guest writes, the guest is paused until there is, or with on-full=report told of an I/O error.
     /// A comma within a path is written twice
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<DiskArg>,
@@ -453,6 +454,7 @@ impl FromStr for DiskArg {
             readonly: false,
             overlay: None,
             serial: None,
+            on_full: OnFull::Pause,
         };
         for part in parts {
             match part.split_once('=') {
@@ -464,10 +466,13 @@ impl FromStr for DiskArg {
                     return Err(format!("there is no format {other:?}: use raw, qcow2 or auto"));
                 }
                 Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
+                Some(("on-full", "pause")) => disk.on_full = OnFull::Pause,
+                Some(("on-full", "report")) => disk.on_full = OnFull::Report,
                 Some(("overlay", path)) if !path.is_empty() => disk.overlay = Some(path.into()),
                 _ => {
                     return Err(format!(
-                        "{part:?} means nothing here: use format=, readonly, serial= or overlay="
+                        "{part:?} means nothing here: use format=, readonly, serial=, overlay= or \
+                         on-full=pause|report"
                     ));
                 }
             }
@@ -554,8 +559,11 @@ mod tests {
         assert_eq!(full.path, PathBuf::from("/x/b,c.img"));
         assert_eq!((full.format, full.readonly), (DiskFormat::Qcow2, true));
         assert_eq!(full.serial.as_deref(), Some("S1"));
+        assert_eq!(disk("a,on-full=report").unwrap().on_full, OnFull::Report);
         assert_eq!(disk("a,overlay=o").unwrap().overlay, Some("o".into()));
-        for bad in ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,"] {
+        for bad in
+            ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,", "a,on-full"]
+        {
             assert!(disk(bad).is_err(), "{bad:?}");
         }
     }

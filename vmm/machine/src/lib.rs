@@ -12,6 +12,7 @@ mod cloud_init;
 mod error;
 mod files;
 pub mod firmware;
+mod full;
 mod generation;
 mod layers;
 mod machine;

@@ -17,6 +17,7 @@ use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
 use crate::boot::{self, Entry};
+use crate::full::FullDisks;
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
 use crate::wiring::storage::AttachedDisk;
@@ -65,6 +66,7 @@ pub struct Machine {
     pci: Arc<PciRoot>,
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
+    full: Arc<FullDisks>,
     saved: SavedDevices,
     power: PowerSender,
     requests: PowerRequests,
@@ -79,7 +81,8 @@ impl Machine {
     /// Builds the devices and loads the kernel.
     pub fn build(parts: Parts) -> Result<Self, BuildError> {
         let (power, requests) = chipset::power_channel().map_err(BuildError::Event)?;
-        let board = Board::new(&parts, power.clone());
+        let full = FullDisks::new().map_err(BuildError::Event)?;
+        let board = Board::new(&parts, power.clone(), full.clone());
 
         // What fails most often comes first, before the host is asked for anything else.
         let entry = if parts.is_restored {
@@ -110,6 +113,7 @@ impl Machine {
             pci,
             pm,
             disks: parts.files.disks.clone(),
+            full,
             saved,
             power,
             requests,
@@ -144,6 +148,11 @@ impl Machine {
     /// Asks the machine for something in the guest's place.
     pub fn request(&self, request: PowerRequest) {
         self.power.send(request);
+    }
+
+    /// The disks that the host has no room for, at which requests wait for a pause.
+    pub fn full_disks(&self) -> &FullDisks {
+        &self.full
     }
 
     /// Stops all devices: none touches guest memory until [`Machine::resume`]. The processors have

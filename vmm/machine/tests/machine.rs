@@ -76,6 +76,7 @@ impl Bench {
             readonly: false,
             overlay: None,
             serial: None,
+            on_full: Default::default(),
         });
     }
 

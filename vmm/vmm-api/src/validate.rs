@@ -350,6 +350,7 @@ mod tests {
             readonly: false,
             overlay: None,
             serial: None,
+            on_full: Default::default(),
         }
     }
 

@@ -81,6 +81,7 @@ mod tests {
             readonly: true,
             overlay: None,
             serial: None,
+            on_full: vmm_api::OnFull::Report,
         });
         let text = text(&config, None).unwrap();
         let mut read: Value = toml::from_str::<Value>(&text).unwrap();

@@ -12,7 +12,7 @@ mod vmm;
 use std::path::{Path, PathBuf};
 
 use images::{Cancel, Check, Image};
-use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
+use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, OnFull, VmConfig};
 
 use crate::args::{GuestArgs, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
@@ -218,6 +218,7 @@ fn image_disk(image: &Image, overlay: &Path) -> BlockConfig {
         readonly: false,
         overlay: Some(overlay.to_owned()),
         serial: None,
+        on_full: OnFull::Pause,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{Disk, Format, MemoryDisk, OpenOptions, Switch};
 use virtio::BlockOptions;
-use vmm_api::{BlockConfig, DiskFormat};
+use vmm_api::{BlockConfig, DiskFormat, OnFull};
 
 use super::Board;
 use crate::BuildError;
@@ -25,10 +25,14 @@ pub struct AttachedDisk {
 
 /// Puts the disks on the bus, in the order of the configuration.
 pub fn attach(board: &Board) -> Result<(), BuildError> {
-    for AttachedDisk { disk, config, .. } in &board.parts.files.disks {
+    for AttachedDisk { path, disk, config } in &board.parts.files.disks {
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
+            when_full: match config.on_full {
+                OnFull::Pause => Some(board.full.watch(path)),
+                OnFull::Report => None,
+            },
         };
         let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
