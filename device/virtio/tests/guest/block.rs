@@ -81,7 +81,7 @@ impl Disk for MemDisk {
 
 pub fn device(disk: &Arc<MemDisk>, queues: u16) -> (VirtioPci, mem::GuestMemory) {
     let memory = ram();
-    let options = BlockOptions { queues, serial: Some("LODGE-1".to_owned()) };
+    let options = BlockOptions { queues, serial: Some("LODGE-1".to_owned()), when_full: None };
     (virtio::block(disk.clone(), options, memory.clone()).unwrap(), memory)
 }
 
@@ -179,7 +179,7 @@ fn tells_its_serial_number() {
     let mut q = g.start().remove(0);
     assert_eq!(request(&g, &mut q, 8, 0, &[(BUFFER, 20, true)]), (0, 21));
     assert_eq!(g.read(BUFFER, 20), *b"LODGE-1\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    let long = BlockOptions { queues: 1, serial: Some("x".repeat(21)) };
+    let long = BlockOptions { queues: 1, serial: Some("x".repeat(21)), when_full: None };
     assert!(virtio::block(MemDisk::new(false), long, ram()).is_err());
 }
 
