@@ -49,6 +49,6 @@ impl Disk for MemoryDisk {
 fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let disk = Arc::new(MemoryDisk(Mutex::new(vec![7; SIZE as usize])));
-    let options = BlockOptions { queues: 2, serial: None };
+    let options = BlockOptions { queues: 2, ..BlockOptions::default() };
     driver.drive(virtio::block(disk, options, memory.clone()).unwrap(), &memory);
 });
