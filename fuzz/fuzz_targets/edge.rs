@@ -34,8 +34,9 @@ struct Wire {
 }
 
 impl Backend for Wire {
-    fn transmit(&self, frame: &[u8]) {
+    fn transmit(&self, frame: &[u8]) -> bool {
         assert!(!frame.starts_with(&SERVER_MAC), "what is for the services was let out");
+        true
     }
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(next) = self.coming.lock().unwrap().pop_front() else { return Ok(None) };

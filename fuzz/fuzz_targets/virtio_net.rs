@@ -10,6 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use lodge_fuzz::virtio::Driver;
 use lodge_fuzz::wiring;
 use runtime::Event;
+use virtio::NetOptions;
 
 /// The lengths of frames that come, an impossible one among them.
 const FRAMES: [usize; 5] = [14, 60, 1514, 65553, usize::MAX];
@@ -20,8 +21,9 @@ struct Wire {
 }
 
 impl net::Backend for Wire {
-    fn transmit(&self, frame: &[u8]) {
+    fn transmit(&self, frame: &[u8]) -> bool {
         assert!((14..=65553).contains(&frame.len()), "a frame of {} bytes", frame.len());
+        true
     }
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         frame.fill(5);
@@ -35,5 +37,5 @@ impl net::Backend for Wire {
 fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let wire = Wire { given: AtomicUsize::new(0), readable: Event::new().unwrap() };
-    driver.drive(virtio::net(Arc::new(wire), [2; 6], memory.clone()).unwrap(), &memory);
+    driver.drive(virtio::net(Arc::new(wire), NetOptions::default(), memory.clone()).unwrap(), &memory);
 });

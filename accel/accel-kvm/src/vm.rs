@@ -37,6 +37,8 @@ pub struct KvmVm {
     irqs: Arc<KvmIrqs>,
     doorbells: Option<Arc<KvmDoorbells>>,
     time: GuestTime,
+    /// The rate of the guest's TSC.
+    tsc_khz: u32,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
 }
@@ -87,12 +89,13 @@ impl KvmVm {
             tsc_offset: AtomicU64::new(0),
         });
         let doorbells = host.has(KVM_CAP_IOEVENTFD).then(|| Arc::new(KvmDoorbells(vm.clone())));
-        let (vcpus, time) = processors(host, &shared, config)?;
+        let Processors { vcpus, time, tsc_khz } = processors(host, &shared, config)?;
         Ok(Self {
             shared,
             irqs: Arc::new(KvmIrqs::new(routes)),
             doorbells,
             time,
+            tsc_khz,
             vcpus: Mutex::new(vcpus),
         })
     }
@@ -126,27 +129,36 @@ fn check_cpus(host: &Host, cpus: u32) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A machine's processors.
+struct Processors {
+    vcpus: Vec<Option<KvmVcpu>>,
+    time: GuestTime,
+    /// The rate of their TSCs.
+    tsc_khz: u32,
+}
+
 fn processors(
     host: &Host,
     shared: &Arc<Shared>,
     config: &VmResources,
-) -> Result<(Vec<Option<KvmVcpu>>, GuestTime), Fault> {
+) -> Result<Processors, Fault> {
     let supported = host.supported()?;
     let scaling = host.has(KVM_CAP_TSC_CONTROL);
     let mut vcpus = Vec::new();
     let mut handles = Vec::new();
-    let mut common: Option<(CpuidTable, Abilities, Option<u32>)> = None;
+    let mut common: Option<(CpuidTable, Abilities)> = None;
+    let mut rate = (0, false);
     for index in 0..config.cpus {
         let fd = shared.vm.create_vcpu(index.into()).map_err(|e| {
             failed(format!("KVM makes no more than {index} processors for this guest"), e)
         })?;
         let enlightenments = config.hyperv.then(|| hyperv::enlighten(host, &fd)).transpose()?;
         shared.stores.add_processor(&fd)?;
-        let (tsc_khz, is_scaled) = tune(&fd, &config.cpuid, scaling)?;
-        let (table, abilities, _) = match &common {
+        rate = tune(&fd, &config.cpuid, scaling)?;
+        let (table, abilities) = match &common {
             Some(known) => known,
             None => {
-                let (mut table, refused) = supported.restrict(&config.cpuid, Some(tsc_khz));
+                let (mut table, refused) = supported.restrict(&config.cpuid, Some(rate.0));
                 cpuid::say(&refused);
                 if let Some(enlightenments) = &enlightenments {
                     hyperv::add(&mut table, enlightenments);
@@ -163,16 +175,19 @@ fn processors(
                     msrs: KnownMsrs::of(&fd)?,
                     hyperv: config.hyperv,
                 };
-                common.insert((table, abilities, is_scaled.then_some(tsc_khz)))
+                common.insert((table, abilities))
             }
         };
         let table = table.for_processor(index, config.cpus);
         handles.push(time::second_handle(&shared.vm, &fd)?);
         vcpus.push(Some(KvmVcpu::new(fd, shared.clone(), index, table, abilities.clone())?));
     }
-    let (_, abilities, scaled_khz) =
+    let (_, abilities) =
         common.ok_or_else(|| Fault::Unsupported("a machine needs a processor".to_owned()))?;
-    Ok((vcpus, GuestTime::new(shared.vm.clone(), handles, abilities, scaled_khz)))
+    let (tsc_khz, is_scaled) = rate;
+    let scaled_khz = is_scaled.then_some(tsc_khz);
+    let time = GuestTime::new(shared.vm.clone(), handles, abilities, scaled_khz);
+    Ok(Processors { vcpus, time, tsc_khz })
 }
 
 /// Gives the guest's TSC the rate that CPUID tells, where KVM scales it; else CPUID will tell the
@@ -209,7 +224,8 @@ impl KvmVm {
     fn pv_clock(&self, epoch: PvEpoch, host_tsc: u64) -> u64 {
         // It may lie before or after.
         let ticks = i128::from(self.guest_tsc(host_tsc).wrapping_sub(epoch.tsc) as i64);
-        let ns = ticks * 1_000_000_000 / i128::from(runtime::tsc::frequency_hz().max(1));
+        // KVM's clock goes by the same rate, in kHz.
+        let ns = ticks * 1_000_000 / i128::from(self.tsc_khz.max(1));
         epoch.ns.wrapping_add(ns as u64)
     }
 

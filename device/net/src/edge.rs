@@ -98,11 +98,11 @@ impl Edge {
 }
 
 impl Backend for Edge {
-    fn transmit(&self, frame: &[u8]) {
+    fn transmit(&self, frame: &[u8]) -> bool {
         if is_for_services(frame, self.mac, self.server) {
-            self.services.transmit(frame);
+            self.services.transmit(frame)
         } else {
-            self.network.transmit(frame);
+            self.network.transmit(frame)
         }
     }
 

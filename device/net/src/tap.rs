@@ -9,9 +9,15 @@ use rustix::io::{Errno, read, write};
 use crate::Backend;
 
 impl Backend for Tap {
-    fn transmit(&self, frame: &[u8]) {
-        // A frame that finds no room is lost, as is one for an interface that is off or gone.
-        while let Err(Errno::INTR) = write(self, frame) {}
+    fn transmit(&self, frame: &[u8]) -> bool {
+        loop {
+            match write(self, frame) {
+                Ok(_) => return true,
+                Err(Errno::INTR) => {}
+                // There is no room, or the interface is off or gone.
+                Err(_) => return false,
+            }
+        }
     }
 
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {

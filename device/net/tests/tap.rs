@@ -70,7 +70,7 @@ fn next(tap: &Tap) -> Option<Vec<u8>> {
 
 /// Waits for a frame of the tests' protocol. A port that has just been connected may be deaf, so
 /// that `send` is done now and then.
-fn wait(tap: &Tap, send: impl Fn()) -> Vec<u8> {
+fn wait<R>(tap: &Tap, send: impl Fn() -> R) -> Vec<u8> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         send();

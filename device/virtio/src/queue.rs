@@ -149,7 +149,8 @@ impl VirtQueue {
     }
 
     /// Serves chains until there are none: `serve` returns how many bytes it wrote, or `None` if
-    /// it left off because the queue is called home; then the chain stays for the next time. The
+    /// it left off, because the queue is called home or it is not yet time; then the chain stays for
+    /// the next time. The
     /// driver is notified of each as it wishes, and afterwards rings the doorbell for the next.
     pub fn drain(
         &mut self,

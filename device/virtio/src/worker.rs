@@ -10,7 +10,7 @@ use std::time::Duration;
 use mem::GuestMemory;
 use runtime::Event;
 use runtime::thread::{Role, spawn};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtio_queue::{Queue, QueueState};
 
@@ -42,6 +42,8 @@ pub enum Wake {
     Doorbell,
     /// The driver rings, or [`QueueTask::source`] is readable.
     DoorbellOrSource,
+    /// So much time has passed.
+    After(Duration),
 }
 
 /// A running queue, seen from the device.
@@ -105,8 +107,9 @@ fn run(mut queue: VirtQueue, doorbell: &Event, mut task: Box<dyn QueueTask>) -> 
         doorbell.clear();
         match task.serve(&mut queue) {
             Ok(_) if queue.stopping() => break,
-            Ok(Wake::Doorbell) => wait(doorbell, None),
-            Ok(Wake::DoorbellOrSource) => wait(doorbell, task.source()),
+            Ok(Wake::Doorbell) => wait(doorbell, None, None),
+            Ok(Wake::DoorbellOrSource) => wait(doorbell, task.source(), None),
+            Ok(Wake::After(time)) => wait(doorbell, None, Some(time)),
             Err(error) => {
                 queue.shared().break_down(&error);
                 break;
@@ -116,12 +119,17 @@ fn run(mut queue: VirtQueue, doorbell: &Event, mut task: Box<dyn QueueTask>) -> 
     queue.into_state()
 }
 
-/// Waits for the doorbell or the source. May return early.
-fn wait(doorbell: &Event, source: Option<BorrowedFd<'_>>) {
+/// Waits for the doorbell or the source, but no longer than `time`. May return early.
+fn wait(doorbell: &Event, source: Option<BorrowedFd<'_>>, time: Option<Duration>) {
     let bell = PollFd::from_borrowed_fd(doorbell.as_fd(), PollFlags::IN);
+    // A longer time only brings the worker back too early.
+    let time = time.map(|time| Timespec {
+        tv_sec: time.as_secs().min(3600).cast_signed(),
+        tv_nsec: time.subsec_nanos().into(),
+    });
     let result = match source {
-        Some(fd) => poll(&mut [bell, PollFd::from_borrowed_fd(fd, PollFlags::IN)], None),
-        None => poll(&mut [bell], None),
+        Some(fd) => poll(&mut [bell, PollFd::from_borrowed_fd(fd, PollFlags::IN)], time.as_ref()),
+        None => poll(&mut [bell], time.as_ref()),
     };
     match result {
         Ok(_) | Err(Errno::INTR) => {}

@@ -20,7 +20,7 @@ pub fn read() -> u64 {
 pub fn frequency_hz() -> u64 {
     static FREQUENCY: OnceLock<u64> = OnceLock::new();
     *FREQUENCY.get_or_init(|| {
-        if let Some(known) = kernel_tsc::frequency_hz() {
+        if let Some(known) = kernel_hz() {
             return known;
         }
         if let Some(stated) = stated_hz() {
@@ -38,6 +38,18 @@ pub fn frequency_hz() -> u64 {
         // this is as exact as a crystal is: some parts in a million.
         measure_hz(Duration::from_millis(5))
     })
+}
+
+/// Asks the kernel what it knows of the frequency. A process that confines itself does so before: it may
+/// be refused later. It takes microseconds.
+pub fn ask_kernel() {
+    kernel_hz();
+    host_nanos();
+}
+
+fn kernel_hz() -> Option<u64> {
+    static KNOWN: OnceLock<Option<u64>> = OnceLock::new();
+    *KNOWN.get_or_init(kernel_tsc::frequency_hz)
 }
 
 /// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, "Determining the Processor

@@ -8,6 +8,7 @@ mod image;
 pub mod lifecycle;
 mod net;
 mod network;
+mod rate;
 pub mod snapshot;
 
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
 use vmm_api::{
-    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, OnFull, SandboxMode,
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, DiskLimits, OnFull,
+    Rate, SandboxMode,
 };
 
 use crate::{size, stats};
@@ -32,6 +34,7 @@ use lifecycle::{
 pub use lifecycle::{ShellArg, StatsArgs};
 pub use net::{ForwardArg, NetArg};
 pub use network::{NetworkCommand, reach};
+use rate::{BURST_ALONE, parse_bandwidth, parse_bytes};
 use snapshot::{CloneArgs, SnapshotCommand};
 
 const EXAMPLES: &str = "\
@@ -301,15 +304,21 @@ pub struct GuestArgs {
     #[arg(long, help_heading = "Machine")]
     pub hyperv: bool,
 
-    /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH][,on-full=pause|report]; repeatable.
-    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is. When the host has
-    /// no room for what the guest writes, the guest is paused until there is, or with on-full=report told of an I/O error.
+    /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]
+    /// [,on-full=pause|report][,bandwidth=RATE][,burst=SIZE][,iops=N]; repeatable.
+    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is. When the host
+    /// has no room for what the guest writes, the guest is paused until there is, or with
+    /// on-full=report told of an I/O error. The guest may
+    /// ask for N requests a second and for so many bytes a second, 20M or 160mbit.
     /// A comma within a path is written twice
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<DiskArg>,
-    /// Add a network card: user, NAME, bridge=NAME, tap=NAME, each with [,mac=ADDRESS]; repeatable; or none.
+    /// Add a network card: user, NAME, bridge=NAME, tap=NAME, each with [,mac=ADDRESS]
+    /// [,rate=RATE] [,rate-in=RATE] [,rate-out=RATE] [,burst=SIZE]; repeatable; or none.
     /// `user` has DHCP, DNS and a way out, and needs no privilege; a NAME is one of
-    /// `lodge network create`; `bridge` connects the card to a bridge of this machine, as root; `tap` to a tap made for you [default: user]
+    /// `lodge network create`; `bridge` connects the card to a bridge of this machine, as root; `tap` to a tap made for you.
+    /// A RATE is 100mbit, or bytes a second as in 12M; it holds in either direction, or to the guest (in) or
+    /// from it (out) [default: user]
     #[arg(long, value_name = "NETWORK", help_heading = "Devices")]
     pub net: Vec<NetArg>,
     /// Lead a port of this machine into the guest: [ADDRESS:]PORT:GUESTPORT[/udp]; repeatable
@@ -448,14 +457,8 @@ impl FromStr for DiskArg {
     fn from_str(text: &str) -> Result<DiskArg, String> {
         let mut parts = split_commas(text).into_iter();
         let path = parts.next().filter(|path| !path.is_empty()).ok_or("the path is missing")?;
-        let mut disk = BlockConfig {
-            path: path.into(),
-            format: DiskFormat::Auto,
-            readonly: false,
-            overlay: None,
-            serial: None,
-            on_full: OnFull::Pause,
-        };
+        let mut disk = BlockConfig { path: path.into(), ..BlockConfig::default() };
+        let (mut requests, mut bandwidth, mut burst) = (None, None, None);
         for part in parts {
             match part.split_once('=') {
                 None if part == "readonly" => disk.readonly = true,
@@ -469,14 +472,26 @@ impl FromStr for DiskArg {
                 Some(("on-full", "pause")) => disk.on_full = OnFull::Pause,
                 Some(("on-full", "report")) => disk.on_full = OnFull::Report,
                 Some(("overlay", path)) if !path.is_empty() => disk.overlay = Some(path.into()),
+                Some(("iops", rate)) => match rate.parse() {
+                    Ok(rate) if rate > 0 => requests = Some(rate),
+                    _ => return Err(format!("iops={rate}: write requests a second, as in 500")),
+                },
+                Some(("bandwidth", rate)) => bandwidth = Some(parse_bandwidth(rate)?),
+                Some(("burst", bytes)) => burst = Some(parse_bytes(bytes)?),
                 _ => {
                     return Err(format!(
-                        "{part:?} means nothing here: use format=, readonly, serial=, overlay= or \
-                         on-full=pause|report"
+                        "{part:?} means nothing here: use format=, readonly, serial=, overlay=, \
+                         on-full=pause|report, iops=, bandwidth= or burst="
                     ));
                 }
             }
         }
+        if burst.is_some() && bandwidth.is_none() {
+            return Err(BURST_ALONE.into());
+        }
+        let limit = |rate: Option<u64>, burst| rate.map(|per_second| Rate { per_second, burst });
+        disk.limits =
+            DiskLimits { bandwidth: limit(bandwidth, burst), requests: limit(requests, None) };
         Ok(DiskArg(disk))
     }
 }
@@ -561,9 +576,16 @@ mod tests {
         assert_eq!(full.serial.as_deref(), Some("S1"));
         assert_eq!(disk("a,on-full=report").unwrap().on_full, OnFull::Report);
         assert_eq!(disk("a,overlay=o").unwrap().overlay, Some("o".into()));
+        let limited = disk("a,iops=500,bandwidth=20M,burst=1M").unwrap().limits;
+        let bandwidth = Some(Rate { per_second: 20 << 20, burst: Some(1 << 20) });
+        let requests = Some(Rate { per_second: 500, burst: None });
+        assert_eq!(limited, DiskLimits { bandwidth, requests });
         for bad in
             ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,", "a,on-full"]
         {
+            assert!(disk(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["a,iops=0", "a,iops=many", "a,burst=1M", "a,iops=5,burst=1M"] {
             assert!(disk(bad).is_err(), "{bad:?}");
         }
     }

@@ -53,6 +53,8 @@ impl Web {
                     running_ns: 500_000_000 * look,
                     memory: Default::default(),
                     processors: vec![processor],
+                    disks: Vec::new(),
+                    nets: Vec::new(),
                 };
                 answer(&client, "200 OK", &serde_json::to_string(&statistics).unwrap());
             }

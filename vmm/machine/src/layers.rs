@@ -54,7 +54,7 @@ pub fn put_in_place(file: &Path, place: &Path) -> io::Result<()> {
 /// Makes what the guest has written until now a layer named `layer`, and has it write to an overlay
 /// from now on. The guest stands still. If that fails, it goes on as before.
 pub fn freeze(attached: &AttachedDisk, layer: &str) -> Result<(), BuildError> {
-    let AttachedDisk { path, disk, config } = attached;
+    let AttachedDisk { path, disk, config, .. } = attached;
     disk.flush().map_err(|source| BuildError::Flush { path: path.clone(), source })?;
     let failed = match disk.exchange(|| layered(path, layer)) {
         Ok(()) => return Ok(()),

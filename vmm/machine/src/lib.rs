@@ -9,6 +9,7 @@
 pub mod acpi;
 pub mod boot;
 mod cloud_init;
+mod counters;
 mod error;
 mod files;
 pub mod firmware;
@@ -21,6 +22,7 @@ mod snapshot;
 mod wiring;
 
 pub use chipset::{PowerRequest, PowerRequests};
+pub use counters::Counters;
 pub use error::BuildError;
 pub use files::Files;
 pub use layers::is_name as is_layer_name;

@@ -17,6 +17,7 @@ use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
 use crate::boot::{self, Entry};
+use crate::counters::Counters;
 use crate::full::FullDisks;
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
@@ -67,6 +68,7 @@ pub struct Machine {
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
     full: Arc<FullDisks>,
+    counters: Counters,
     saved: SavedDevices,
     power: PowerSender,
     requests: PowerRequests,
@@ -100,8 +102,10 @@ impl Machine {
         wiring::fw_cfg::attach(&board)?;
         wiring::debug::attach(&board)?;
         wiring::pci::attach(&board)?;
-        wiring::storage::attach(&board)?;
-        wiring::network::attach(&board)?;
+        let counters = Counters {
+            disks: wiring::storage::attach(&board)?,
+            nets: wiring::network::attach(&board)?,
+        };
         wiring::pci::attach_console_rng_and_vsock(&board)?;
         wiring::storage::attach_seed(&board)?;
         let saved = board.take_saved();
@@ -114,6 +118,7 @@ impl Machine {
             pm,
             disks: parts.files.disks.clone(),
             full,
+            counters,
             saved,
             power,
             requests,
@@ -153,6 +158,11 @@ impl Machine {
     /// The disks that the host has no room for, at which requests wait for a pause.
     pub fn full_disks(&self) -> &FullDisks {
         &self.full
+    }
+
+    /// What its disks and cards count.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Stops all devices: none touches guest memory until [`Machine::resume`]. The processors have

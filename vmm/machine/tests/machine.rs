@@ -73,10 +73,7 @@ impl Bench {
         self.config.disks.push(BlockConfig {
             path,
             format: vmm_api::DiskFormat::Raw,
-            readonly: false,
-            overlay: None,
-            serial: None,
-            on_full: Default::default(),
+            ..Default::default()
         });
     }
 

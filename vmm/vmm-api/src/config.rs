@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudInitConfig, Limits};
+use crate::{CloudInitConfig, DiskLimits, Limits, NetLimits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ pub struct GuestModule {
 }
 
 /// A virtio block device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// The image file or block device on the host.
@@ -165,6 +165,9 @@ pub struct BlockConfig {
     /// What happens when the host has no room for what the guest writes.
     #[serde(default)]
     pub on_full: OnFull,
+    /// How much the guest may ask of it.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
 }
 
 /// What happens when the host has no room for what a guest writes to a disk.
@@ -205,6 +208,9 @@ pub struct NetConfig {
     /// What the card is connected to.
     #[serde(default)]
     pub network: NetworkConfig,
+    /// How much may pass.
+    #[serde(default, skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
     /// What the VMM tells the guest by DHCP and DNS on a bridge. `lodge` fills it in, each time the
     /// guest starts, for networks that it has made.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ mod host_name;
 mod limits;
 mod line;
 mod mac;
+mod rates;
 mod statistics;
 mod validate;
 
@@ -31,7 +32,11 @@ pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
-pub use statistics::{MemoryStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
+pub use rates::{DiskLimits, NetLimits, Rate};
+pub use statistics::{
+    DiskStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics,
+    Statistics,
+};
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,
 };

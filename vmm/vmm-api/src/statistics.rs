@@ -27,6 +27,50 @@ pub struct Statistics {
     pub memory: MemoryStatistics,
     /// Each processor, in order.
     pub processors: Vec<ProcessorStatistics>,
+    /// Each disk, in order.
+    #[serde(default)]
+    pub disks: Vec<DiskStatistics>,
+    /// Each network card, in order.
+    #[serde(default)]
+    pub nets: Vec<NetStatistics>,
+}
+
+/// What was counted about one disk. Only what was carried out counts, but for `failed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatistics {
+    /// Reads.
+    pub reads: u64,
+    /// The bytes that they read.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// The bytes that they wrote.
+    pub written_bytes: u64,
+    /// Requests to write zeroes, or to give room back.
+    pub discards: u64,
+    /// The bytes that they concerned.
+    pub discarded_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Requests that were refused: wrong ones, and those that the host could not carry out.
+    pub failed: u64,
+}
+
+/// What was counted about one network card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetStatistics {
+    /// Frames that the guest received.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames that were lost because they did not fit into what the guest has room for.
+    pub received_dropped: u64,
+    /// Frames that the guest sent.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames that were lost because the network had no room, or could not carry them.
+    pub sent_dropped: u64,
 }
 
 /// How much of the host's memory a guest takes.

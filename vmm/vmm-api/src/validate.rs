@@ -95,6 +95,9 @@ pub enum ConfigError {
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
+    /// A limit that lets nothing pass.
+    #[error("a rate of 0 lets nothing pass: leave the disk or the card out, or the limit")]
+    RateZero,
     /// A processor that the guest does not have.
     #[error(
         "the guest's processor {vcpu} is to run on certain processors of the host, but the guest has \
@@ -203,6 +206,7 @@ fn validate_disks(disks: &[BlockConfig]) -> Result<(), ConfigError> {
         {
             return Err(ConfigError::DiskSerial(serial.clone()));
         }
+        disk.limits.validate()?;
         if disk.readonly && disk.overlay.is_some() {
             return Err(ConfigError::ReadonlyOverlay(disk.path.display().to_string()));
         }
@@ -286,6 +290,7 @@ fn validate_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
                 return Err(ConfigError::ForwardElsewhere(name.clone()));
             }
         }
+        net.limits.validate()?;
         match (&net.lease, &net.network) {
             (Some(lease), NetworkConfig::Bridge(_)) => validate_lease(lease)?,
             (Some(_), _) => return Err(ConfigError::LeaseElsewhere),
@@ -344,14 +349,7 @@ mod tests {
     }
 
     fn disk(path: &str) -> BlockConfig {
-        BlockConfig {
-            path: path.into(),
-            format: Default::default(),
-            readonly: false,
-            overlay: None,
-            serial: None,
-            on_full: Default::default(),
-        }
+        BlockConfig { path: path.into(), ..Default::default() }
     }
 
     #[test]

@@ -17,7 +17,10 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Has the threads of this process be confined from now on, unless the configuration forbids it.
 pub fn begin(config: &VmConfig, accelerator: &dyn Accelerator) -> Result<Option<Sandbox>, Failure> {
-    SoftAccelerator::look_around();
+    runtime::tsc::ask_kernel();
+    if accelerators::kind(accelerator) == vmm_api::Accelerator::Soft {
+        SoftAccelerator::look_around();
+    }
     match config.sandbox.mode {
         SandboxMode::Off => Ok(None),
         SandboxMode::On | SandboxMode::Require => {

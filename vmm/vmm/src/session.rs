@@ -111,6 +111,7 @@ fn run_on(
             resets,
             begun,
             meters: running.meters(),
+            counters: running.machine().counters().clone(),
         })?;
         // The guest runs already. Whoever started it hears of that once it is sure to go on.
         if let Some(snapshot) = snapshot {

@@ -17,7 +17,7 @@ static const struct {
     {"matrix", matrix},       {"copy", copy},           {"random-16", random_16},
     {"random-64", random_64}, {"random-256", random_256},   {"fork-exec", fork_exec},
     {"fork-wait", fork_wait}, {"faults", faults},       {"pipes", pipes},
-    {"getppid", getppids},
+    {"getppid", getppids},    {"net-send", net_send},   {"net-receive", net_receive},
 };
 
 static struct timespec begun, ended;

@@ -14,6 +14,9 @@ workload copy, random_16, random_64, random_256;
 /* kernel.c */
 workload fork_exec, fork_wait, faults, pipes, getppids;
 
+/* network.c */
+workload net_send, net_receive;
+
 /* Starts the clock: called by each workload when what it needs is prepared. */
 void begin(void);
 /* Stops it; optional, if something is left to do that does not count. */

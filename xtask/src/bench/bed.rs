@@ -34,6 +34,7 @@ const MICRO: &[(&str, &str)] = &[
     ("processor.c", include_str!("../../bench/micro/processor.c")),
     ("memory.c", include_str!("../../bench/micro/memory.c")),
     ("kernel.c", include_str!("../../bench/micro/kernel.c")),
+    ("network.c", include_str!("../../bench/micro/network.c")),
 ];
 /// Files that workloads use as they are.
 const SCRIPTS: &[(&str, &str)] = &[
@@ -42,11 +43,14 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("insert.sh", include_str!("../../bench/insert.sh")),
     ("select.sh", include_str!("../../bench/select.sh")),
     ("prepare.sh", include_str!("../../bench/prepare.sh")),
+    ("devices.sh", include_str!("../../bench/devices.sh")),
 ];
 const COMPILER: &[&str] = &["cc", "-O2", "-static"];
 
 /// The file that fio reads.
 const RANDOM_BYTES: u64 = 128 << 20;
+/// The disk that fio writes to.
+const SCRATCH_BYTES: u64 = 128 << 20;
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -93,6 +97,7 @@ impl Bed {
         bed.once("boot.cpio", &stamp(&(DRIVER, BOOT, COMPILER)), Bed::boot_archive)?;
         bed.once("files", &stamp(&inputs), Bed::gather)?;
         bed.once("files.raw", &stamp(&inputs), Bed::pack)?;
+        bed.once("scratch.raw", &stamp(&SCRATCH_BYTES), Bed::scratch)?;
         Ok(bed)
     }
 
@@ -196,6 +201,11 @@ impl Bed {
             bail!("{text}{}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
+    }
+
+    /// A disk that workloads may write to, whose blocks are all there.
+    fn scratch(&self, to: &Path) -> anyhow::Result<()> {
+        write_random(to, SCRATCH_BYTES)
     }
 
     /// A disk with the workloads' files.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bed::Bed;
 use super::facts;
-use super::workload::KernelForm;
+use super::workload::{Guest, KernelForm};
 
 /// Where a workload runs.
 #[derive(
@@ -45,9 +45,11 @@ impl Contestant {
     }
 
     /// The command that runs a plan; it prints what the driver says.
-    pub fn run_plan(self, bed: &Bed, plan: &Path, initrd: &Path, processors: u32) -> Command {
+    pub fn run_plan(self, bed: &Bed, plan: &Path, initrd: &Path, guest: Guest) -> Command {
         let cmdline = format!("{QUIET} rdinit=/bench/driver");
         let files = bed.path("files.raw");
+        let scratch = (guest == Guest::WithDevices).then(|| bed.path("scratch.raw"));
+        let processors = guest.processors();
         match self {
             Contestant::Native => native(bed, plan),
             Contestant::Tcg => {
@@ -58,18 +60,42 @@ impl Contestant {
                     command.arg("-drive");
                     command.arg(format!("file={},format=raw,if=virtio,readonly=on", escape(disk)));
                 }
+                if let Some(scratch) = scratch {
+                    command.args([
+                        "-netdev",
+                        "user,id=net",
+                        "-device",
+                        "virtio-net-pci,netdev=net",
+                    ]);
+                    command.arg("-drive");
+                    command.arg(format!("file={},format=raw,if=virtio", escape(&scratch)));
+                }
                 command
             }
             Contestant::Lodge => {
                 let mut command = lodge(bed, processors);
                 command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(initrd);
                 command.args(["--cmdline", &cmdline]);
+                command.args(["--net", if scratch.is_some() { "user" } else { "none" }]);
                 for disk in [&bed.disk, &files] {
                     command.arg("--disk").arg(format!("{},format=raw,readonly", escape(disk)));
+                }
+                if let Some(scratch) = scratch {
+                    command.arg("--disk").arg(format!("{},format=raw", escape(&scratch)));
                 }
                 command
             }
         }
+    }
+
+    /// A workload's command, with where the server and the disk to write to are.
+    pub fn fill(self, command: &str, server: u16) -> String {
+        let (host, scratch) = match self {
+            Contestant::Native => ("127.0.0.1", "/mnt/scratch"),
+            // The gateway of both user-mode networks.
+            Contestant::Tcg | Contestant::Lodge => ("10.0.2.2", "/dev/vdc"),
+        };
+        command.replace("{server}", &format!("{host}:{server}")).replace("{scratch}", scratch)
     }
 
     /// The command that starts a kernel with the smallest first program; `None` natively.
@@ -95,6 +121,7 @@ impl Contestant {
             }
             Contestant::Lodge => {
                 let mut command = lodge(bed, 1);
+                command.args(["--net", "none"]);
                 command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
                 command.args(["--cmdline", &cmdline]);
                 Some(command)
@@ -120,6 +147,7 @@ impl Contestant {
                 // Of a run that was interrupted; a new one is made.
                 let _ = std::fs::remove_file(&overlay);
                 let mut command = lodge(bed, 1);
+                command.args(["--net", "none"]);
                 command.arg("--kernel").arg(&bed.kernel).arg("--initrd").arg(&bed.initrd);
                 command.args(["--cmdline", CMDLINE, "--disk"]);
                 command.arg(format!("{disk},format=raw,overlay={}", escape(&overlay)));
@@ -160,7 +188,7 @@ fn lodge(bed: &Bed, processors: u32) -> Command {
     let mut command = dies_with_us("TERM", &bed.lodge.display().to_string());
     command.env("LODGE_HOME", &bed.dir);
     command.args(["run", "--accel", "soft", "--cpus", &processors.to_string()]);
-    command.args(["--memory", MEMORY_MIB, "--net", "none"]);
+    command.args(["--memory", MEMORY_MIB]);
     command
 }
 

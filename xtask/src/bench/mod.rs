@@ -6,6 +6,7 @@ mod facts;
 mod middle;
 mod report;
 mod samples;
+mod server;
 mod session;
 mod table;
 pub mod usage;
@@ -26,7 +27,7 @@ use facts::{Conditions, Facts};
 use samples::Samples;
 use session::{Measured, Moment, Own, Session};
 use table::Which;
-use workload::{KernelForm, Kind, Unit, WORKLOADS, Workload};
+use workload::{Guest, KernelForm, Kind, Unit, WORKLOADS, Workload};
 
 /// Measure Lodge side by side with QEMU's TCG and with this machine itself
 ///
@@ -116,6 +117,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         quick: arguments.quick,
         processor_time: arguments.processor_time,
         limit: arguments.limit.unwrap_or(if arguments.quick { 60 } else { 300 }),
+        server: server::start()?,
         samples: &mut samples,
     };
     for round in 1..=runs {
@@ -203,6 +205,8 @@ struct Bench<'a> {
     quick: bool,
     processor_time: bool,
     limit: u32,
+    /// The port of the server that network workloads talk to.
+    server: u16,
     samples: &'a mut Samples,
 }
 
@@ -223,7 +227,9 @@ impl Bench<'_> {
                     // It takes a while and is always the same.
                     Kind::Memory => cell.runs() == 0,
                     Kind::Start(_) => cell.values.len() < round as usize,
-                    Kind::Commands(_) | Kind::OnTwo(_) => cell.runs() < round as usize,
+                    Kind::Commands(_) | Kind::OnTwo(_) | Kind::OnDevices(_) => {
+                        cell.runs() < round as usize
+                    }
                 }
             })
             .collect();
@@ -235,15 +241,13 @@ impl Bench<'_> {
             match workload.kind {
                 Kind::Start(form) => self.start_kernel(workload, contestant, form, &log, &say)?,
                 Kind::Memory => self.measure_memory(workload, contestant, &log, &say)?,
-                Kind::Commands(_) | Kind::OnTwo(_) => {}
+                Kind::Commands(_) | Kind::OnTwo(_) | Kind::OnDevices(_) => {}
             }
         }
-        for processors in [1, 2] {
+        for guest in Guest::ALL {
             let mut plan = pending.clone();
-            plan.retain(|workload| {
-                workload.commands().is_some() && workload.processors() == processors
-            });
-            self.run_plan(plan, contestant, processors, &log, &say)?;
+            plan.retain(|workload| workload.commands().is_some() && workload.guest() == guest);
+            self.run_plan(plan, contestant, guest, &log, &say)?;
         }
         Ok(())
     }
@@ -253,13 +257,13 @@ impl Bench<'_> {
         &mut self,
         mut pending: Vec<&Workload>,
         contestant: Contestant,
-        processors: u32,
+        guest: Guest,
         log: &Path,
         say: &impl Fn(&str, &str),
     ) -> anyhow::Result<()> {
         while !pending.is_empty() {
             let before = pending.len();
-            let command = self.prepare(&pending, contestant, processors)?;
+            let command = self.prepare(&pending, contestant, guest)?;
             let session = Session::start(command, log)?;
             let end = session.follow(Duration::from_secs(self.limit.into()), |outcome| {
                 let place = pending.iter().position(|workload| workload.name == outcome.name);
@@ -341,20 +345,20 @@ impl Bench<'_> {
         &self,
         workloads: &[&Workload],
         contestant: Contestant,
-        processors: u32,
+        guest: Guest,
     ) -> anyhow::Result<std::process::Command> {
         let mut plan = String::new();
         for workload in workloads {
             let Some(commands) = workload.commands() else { continue };
             let texts = [commands.prepare, commands.work, commands.check]
-                .map(|text| commands.fill(text, self.quick));
+                .map(|text| contestant.fill(&commands.fill(text, self.quick), self.server));
             plan += &format!("{}\t{}\t{}\n", workload.name, self.limit, texts.join("\t"));
         }
         let path = self.bed.path("plan");
         let initrd = self.bed.path("plan.cpio");
         fs::write(&path, &plan).with_context(|| format!("cannot write {}", path.display()))?;
         self.bed.plan_archive(&plan, &initrd)?;
-        Ok(contestant.run_plan(self.bed, &path, &initrd, processors))
+        Ok(contestant.run_plan(self.bed, &path, &initrd, guest))
     }
 
     fn record(

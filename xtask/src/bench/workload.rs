@@ -21,10 +21,34 @@ pub enum Kind {
     Commands(Commands),
     /// The same, on two processors; no part of the mean.
     OnTwo(Commands),
+    /// The same, in a guest that has a network card on the user-mode network, where `{server}` is this
+    /// benchmark's server, and a disk to write to, `{scratch}`; no part of the mean.
+    OnDevices(Commands),
     /// The start of a guest's kernel up to the first program.
     Start(KernelForm),
     /// The memory that a VMM holds when the whole of Debian came to its login prompt.
     Memory,
+}
+
+/// A guest in which workloads run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// With one processor and the disks that are read.
+    Plain,
+    /// With another processor.
+    TwoProcessors,
+    /// With a network card and a disk to write to.
+    WithDevices,
+}
+
+impl Guest {
+    /// All of them.
+    pub const ALL: [Guest; 3] = [Guest::Plain, Guest::TwoProcessors, Guest::WithDevices];
+
+    /// How many processors it has.
+    pub fn processors(self) -> u32 {
+        if self == Guest::TwoProcessors { 2 } else { 1 }
+    }
 }
 
 /// The commands of a workload. They run in an empty directory in memory; `/mnt` has the
@@ -69,20 +93,26 @@ impl Workload {
     /// Whether the processor time that it took says nothing: it waits more than it works, or is
     /// about two processors.
     pub fn needs_real_time(&self) -> bool {
-        self.name == "fio" || matches!(self.kind, Kind::OnTwo(_))
+        self.name == "fio" || matches!(self.kind, Kind::OnTwo(_) | Kind::OnDevices(_))
     }
 
     /// The commands that are its work, if it is such.
     pub fn commands(&self) -> Option<&Commands> {
         match &self.kind {
-            Kind::Commands(commands) | Kind::OnTwo(commands) => Some(commands),
+            Kind::Commands(commands) | Kind::OnTwo(commands) | Kind::OnDevices(commands) => {
+                Some(commands)
+            }
             Kind::Start(_) | Kind::Memory => None,
         }
     }
 
-    /// How many processors its guest has.
-    pub fn processors(&self) -> u32 {
-        if matches!(self.kind, Kind::OnTwo(_)) { 2 } else { 1 }
+    /// The guest that it runs in.
+    pub fn guest(&self) -> Guest {
+        match self.kind {
+            Kind::OnTwo(_) => Guest::TwoProcessors,
+            Kind::OnDevices(_) => Guest::WithDevices,
+            _ => Guest::Plain,
+        }
     }
 
     /// Whether quick runs leave it out, unless it is asked for.
@@ -93,7 +123,9 @@ impl Workload {
     /// In what its result is shown.
     pub fn unit(&self) -> Unit {
         match &self.kind {
-            Kind::Commands(commands) | Kind::OnTwo(commands) => commands.unit,
+            Kind::Commands(commands) | Kind::OnTwo(commands) | Kind::OnDevices(commands) => {
+                commands.unit
+            }
             Kind::Start(_) => Unit::Seconds,
             Kind::Memory => Unit::Mib,
         }
@@ -107,6 +139,23 @@ const fn commands(
     commands: Commands,
 ) -> Workload {
     Workload { name, title, target, kind: Kind::Commands(commands) }
+}
+
+/// Data by TCP, between a guest and this machine.
+const fn network(name: &'static str, title: &'static str, work: &'static str) -> Workload {
+    let prepare = "sh /mnt/devices.sh {server}";
+    let check = "cat result";
+    let commands = Commands { count: 1024, unit: Unit::Seconds, prepare, work, check };
+    Workload { name, title, target: 2.0, kind: Kind::OnDevices(commands) }
+}
+
+/// fio, on the disk that it may write to.
+const fn disk(name: &'static str, title: &'static str, unit: Unit, work: &'static str) -> Workload {
+    // For a native run it is a file, which a guest's disk is too.
+    let prepare =
+        "[ -e {scratch} ] || head -c 134217728 /mnt/random > {scratch}; cat {scratch} > /dev/null";
+    let commands = Commands { count: 20_000, unit, prepare, work, check: "" };
+    Workload { name, title, target: 1.5, kind: Kind::OnDevices(commands) }
 }
 
 /// A workload of `micro/`.
@@ -321,6 +370,38 @@ pub const WORKLOADS: &[Workload] = &[
                    --terse-version=3 | awk -F';' '{ print \"rate\", $8 }'",
             check: "head -c 10000000 /mnt/random | sha256sum",
         },
+    ),
+    network(
+        "net-send",
+        "TCP from a guest to this machine, user-mode network",
+        "SERVER={server} /mnt/micro net-send {n}",
+    ),
+    network(
+        "net-receive",
+        "TCP from this machine to a guest, user-mode network",
+        "SERVER={server} /mnt/micro net-receive {n}",
+    ),
+    disk(
+        "disk-read",
+        "fio 1M sequential read",
+        MB,
+        "fio --name=read --filename={scratch} --readonly --rw=read --bs=1M --direct=1 --ioengine=psync \
+         --io_size={n}00k --output-format=terse --terse-version=3 | awk -F';' '{ print \"rate\", $7 / 1024 }'",
+    ),
+    disk(
+        "disk-write",
+        "fio 1M sequential write",
+        MB,
+        "fio --name=write --filename={scratch} --rw=write --bs=1M --direct=1 --ioengine=psync \
+         --io_size={n}00k --output-format=terse --terse-version=3 | awk -F';' '{ print \"rate\", $48 / 1024 }'",
+    ),
+    disk(
+        "disk-random-write",
+        "fio 4k random write",
+        Unit::PerSecond("writes"),
+        "fio --name=write --filename={scratch} --rw=randwrite --bs=4k --direct=1 --ioengine=psync --randseed=1 \
+         --norandommap --number_ios={n} --output-format=terse --terse-version=3 | \
+         awk -F';' '{ print \"rate\", $49 }'",
     ),
     Workload {
         name: "start-bzimage",

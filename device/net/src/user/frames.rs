@@ -137,17 +137,18 @@ impl Inbox {
         Self { state: Mutex::default(), limit: limit(mtu), wake }
     }
 
-    /// Puts a frame in, or drops it if there is no room.
-    pub fn put(&self, frame: &[u8]) {
+    /// Puts a frame in, if there is room.
+    pub fn put(&self, frame: &[u8]) -> bool {
         let mut state = lock(&self.state);
         if state.batch.size() + frame.len() > self.limit {
-            return;
+            return false;
         }
         state.batch.push(frame);
         if std::mem::take(&mut state.sleeping) {
             drop(state);
             self.wake.raise();
         }
+        true
     }
 
     /// Takes all frames into `batch`, which must be empty.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::guest::{GATEWAY, GATEWAY_V6, Guest, PATIENCE};
 use crate::wire;
+use net::Backend;
 use net::user::{Error, Forward, Transport, UserNetwork, UserNetworkConfig};
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{IpProtocol, TcpPacket};
+use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 const MIB: usize = 1 << 20;
 
@@ -388,4 +389,34 @@ fn dropping_the_network_ends_its_flows() {
     drop(guest);
     let end = receiver.recv_timeout(PATIENCE).unwrap();
     assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
+}
+
+/// As a card with offloads leaves a segment to whoever is behind it: far longer than the MTU, and with no
+/// checksum.
+#[test]
+fn unfinished_segments_are_taken() {
+    const DATA: usize = 30_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let network = UserNetwork::new(UserNetworkConfig::default()).unwrap();
+    assert!(network.takes_unfinished());
+    network.transmit(&wire::tcp(GATEWAY, &wire::segment(5000, port, TcpControl::Syn)));
+    let theirs = wire::receive(&network, |bytes| {
+        let (_, payload) = wire::read_ipv4(bytes)?;
+        let segment = TcpPacket::new_checked(payload).ok()?;
+        (segment.syn() && segment.ack()).then(|| segment.seq_number())
+    });
+    let data: Vec<u8> = (0..DATA).map(|n| n as u8).collect();
+    let segment = TcpRepr {
+        seq_number: TcpSeqNumber(1001),
+        ack_number: Some(theirs + 1),
+        payload: &data,
+        ..wire::segment(5000, port, TcpControl::Psh)
+    };
+    let mut frame = wire::tcp(GATEWAY, &segment);
+    TcpPacket::new_unchecked(&mut frame[14 + 20..]).set_checksum(0);
+    network.transmit(&frame);
+    let mut came = vec![0; DATA];
+    listener.accept().unwrap().0.read_exact(&mut came).unwrap();
+    assert_eq!(came, data);
 }

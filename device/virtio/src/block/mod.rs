@@ -4,6 +4,7 @@ mod request;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use block::Disk;
 use bus::BadState;
@@ -12,8 +13,10 @@ use serde_json::Value;
 
 use self::request::BlockTask;
 use crate::Error;
+use crate::counters::BlockCounters;
 use crate::device::{DeviceType, VirtioDevice};
 use crate::pci_transport::VirtioPci;
+use crate::rate::{Limit, Rate};
 use crate::worker::QueueTask;
 
 /// Numbers from 5.2.
@@ -61,11 +64,30 @@ pub struct BlockOptions {
     /// it is served anew when the device goes on after a pause, or the driver makes another. `None`: the
     /// guest is told of an I/O error.
     pub when_full: Option<WhenFull>,
+    /// What the guest may ask for.
+    pub limits: BlockLimits,
+    /// What is counted.
+    pub counters: Arc<BlockCounters>,
+}
+
+/// How much a guest may ask of a disk, reading and writing together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockLimits {
+    /// Bytes.
+    pub bytes: Option<Rate>,
+    /// Requests.
+    pub requests: Option<Rate>,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { queues: 1, serial: None, when_full: None }
+        Self {
+            queues: 1,
+            serial: None,
+            when_full: None,
+            limits: BlockLimits::default(),
+            counters: Arc::default(),
+        }
     }
 }
 
@@ -102,7 +124,13 @@ pub fn block(
     }
     let queues = options.queues.clamp(1, MAX_QUEUES);
     let when_full = options.when_full;
-    VirtioPci::new(Box::new(Block { disk, id, queues, when_full }), memory)
+    let BlockLimits { bytes, requests } = options.limits;
+    let meters = Meters {
+        bytes: bytes.map(Limit::new).map(Arc::new),
+        requests: requests.map(Limit::new).map(Arc::new),
+        counters: options.counters,
+    };
+    VirtioPci::new(Box::new(Block { disk, id, queues, when_full, meters }), memory)
 }
 
 struct Block {
@@ -110,6 +138,33 @@ struct Block {
     id: [u8; spec::ID_LEN],
     queues: u16,
     when_full: Option<WhenFull>,
+    meters: Meters,
+}
+
+/// What limits and counts the requests of all queues.
+#[derive(Clone, Default)]
+struct Meters {
+    bytes: Option<Arc<Limit>>,
+    requests: Option<Arc<Limit>>,
+    counters: Arc<BlockCounters>,
+}
+
+impl Meters {
+    /// How long the next request has to wait.
+    fn wait(&self) -> Option<Duration> {
+        let limits = [&self.bytes, &self.requests].into_iter().flatten();
+        limits.filter_map(|limit| limit.wait(Instant::now())).max()
+    }
+
+    /// A request was made, with so many bytes of data.
+    fn passed(&self, bytes: usize) {
+        let now = Instant::now();
+        for (limit, amount) in [(&self.bytes, bytes as u64), (&self.requests, 1)] {
+            if let Some(limit) = limit {
+                limit.spend(amount, now);
+            }
+        }
+    }
 }
 
 impl VirtioDevice for Block {
@@ -160,7 +215,7 @@ impl VirtioDevice for Block {
     fn task(&self, _queue: usize, features: u64) -> Box<dyn QueueTask> {
         // A driver without flush has no way to make data safe, so each write must (5.2.6.2).
         let write_through = features & spec::F_FLUSH == 0;
-        let when_full = self.when_full.clone();
-        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through, when_full))
+        let (meters, when_full) = (self.meters.clone(), self.when_full.clone());
+        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through, meters, when_full))
     }
 }

@@ -8,8 +8,9 @@ use block::Disk;
 use mem::GuestMemory;
 use runtime::thread::Role;
 
-use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR, WhenFull, spec};
+use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Meters, SECTOR, WhenFull, spec};
 use crate::chain::Chain;
+use crate::counters::Transfers;
 use crate::queue::{QueueError, VirtQueue};
 use crate::worker::{QueueTask, Wake};
 
@@ -59,6 +60,7 @@ struct Requests {
     id: [u8; spec::ID_LEN],
     write_through: bool,
     when_full: Option<WhenFull>,
+    meters: Meters,
     piece: Vec<u8>,
     complained: bool,
 }
@@ -68,10 +70,13 @@ impl BlockTask {
         disk: Arc<dyn Disk>,
         id: [u8; spec::ID_LEN],
         write_through: bool,
+        meters: Meters,
         when_full: Option<WhenFull>,
     ) -> Self {
-        let piece = vec![0; PIECE];
-        Self { requests: Requests { disk, id, write_through, when_full, piece, complained: false } }
+        let (piece, complained) = (vec![0; PIECE], false);
+        Self {
+            requests: Requests { disk, id, write_through, when_full, meters, piece, complained },
+        }
     }
 }
 
@@ -82,8 +87,15 @@ impl QueueTask for BlockTask {
 
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
         let stop = queue.stop_flag();
-        queue.drain(|memory, chain| self.requests.serve(memory, chain, &stop))?;
-        Ok(Wake::Doorbell)
+        let mut wait = None;
+        queue.drain(|memory, chain| {
+            wait = self.requests.meters.wait();
+            match wait {
+                Some(_) => Ok(None),
+                None => self.requests.serve(memory, chain, &stop),
+            }
+        })?;
+        Ok(wait.map_or(Wake::Doorbell, Wake::After))
     }
 }
 
@@ -98,15 +110,18 @@ impl Requests {
     ) -> Result<Option<u32>, QueueError> {
         // The status is the last byte that the device may write. Without it there is no answer.
         let data_len = chain.writable.len().checked_sub(STATUS).ok_or(QueueError::TooShort)?;
+        let asked = data_len + chain.readable.len().saturating_sub(HEADER);
         let (status, written) = match self.execute(memory, chain, data_len, stop) {
             // GET_ID may leave data unwritten, and then the status is not counted.
             Ok(written) => (0, written + if written == data_len { STATUS } else { 0 }),
             Err(Failure::Refused(refusal)) => {
+                self.meters.counters.failed.add(1);
                 (refusal as u8, if data_len == 0 { STATUS } else { 0 })
             }
             Err(Failure::Queue(error)) => return Err(error),
             Err(Failure::LeftOff) => return Ok(None),
         };
+        self.meters.passed(asked);
         chain.writable.write(memory, data_len, &[status])?;
         Ok(Some(written as u32)) // a chain has less than 2^32 bytes
     }
@@ -127,11 +142,21 @@ impl Requests {
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
-            spec::T_IN => self.read(memory, chain, sector, data_len, stop),
-            spec::T_OUT => self.write(memory, chain, sector, stop),
+            spec::T_IN => {
+                self.read(memory, chain, sector, data_len, stop)?;
+                count(&self.meters.counters.reads, data_len as u64);
+                Ok(())
+            }
+            spec::T_OUT => {
+                self.write(memory, chain, sector, stop)?;
+                count(&self.meters.counters.writes, (chain.readable.len() - HEADER) as u64);
+                Ok(())
+            }
             spec::T_FLUSH => {
                 let result = self.disk.flush();
-                self.host(result)
+                self.host(result)?;
+                self.meters.counters.flushes.add(1);
+                Ok(())
             }
             spec::T_GET_ID => {
                 let len = data_len.min(self.id.len());
@@ -209,12 +234,14 @@ impl Requests {
         let start = self.checked_start(sector, len)?;
         if kind == spec::T_DISCARD {
             let result = self.disk.discard(start, len);
-            self.host(result)
+            self.host(result)?;
         } else {
             let result = self.disk.write_zeroes(start, len, flags & spec::FLAG_UNMAP != 0);
             self.host(result)?;
-            self.after_write()
+            self.after_write()?;
         }
+        count(&self.meters.counters.discards, len);
+        Ok(())
     }
 
     fn after_write(&mut self) -> Result<(), Failure> {
@@ -253,6 +280,11 @@ impl Requests {
             Refusal::IoError.into()
         })
     }
+}
+
+fn count(transfers: &Transfers, bytes: u64) {
+    transfers.requests.add(1);
+    transfers.bytes.add(bytes);
 }
 
 /// Where the pieces of a request begin, until the queue is called home.
@@ -344,7 +376,7 @@ mod tests {
     }
 
     fn task(disk: Arc<dyn Disk>, when_full: Option<WhenFull>) -> BlockTask {
-        BlockTask::new(disk, [0; spec::ID_LEN], false, when_full)
+        BlockTask::new(disk, [0; spec::ID_LEN], false, Meters::default(), when_full)
     }
 
     /// The same on a disk that calls the queue home.

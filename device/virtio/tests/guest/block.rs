@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block::Disk;
-use virtio::{BlockOptions, VirtioPci};
+use virtio::{BlockCounters, BlockLimits, BlockOptions, Rate, Transfers, VirtioPci};
 
 use crate::driver::*;
 
@@ -80,8 +80,12 @@ impl Disk for MemDisk {
 }
 
 pub fn device(disk: &Arc<MemDisk>, queues: u16) -> (VirtioPci, mem::GuestMemory) {
+    device_with(disk, BlockOptions { queues, ..BlockOptions::default() })
+}
+
+fn device_with(disk: &Arc<MemDisk>, options: BlockOptions) -> (VirtioPci, mem::GuestMemory) {
     let memory = ram();
-    let options = BlockOptions { queues, serial: Some("LODGE-1".to_owned()), when_full: None };
+    let options = BlockOptions { serial: Some("LODGE-1".to_owned()), ..options };
     (virtio::block(disk.clone(), options, memory.clone()).unwrap(), memory)
 }
 
@@ -125,6 +129,32 @@ fn tells_what_it_is() {
     assert_eq!(g.get16(g.config + 34), 1);
     let ro = guest(&MemDisk::new(true));
     assert_eq!(ro.offered() & 0x7fff, 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 12);
+}
+
+#[test]
+fn requests_are_counted_and_wait_their_turn() {
+    let disk = MemDisk::new(false);
+    let counters = Arc::<BlockCounters>::default();
+    let limits = BlockLimits {
+        bytes: Some(Rate { per_second: 10_240, burst: 0 }),
+        requests: Some(Rate { per_second: 1000, burst: 0 }),
+    };
+    let options = BlockOptions { limits, counters: counters.clone(), ..BlockOptions::default() };
+    let (device, memory) = device_with(&disk, options);
+    let g = Guest::new(device, memory);
+    let mut q = g.start().remove(0);
+    let begun = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(request(&g, &mut q, 1, 8, &[(BUFFER, 512, false)]).0, 0);
+        assert_eq!(request(&g, &mut q, 0, 8, &[(BUFFER, 1024, true)]).0, 0);
+    }
+    // All but the last had to be waited for: no machine is too slow for that.
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert_eq!(request(&g, &mut q, 4, 0, &[]).0, 0);
+    assert_eq!(request(&g, &mut q, 0, SECTORS as u64, &[(BUFFER, 512, true)]).0, 1);
+    let seen = |it: &Transfers| (it.requests.get(), it.bytes.get());
+    assert_eq!((seen(&counters.writes), seen(&counters.reads)), ((2, 1024), (2, 2048)));
+    assert_eq!((counters.flushes.get(), counters.failed.get()), (1, 1));
 }
 
 #[test]
@@ -179,7 +209,7 @@ fn tells_its_serial_number() {
     let mut q = g.start().remove(0);
     assert_eq!(request(&g, &mut q, 8, 0, &[(BUFFER, 20, true)]), (0, 21));
     assert_eq!(g.read(BUFFER, 20), *b"LODGE-1\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    let long = BlockOptions { queues: 1, serial: Some("x".repeat(21)), when_full: None };
+    let long = BlockOptions { queues: 1, serial: Some("x".repeat(21)), ..BlockOptions::default() };
     assert!(virtio::block(MemDisk::new(false), long, ram()).is_err());
 }
 

@@ -221,7 +221,11 @@ const VICTIMS: [Victim; 4] = [
     Victim {
         device: || {
             let memory = ram();
-            (virtio::net(Wire::new(false), [2; 6], memory.clone()).unwrap(), memory)
+            (
+                virtio::net(Wire::new(false), virtio::NetOptions::default(), memory.clone())
+                    .unwrap(),
+                memory,
+            )
         },
         works: |g, queues| assert_eq!(queues[1].request(g, &[(BUFFER, 100, false)]), 0),
     },

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use net::Backend;
 use runtime::Event;
+use virtio::{NetCounters, NetOptions, Rate, Traffic};
 
 use crate::driver::*;
 
@@ -20,17 +22,22 @@ pub struct Wire {
     waiting: Mutex<VecDeque<Vec<u8>>>,
     readable: Event,
     broken: bool,
+    takes_unfinished: bool,
     looks: AtomicUsize,
 }
 
 impl Wire {
     pub fn new(broken: bool) -> Arc<Self> {
+        Self::with(broken, false)
+    }
+    fn with(broken: bool, takes_unfinished: bool) -> Arc<Self> {
         let readable = Event::new().unwrap();
         Arc::new(Self {
             sent: Mutex::default(),
             waiting: Mutex::default(),
             readable,
             broken,
+            takes_unfinished,
             looks: AtomicUsize::new(0),
         })
     }
@@ -41,8 +48,12 @@ impl Wire {
 }
 
 impl Backend for Wire {
-    fn transmit(&self, frame: &[u8]) {
+    fn transmit(&self, frame: &[u8]) -> bool {
         self.sent.lock().unwrap().push(frame.to_vec());
+        true
+    }
+    fn takes_unfinished(&self) -> bool {
+        self.takes_unfinished
     }
     fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         self.looks.fetch_add(1, Ordering::Relaxed);
@@ -63,8 +74,13 @@ impl Backend for Wire {
 }
 
 fn guest(wire: &Arc<Wire>) -> Guest {
+    guest_with(wire, NetOptions::default())
+}
+
+fn guest_with(wire: &Arc<Wire>, options: NetOptions) -> Guest {
     let memory = ram();
-    Guest::new(virtio::net(wire.clone(), MAC, memory.clone()).unwrap(), memory)
+    let options = NetOptions { mac: MAC, ..options };
+    Guest::new(virtio::net(wire.clone(), options, memory.clone()).unwrap(), memory)
 }
 
 #[test]
@@ -94,6 +110,19 @@ fn sends_frames() {
     tx.request(&g, &[(DATA, 100_000, false)]);
     tx.request(&g, &[(DATA, 100, true)]);
     assert_eq!(*wire.sent.lock().unwrap(), [frame.clone(), frame]);
+}
+
+#[test]
+fn unfinished_frames_go_to_who_takes_them() {
+    let wire = Wire::with(false, true);
+    let g = guest(&wire);
+    assert_eq!(g.offered() & 0xff_ffff, 1 | 1 << 5 | 1 << 11 | 1 << 12 | 1 << 16);
+    let mut tx = g.start().remove(1);
+    // Whatever is said of what is left to do, the frame is passed on as it is.
+    g.write(DATA, &[0xff; HEADER as usize]);
+    g.write(DATA + u64::from(HEADER), &[7; 30_000]);
+    tx.request(&g, &[(DATA, HEADER + 30_000, false)]);
+    assert_eq!(*wire.sent.lock().unwrap(), [[7; 30_000]]);
 }
 
 #[test]
@@ -143,6 +172,66 @@ fn a_frame_too_long_for_the_buffer_is_lost_alone() {
     wire.deliver(&[2; 88]);
     assert_eq!(rx.wait_used(&g).1, 100);
     assert_eq!(g.read(DATA + 12, 88), [2; 88]);
+}
+
+#[test]
+fn what_passes_is_counted() {
+    let wire = Wire::new(false);
+    let counters = Arc::<NetCounters>::default();
+    let g = guest_with(&wire, NetOptions { counters: counters.clone(), ..NetOptions::default() });
+    let mut queues = g.start();
+    queues[1].request(&g, &[(DATA, HEADER + 100, false)]);
+    queues[1].request(&g, &[(DATA, HEADER + 20, false)]);
+    queues[1].request(&g, &[(DATA, HEADER + 13, false)]);
+    queues[0].submit(&g, &[(DATA, 100, true)]);
+    wire.deliver(&[1; 89]);
+    wire.deliver(&[2; 88]);
+    queues[0].wait_used(&g);
+    let seen = |it: &Traffic| (it.packets.get(), it.bytes.get(), it.dropped.get());
+    assert_eq!(seen(&counters.sent), (2, 120, 1));
+    assert_eq!(seen(&counters.received), (1, 88, 1));
+}
+
+/// Frames come no faster than they may, which only a slower machine can make slower still.
+#[test]
+fn a_limit_makes_frames_wait() {
+    let wire = Wire::new(false);
+    let rate = Some(Rate { per_second: 1000, burst: 0 });
+    let g = guest_with(&wire, NetOptions { receive: rate, send: rate, ..NetOptions::default() });
+    let mut queues = g.start();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        queues[1].request(&g, &[(DATA, HEADER + 50, false)]);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    let begun = Instant::now();
+    for n in 0..3 {
+        queues[0].submit(&g, &[(DATA + 0x1000 * n, 1526, true)]);
+        wire.deliver(&[7; 50]);
+        queues[0].wait_used(&g);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    assert_eq!(wire.sent.lock().unwrap().len(), 3);
+}
+
+#[test]
+fn a_frame_that_waits_keeps_nobody() {
+    let wire = Wire::new(false);
+    let rate = Some(Rate { per_second: 1, burst: 0 });
+    let g = guest_with(&wire, NetOptions { send: rate, ..NetOptions::default() });
+    let mut tx = g.start().remove(1);
+    tx.request(&g, &[(DATA, HEADER + 10_000, false)]);
+    // Its turn is in some hours.
+    tx.submit(&g, &[(DATA, HEADER + 50, false)]);
+    std::thread::sleep(Duration::from_millis(10));
+    g.root.pause();
+    g.root.resume();
+    g.set_status(0);
+    // A reset brings it no nearer.
+    let mut tx = g.start().remove(1);
+    tx.submit(&g, &[(DATA, HEADER + 50, false)]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(tx.used_idx(&g), 0);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn again(first: &Guest, device: VirtioPci) -> Guest {
 }
 
 fn disk(disk: &Arc<MemDisk>, queues: u16, memory: &mem::GuestMemory) -> VirtioPci {
-    let options = BlockOptions { queues, serial: None, when_full: None };
+    let options = BlockOptions { queues, ..BlockOptions::default() };
     virtio::block(disk.clone(), options, memory.clone()).unwrap()
 }
 

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use vmm_api::{ForwardedPort, NetConfig, NetworkConfig, Protocol, parse_mac};
+use vmm_api::{ForwardedPort, NetConfig, NetLimits, NetworkConfig, Protocol, Rate, parse_mac};
 
+use super::rate::{BURST_ALONE, parse_bandwidth, parse_bytes};
 use super::split_commas;
 
 /// `--net`.
@@ -45,15 +46,32 @@ impl FromStr for NetArg {
             }
         };
         let mut card = NetConfig { network, ..NetConfig::default() };
+        let (mut receive, mut send, mut burst) = (None, None, None);
         for part in parts {
             match part.split_once('=') {
                 Some(("mac", mac)) => {
                     parse_mac(mac).map_err(|error| error.to_string())?;
                     card.mac = Some(mac.to_owned());
                 }
-                _ => return Err(format!("{part:?} means nothing here: use mac=ADDRESS")),
+                Some(("rate", rate)) => {
+                    receive = Some(parse_bandwidth(rate)?);
+                    send = receive;
+                }
+                Some(("rate-in", rate)) => receive = Some(parse_bandwidth(rate)?),
+                Some(("rate-out", rate)) => send = Some(parse_bandwidth(rate)?),
+                Some(("burst", bytes)) => burst = Some(parse_bytes(bytes)?),
+                _ => {
+                    return Err(format!(
+                        "{part:?} means nothing here: use mac=, rate=, rate-in=, rate-out= or burst="
+                    ));
+                }
             }
         }
+        if burst.is_some() && receive.or(send).is_none() {
+            return Err(BURST_ALONE.into());
+        }
+        let limit = |rate: Option<u64>| rate.map(|per_second| Rate { per_second, burst });
+        card.limits = NetLimits { receive: limit(receive), send: limit(send) };
         Ok(match named {
             Some(name) => NetArg::Named(name, card),
             None => NetArg::Card(card),
@@ -131,7 +149,26 @@ mod tests {
         for bad in ["", "vlan=1", "bridge=", "tap=", "none,mac=52:54:00:00:00:01", "user,"] {
             assert!(net(bad).is_err(), "{bad:?}");
         }
-        for bad in ["user,mac=", "user,mac=53:54:00:00:00:01", "bridge=br0,rate"] {
+
+        let rate = |per_second, burst| Some(Rate { per_second, burst });
+        let limits = |text: &str| card(text).limits;
+        let both = rate(12_500_000, None);
+        assert_eq!(limits("user,rate=100mbit"), NetLimits { receive: both, send: both });
+        assert_eq!(
+            limits("bridge=br0,burst=64K,rate-out=8kbit,rate-in=1M"),
+            NetLimits { receive: rate(1 << 20, Some(65536)), send: rate(1000, Some(65536)) }
+        );
+        assert_eq!(
+            limits("user,rate-in=1M"),
+            NetLimits { receive: rate(1 << 20, None), send: None }
+        );
+        for bad in [
+            "user,mac=",
+            "user,mac=53:54:00:00:00:01",
+            "bridge=br0,rate",
+            "user,burst=1K",
+            "user,rate=0",
+        ] {
             assert!(net(bad).is_err(), "{bad:?}");
         }
     }

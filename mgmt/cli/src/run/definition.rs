@@ -79,9 +79,8 @@ mod tests {
             path: "/d".into(),
             format: vmm_api::DiskFormat::Raw,
             readonly: true,
-            overlay: None,
-            serial: None,
             on_full: vmm_api::OnFull::Report,
+            ..Default::default()
         });
         let text = text(&config, None).unwrap();
         let mut read: Value = toml::from_str::<Value>(&text).unwrap();

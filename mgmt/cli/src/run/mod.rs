@@ -12,7 +12,7 @@ mod vmm;
 use std::path::{Path, PathBuf};
 
 use images::{Cancel, Check, Image};
-use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, OnFull, VmConfig};
+use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
 
 use crate::args::{GuestArgs, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
@@ -215,10 +215,8 @@ fn image_disk(image: &Image, overlay: &Path) -> BlockConfig {
     BlockConfig {
         path: image.disk(),
         format: image.manifest().disk_format,
-        readonly: false,
         overlay: Some(overlay.to_owned()),
-        serial: None,
-        on_full: OnFull::Pause,
+        ..BlockConfig::default()
     }
 }
 

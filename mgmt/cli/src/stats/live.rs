@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use vmm_api::{Failure, PROCESSOR_TIME_NS, Statistics};
+use vmm_api::{DiskStatistics, Failure, NetStatistics, PROCESSOR_TIME_NS, Statistics};
 use vmm_client::Client;
 
 use crate::args::StatsArgs;
@@ -28,6 +28,10 @@ struct Usage {
     guest_bytes: u64,
     /// How often its processors were interrupted in running guest code, per second.
     exits_per_second: Option<f64>,
+    /// What it read from its disks, and wrote to them, per second.
+    disk_bytes_per_second: Option<f64>,
+    /// What its network cards received and sent, per second.
+    net_bytes_per_second: Option<f64>,
 }
 
 /// Prints a table again and again, or once; the value is the exit status.
@@ -97,6 +101,8 @@ fn usage(before: Option<&Statistics>, now: &Statistics) -> Usage {
         resident_bytes: now.memory.resident_bytes,
         guest_bytes: now.memory.guest_bytes,
         exits_per_second: rate(exits).map(|it| it * 1e9),
+        disk_bytes_per_second: rate(disk_bytes).map(|it| it * 1e9),
+        net_bytes_per_second: rate(net_bytes).map(|it| it * 1e9),
     }
 }
 
@@ -109,22 +115,37 @@ fn exits(statistics: &Statistics) -> u64 {
     sum(statistics, |name| name.starts_with("exits"))
 }
 
+fn disk_bytes(statistics: &Statistics) -> u64 {
+    let both = |it: &DiskStatistics| it.read_bytes.saturating_add(it.written_bytes);
+    statistics.disks.iter().map(both).fold(0, u64::saturating_add)
+}
+
+fn net_bytes(statistics: &Statistics) -> u64 {
+    let both = |it: &NetStatistics| it.received_bytes.saturating_add(it.sent_bytes);
+    statistics.nets.iter().map(both).fold(0, u64::saturating_add)
+}
+
 fn sum(statistics: &Statistics, wanted: impl Fn(&str) -> bool) -> u64 {
     let counts = statistics.processors.iter().flat_map(|processor| &processor.counts);
     counts.filter(|(name, _)| wanted(name)).fold(0, |sum, (_, n)| sum.saturating_add(*n))
 }
 
 fn table(usages: &[Usage]) -> String {
-    let mut table =
-        format!("{:<24} {:>8} {:>9} {:>9} {:>12}\n", "GUEST", "CPU", "MEMORY", "OF", "EXITS/S");
+    let mut table = format!(
+        "{:<24} {:>8} {:>9} {:>9} {:>11} {:>11} {:>11}\n",
+        "GUEST", "CPU", "MEMORY", "OF", "DISK/S", "NET/S", "EXITS/S"
+    );
+    let bytes = |rate: Option<f64>| rate.map_or("-".to_owned(), |it| size::format_bytes(it as u64));
     for usage in usages {
         let _ = writeln!(
             table,
-            "{:<24} {:>8} {:>9} {:>9} {:>12}",
+            "{:<24} {:>8} {:>9} {:>9} {:>11} {:>11} {:>11}",
             usage.name,
             usage.cpu_percent.map_or("-".to_owned(), |it| format!("{it:.1} %")),
             size::format_bytes(usage.resident_bytes),
             size::format_bytes(usage.guest_bytes),
+            bytes(usage.disk_bytes_per_second),
+            bytes(usage.net_bytes_per_second),
             usage.exits_per_second.map_or("-".to_owned(), |it| format!("{it:.0}")),
         );
     }
@@ -147,6 +168,8 @@ mod tests {
             running_ns,
             memory: MemoryStatistics { guest_bytes: 1 << 30, resident_bytes: 1 << 20 },
             processors: vec![processor.clone(), processor],
+            disks: vec![DiskStatistics { read_bytes: time_ns, ..DiskStatistics::default() }],
+            nets: vec![NetStatistics { sent_bytes: 2 * time_ns, ..NetStatistics::default() }],
         }
     }
 
@@ -156,6 +179,8 @@ mod tests {
         let it = usage(Some(&first), &second);
         assert_eq!(it.cpu_percent, Some(50.0));
         assert_eq!(it.exits_per_second, Some(0.0));
+        assert_eq!(it.disk_bytes_per_second, Some(0.25e9));
+        assert_eq!(it.net_bytes_per_second, Some(0.5e9));
         for before in [None, Some(&look(1, 1_000, 100)), Some(&look(0, 3_000, 0))] {
             assert_eq!(usage(before, &second).cpu_percent, None);
         }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use vmm_api::{Accelerator, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics};
+use vmm_api::{
+    Accelerator, DiskStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics,
+};
 
 use super::figures::GROUPS;
 use crate::size;
@@ -20,6 +22,8 @@ pub fn of(first: &Statistics, second: &Statistics) -> String {
     }
     text.push('\n');
     looks.write_processors(&mut text);
+    looks.write_disks(&mut text);
+    looks.write_nets(&mut text);
     looks.write_counts(&mut text);
     looks.write_levels(&mut text);
     if second.processors.iter().any(|processor| !processor.current) {
@@ -100,6 +104,56 @@ impl<'a> Looks<'a> {
                 format!("{index}{mark}"),
                 rate("entries"),
                 rate("interpreted_instructions"),
+            );
+        }
+    }
+
+    fn write_disks(&self, text: &mut String) {
+        if self.second.disks.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+            "DISK", "READS/S", "READ/S", "WRITES/S", "WRITTEN/S", "FLUSHES/S", "FAILED"
+        );
+        for (index, now) in self.second.disks.iter().enumerate() {
+            let before = self.first.disks.get(index).copied().unwrap_or_default();
+            let rate = |count: fn(&DiskStatistics) -> u64| self.rate(count(&before), count(now));
+            let _ = writeln!(
+                text,
+                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+                per_second(rate(|it| it.reads)),
+                bytes_per_second(rate(|it| it.read_bytes)),
+                per_second(rate(|it| it.writes)),
+                bytes_per_second(rate(|it| it.written_bytes)),
+                per_second(rate(|it| it.flushes)),
+                grouped(now.failed),
+            );
+        }
+    }
+
+    fn write_nets(&self, text: &mut String) {
+        if self.second.nets.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+            "CARD", "IN/S", "BYTES IN/S", "OUT/S", "BYTES OUT/S", "LOST IN", "LOST OUT"
+        );
+        for (index, now) in self.second.nets.iter().enumerate() {
+            let before = self.first.nets.get(index).copied().unwrap_or_default();
+            let rate = |count: fn(&NetStatistics) -> u64| self.rate(count(&before), count(now));
+            let _ = writeln!(
+                text,
+                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+                per_second(rate(|it| it.received_packets)),
+                bytes_per_second(rate(|it| it.received_bytes)),
+                per_second(rate(|it| it.sent_packets)),
+                bytes_per_second(rate(|it| it.sent_bytes)),
+                grouped(now.received_dropped),
+                grouped(now.sent_dropped),
             );
         }
     }
@@ -190,6 +244,10 @@ fn per_second(rate: Option<f64>) -> String {
     }
 }
 
+fn bytes_per_second(rate: Option<f64>) -> String {
+    rate.map_or("-".to_owned(), |rate| size::format_bytes(rate as u64))
+}
+
 /// Nanoseconds in each second.
 fn percent(ns: f64) -> String {
     format!("{:.0} %", ns / 1e7)
@@ -240,6 +298,17 @@ mod tests {
             memory: Default::default(),
             running_ns,
             processors: vec![processor.clone(), processor],
+            disks: vec![DiskStatistics {
+                reads: entries,
+                read_bytes: entries << 12,
+                ..DiskStatistics::default()
+            }],
+            nets: vec![NetStatistics {
+                sent_packets: entries,
+                sent_bytes: entries << 10,
+                sent_dropped: 3,
+                ..NetStatistics::default()
+            }],
         }
     }
 
@@ -260,6 +329,12 @@ mod tests {
         assert_eq!(line(&table, "entries"), ["entries", "2,002,000", "1,000,000"]);
         let time = line(&table, PROCESSOR_TIME_NS);
         assert_eq!(time, [PROCESSOR_TIME_NS, "2", "s", "50", "%"]);
+        let (_, devices) = table.split_once("DISK").unwrap();
+        let disk = ["0", "500,000", "1.9", "GiB", "0", "0", "B", "0", "0"];
+        assert_eq!(line(devices, "0"), disk, "{table}");
+        let (_, cards) = table.split_once("CARD").unwrap();
+        let card = ["0", "0", "0", "B", "500,000", "488", "MiB", "0", "3"];
+        assert_eq!(line(cards, "0"), card, "{table}");
         let blocks = line(&table, "code_blocks");
         assert_eq!(blocks, ["code_blocks", "4,711;", "4,711"]);
         assert!(!table.contains("capacity") && !table.contains("Others"), "{table}");

@@ -116,6 +116,12 @@ impl<'a> Board<'a> {
     }
 }
 
+/// A limit as devices take it. By default a tenth of a second's worth passes at once.
+fn rate(rate: vmm_api::Rate) -> virtio::Rate {
+    let vmm_api::Rate { per_second, burst } = rate;
+    virtio::Rate { per_second, burst: burst.unwrap_or(per_second / 10) }
+}
+
 /// What ACPI tells the guest of all this.
 pub fn platform<'a>(parts: &'a Parts) -> Platform<'a> {
     let at = |offset| port::POWER_MANAGEMENT + offset;

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use net::Backend;
 use net::user::{Forward, Transport, UserNetwork, UserNetworkConfig};
+use virtio::{NetCounters, NetOptions};
 use vmm_api::{ForwardedPort, NetConfig, NetworkConfig, Protocol, card_mac, host_name};
 
-use super::Board;
+use super::{Board, rate};
 use crate::BuildError;
 
-/// Puts the cards on the bus, and starts a user-mode network for each that is to be on one.
-pub fn attach(board: &Board) -> Result<(), BuildError> {
+/// Puts the cards on the bus, and starts a user-mode network for each that is to be on one. What they
+/// count.
+pub fn attach(board: &Board) -> Result<Vec<Arc<NetCounters>>, BuildError> {
     let config = board.parts.config;
+    let mut all = Vec::new();
     for (index, card) in config.nets.iter().enumerate() {
         let backend: Arc<dyn Backend> = match &card.network {
             NetworkConfig::User => Arc::new(UserNetwork::new(network(&config.name, index, card))?),
@@ -21,11 +24,18 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
                 open.ok_or_else(|| BuildError::Wiring(format!("no tap is open for {name}")))?
             }
         };
-        let mac = card_mac(&config.name, index, card)?;
-        let device = virtio::net(backend, mac, board.parts.memory.clone())?;
+        let counters = Arc::<NetCounters>::default();
+        let options = NetOptions {
+            mac: card_mac(&config.name, index, card)?,
+            receive: card.limits.receive.map(rate),
+            send: card.limits.send.map(rate),
+            counters: counters.clone(),
+        };
+        let device = virtio::net(backend, options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
+        all.push(counters);
     }
-    Ok(())
+    Ok(all)
 }
 
 fn network(name: &str, index: usize, card: &NetConfig) -> UserNetworkConfig {

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Disk, Format, MemoryDisk, OpenOptions, Switch};
-use virtio::BlockOptions;
+use virtio::{BlockCounters, BlockLimits, BlockOptions};
 use vmm_api::{BlockConfig, DiskFormat, OnFull};
 
-use super::Board;
+use super::{Board, rate};
 use crate::BuildError;
 use crate::cloud_init;
 use crate::layers::{self, Overlay};
@@ -23,9 +23,11 @@ pub struct AttachedDisk {
     pub config: BlockConfig,
 }
 
-/// Puts the disks on the bus, in the order of the configuration.
-pub fn attach(board: &Board) -> Result<(), BuildError> {
+/// Puts the disks on the bus, in the order of the configuration. What they count.
+pub fn attach(board: &Board) -> Result<Vec<Arc<BlockCounters>>, BuildError> {
+    let mut all = Vec::new();
     for AttachedDisk { path, disk, config } in &board.parts.files.disks {
+        let counters = Arc::<BlockCounters>::default();
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
@@ -33,11 +35,17 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
                 OnFull::Pause => Some(board.full.watch(path)),
                 OnFull::Report => None,
             },
+            limits: BlockLimits {
+                bytes: config.limits.bandwidth.map(rate),
+                requests: config.limits.requests.map(rate),
+            },
+            counters: counters.clone(),
         };
         let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
         board.pci.add(None, Box::new(device))?;
+        all.push(counters);
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Opens a disk. Overlays that are made for that are noted in `made`, and in `backing` the images that the

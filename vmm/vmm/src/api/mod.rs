@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use hybrid_vsock::Vsock;
+use machine::Counters;
 use runtime::thread::{Role, spawn};
 use tokio::sync::watch;
 use vmm_api::{
@@ -58,6 +59,8 @@ pub struct Shown {
     pub begun: Instant,
     /// What its processors count.
     pub meters: Vec<Arc<Meter>>,
+    /// What its disks and cards count.
+    pub counters: Counters,
 }
 
 /// What clients reach.
@@ -268,6 +271,8 @@ impl Shown {
             running_ns: self.begun.elapsed().as_nanos().try_into().unwrap_or(u64::MAX),
             memory: MemoryStatistics { guest_bytes: self.config.memory_mib << 20, resident_bytes },
             processors: meter::ask_all(&self.meters),
+            disks: self.counters.disks(),
+            nets: self.counters.nets(),
         }
     }
 }
