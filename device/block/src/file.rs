@@ -22,6 +22,9 @@ pub(crate) struct HostFile {
     /// What reached the file and when it was synced, for the test of power failures.
     #[cfg(test)]
     pub(crate) journal: std::sync::Mutex<Vec<Event>>,
+    /// Lets a test limit the room for the file, in bytes.
+    #[cfg(test)]
+    pub(crate) room: std::sync::atomic::AtomicU64,
     /// Lets a test hold up the next sync: waited for twice.
     #[cfg(test)]
     pub(crate) gate: std::sync::Mutex<Option<std::sync::Arc<std::sync::Barrier>>>,
@@ -114,6 +117,8 @@ impl HostFile {
             #[cfg(test)]
             journal: Default::default(),
             #[cfg(test)]
+            room: u64::MAX.into(),
+            #[cfg(test)]
             gate: Default::default(),
         })
     }
@@ -203,7 +208,17 @@ impl HostFile {
     /// Writes `data` at `offset`, growing a file if need be.
     pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         #[cfg(test)]
-        self.record(Event::Write(offset, data.to_vec()));
+        let data = {
+            let room = self.room.load(Ordering::Relaxed).saturating_sub(offset);
+            let (fits, rest) = data.split_at(data.len().min(room.try_into().unwrap_or(usize::MAX)));
+            if !rest.is_empty() {
+                // As write(2) does: what there is room for is written.
+                self.file.write_all_at(fits, offset)?;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.record(Event::Write(offset, data.to_vec()));
+            data
+        };
         self.file.write_all_at(data, offset)
     }
 

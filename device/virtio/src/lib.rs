@@ -35,7 +35,7 @@ mod vsock;
 mod worker;
 
 pub use balloon::{Balloon, BalloonSize, MemoryUse, balloon};
-pub use block::{BlockLimits, BlockOptions, block};
+pub use block::{BlockLimits, BlockOptions, WhenFull, block};
 pub use chain::{Buffer, Chain};
 pub use console::console;
 pub use counters::{BlockCounters, Counter, NetCounters, Traffic, Transfers};

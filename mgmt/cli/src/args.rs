@@ -18,8 +18,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use images::ImageName;
 use vmm_api::{
-    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, DiskLimits, Rate,
-    SandboxMode,
+    Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, DiskLimits, OnFull,
+    Rate, SandboxMode,
 };
 
 use crate::{size, stats};
@@ -310,8 +310,10 @@ pub struct GuestArgs {
     pub hyperv: bool,
 
     /// Add a disk: PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,overlay=PATH]
-    /// [,bandwidth=RATE][,burst=SIZE][,iops=N]; repeatable.
-    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is. The guest may
+    /// [,on-full=pause|report][,bandwidth=RATE][,burst=SIZE][,iops=N]; repeatable.
+    /// With an overlay, writes go to that qcow2 file and the disk itself stays as it is. When the host
+    /// has no room for what the guest writes, the guest is paused until there is, or with
+    /// on-full=report told of an I/O error. The guest may
     /// ask for N requests a second and for so many bytes a second, 20M or 160mbit.
     /// A comma within a path is written twice
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
@@ -472,6 +474,8 @@ impl FromStr for DiskArg {
                     return Err(format!("there is no format {other:?}: use raw, qcow2 or auto"));
                 }
                 Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
+                Some(("on-full", "pause")) => disk.on_full = OnFull::Pause,
+                Some(("on-full", "report")) => disk.on_full = OnFull::Report,
                 Some(("overlay", path)) if !path.is_empty() => disk.overlay = Some(path.into()),
                 Some(("iops", rate)) => match rate.parse() {
                     Ok(rate) if rate > 0 => requests = Some(rate),
@@ -481,8 +485,8 @@ impl FromStr for DiskArg {
                 Some(("burst", bytes)) => burst = Some(parse_bytes(bytes)?),
                 _ => {
                     return Err(format!(
-                        "{part:?} means nothing here: use format=, readonly, serial=, overlay=, iops=, \
-                         bandwidth= or burst="
+                        "{part:?} means nothing here: use format=, readonly, serial=, overlay=, \
+                         on-full=pause|report, iops=, bandwidth= or burst="
                     ));
                 }
             }
@@ -575,12 +579,15 @@ mod tests {
         assert_eq!(full.path, PathBuf::from("/x/b,c.img"));
         assert_eq!((full.format, full.readonly), (DiskFormat::Qcow2, true));
         assert_eq!(full.serial.as_deref(), Some("S1"));
+        assert_eq!(disk("a,on-full=report").unwrap().on_full, OnFull::Report);
         assert_eq!(disk("a,overlay=o").unwrap().overlay, Some("o".into()));
         let limited = disk("a,iops=500,bandwidth=20M,burst=1M").unwrap().limits;
         let bandwidth = Some(Rate { per_second: 20 << 20, burst: Some(1 << 20) });
         let requests = Some(Rate { per_second: 500, burst: None });
         assert_eq!(limited, DiskLimits { bandwidth, requests });
-        for bad in ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,"] {
+        for bad in
+            ["", ",readonly", "a,ro", "a,format=vdi", "a,overlay=", "a,format", "a,", "a,on-full"]
+        {
             assert!(disk(bad).is_err(), "{bad:?}");
         }
         for bad in ["a,iops=0", "a,iops=many", "a,burst=1M", "a,iops=5,burst=1M"] {

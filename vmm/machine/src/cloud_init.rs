@@ -8,7 +8,7 @@ use std::io::{self, Cursor, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use serde_json::{Value, json};
-use vmm_api::{CloudInitConfig, ConfigError, VmConfig, card_mac};
+use vmm_api::{CloudInitConfig, ConfigError, VmConfig, card_mac, host_name};
 
 use crate::BuildError;
 
@@ -36,10 +36,10 @@ fn text(value: &Value) -> String {
 
 fn meta_data(name: &str, cloud_init: &CloudInitConfig) -> Value {
     let instance_id = cloud_init.instance_id.clone().unwrap_or_else(|| format!("lodge-{name}"));
-    let hostname = cloud_init.hostname.clone();
+    let hostname = cloud_init.hostname.clone().or_else(|| host_name(name));
     json!({
         "instance-id": instance_id,
-        "local-hostname": hostname.unwrap_or_else(|| name.replace(['_', '.'], "-")),
+        "local-hostname": hostname.as_deref().unwrap_or("guest"),
         "public-keys": cloud_init.ssh_keys,
     })
 }

@@ -13,6 +13,7 @@ mod counters;
 mod error;
 mod files;
 pub mod firmware;
+mod full;
 mod generation;
 mod layers;
 mod machine;

@@ -19,6 +19,7 @@ use x86::CpuState;
 
 use crate::boot::{self, Entry};
 use crate::counters::Counters;
+use crate::full::FullDisks;
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
 use crate::wiring::storage::AttachedDisk;
@@ -69,6 +70,7 @@ pub struct Machine {
     pci: Arc<PciRoot>,
     pm: Arc<Mutex<PowerManagement>>,
     disks: Vec<AttachedDisk>,
+    full: Arc<FullDisks>,
     counters: Counters,
     saved: SavedDevices,
     power: PowerSender,
@@ -84,7 +86,8 @@ impl Machine {
     /// Builds the devices and loads the kernel.
     pub fn build(parts: Parts) -> Result<Self, BuildError> {
         let (power, requests) = chipset::power_channel().map_err(BuildError::Event)?;
-        let board = Board::new(&parts, power.clone());
+        let full = FullDisks::new().map_err(BuildError::Event)?;
+        let board = Board::new(&parts, power.clone(), full.clone());
 
         // What fails most often comes first, before the host is asked for anything else.
         let entry = if parts.is_restored {
@@ -118,6 +121,7 @@ impl Machine {
             pci,
             pm,
             disks: parts.files.disks.clone(),
+            full,
             counters,
             saved,
             power,
@@ -153,6 +157,11 @@ impl Machine {
     /// Asks the machine for something in the guest's place.
     pub fn request(&self, request: PowerRequest) {
         self.power.send(request);
+    }
+
+    /// The disks that the host has no room for, at which requests wait for a pause.
+    pub fn full_disks(&self) -> &FullDisks {
+        &self.full
     }
 
     /// What its disks and cards count.

@@ -24,6 +24,9 @@ pub struct Instance {
     pub name: String,
     /// What it is doing.
     pub state: RunState,
+    /// Why it is paused, for people, unless somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_reason: Option<String>,
     /// The version of Lodge that runs it.
     pub version: String,
     /// The process number of its VMM.
@@ -120,7 +123,8 @@ mod tests {
     fn records_are_events_with_a_time() {
         for event in [
             Event::Reset,
-            Event::Paused,
+            Event::Paused { reason: None },
+            Event::Paused { reason: Some("no room".into()) },
             Event::AgentReady,
             Event::Warning { message: "slow".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },

@@ -169,9 +169,23 @@ pub struct BlockConfig {
     /// The serial number that the guest sees, at most 20 bytes of ASCII.
     #[serde(default)]
     pub serial: Option<String>,
+    /// What happens when the host has no room for what the guest writes.
+    #[serde(default)]
+    pub on_full: OnFull,
     /// How much the guest may ask of it.
     #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
     pub limits: DiskLimits,
+}
+
+/// What happens when the host has no room for what a guest writes to a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFull {
+    /// The guest stands still until there is room, and notices nothing.
+    #[default]
+    Pause,
+    /// The guest is told of an I/O error.
+    Report,
 }
 
 /// The format of a disk image.

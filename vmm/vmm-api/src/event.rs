@@ -45,7 +45,11 @@ pub enum Event {
     /// The machine was reset, by the guest or by a triple fault, and starts anew.
     Reset,
     /// The guest was paused: its processors, its devices and its time stand still.
-    Paused,
+    Paused {
+        /// Why, for people, unless somebody asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// The guest goes on after a pause.
     Resumed,
     /// Lodge's agent in the guest is there: from now on, commands can be run and files be copied. On

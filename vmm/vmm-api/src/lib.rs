@@ -26,8 +26,8 @@ pub use balloon::{BalloonRequest, BalloonState, GuestMemoryUse};
 pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,
-    ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, Protocol,
-    SandboxConfig, SandboxMode, VmConfig,
+    ForwardedPort, GdbAddress, GdbConfig, GuestModule, Lease, NetConfig, NetworkConfig, OnFull,
+    Protocol, SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};

@@ -98,13 +98,13 @@ mod tests {
         let journal = Journal::default();
         journal.record(&Event::Reset);
         let (past, future) = journal.follow();
-        journal.record(&Event::Paused);
+        journal.record(&Event::Paused { reason: None });
         journal.end();
         journal.record(&Event::Resumed);
         let mut future = future.unwrap();
         assert_eq!(past.iter().map(|r| r.number).collect::<Vec<_>>(), [1]);
         let record = future.blocking_recv().unwrap();
-        assert_eq!((record.number, record.event), (2, Event::Paused));
+        assert_eq!((record.number, record.event), (2, Event::Paused { reason: None }));
         assert!(future.blocking_recv().is_err());
         let (past, future) = journal.follow();
         assert_eq!(past.len(), 3);

@@ -20,6 +20,7 @@ mod hub;
 mod journal;
 mod launcher;
 mod meter;
+mod room;
 mod running;
 mod session;
 mod signals;

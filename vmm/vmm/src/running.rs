@@ -1,8 +1,9 @@
 //! A machine with its processors running.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -175,6 +176,16 @@ impl Running {
     /// What the guest asks of its machine.
     pub fn take_power_request(&self) -> Option<PowerRequest> {
         self.machine.power_requests().take()
+    }
+
+    /// Readable when [`Running::take_full_disks`] has something.
+    pub fn full_disks(&self) -> BorrowedFd<'_> {
+        self.machine.full_disks().as_fd()
+    }
+
+    /// The images that the host has no room for.
+    pub fn take_full_disks(&self) -> BTreeSet<PathBuf> {
+        self.machine.full_disks().take()
     }
 
     /// Readable when [`Running::take_failure`] has something.

@@ -113,6 +113,7 @@ fn run_on(
         api.show(Shown {
             config: config.clone(),
             state: RunState::Running,
+            pause_reason: None,
             accelerator: accelerators::kind(accelerator),
             resets,
             begun,

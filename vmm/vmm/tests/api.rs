@@ -198,6 +198,6 @@ fn a_guest_that_fails_tells_those_who_follow() {
     vmm.client().stop(StopRequest { timeout_s: 0 }).unwrap();
     let rest: Vec<Event> = events.map(|record| record.unwrap().event).collect();
     let end = Event::Stopped { reason: StopReason::Requested };
-    assert_eq!(rest, [Event::Paused, Event::Resumed, end]);
+    assert_eq!(rest, [Event::Paused { reason: None }, Event::Resumed, end]);
     assert_eq!(vmm.end(), 0);
 }

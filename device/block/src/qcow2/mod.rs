@@ -18,6 +18,8 @@ mod chain;
 mod check;
 mod create;
 mod disk;
+#[cfg(test)]
+mod full;
 mod header;
 mod info;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod request;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,10 @@ pub struct BlockOptions {
     pub queues: u16,
     /// The serial number that the guest reads: 1 to 20 characters of ASCII.
     pub serial: Option<String>,
+    /// What is told when the host has no room for what the guest writes. Such a request is not answered:
+    /// it is served anew when the device goes on after a pause, or the driver makes another. `None`: the
+    /// guest is told of an I/O error.
+    pub when_full: Option<WhenFull>,
     /// What the guest may ask for.
     pub limits: BlockLimits,
     /// What is counted.
@@ -76,7 +81,30 @@ pub struct BlockLimits {
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { queues: 1, serial: None, limits: BlockLimits::default(), counters: Arc::default() }
+        Self {
+            queues: 1,
+            serial: None,
+            when_full: None,
+            limits: BlockLimits::default(),
+            counters: Arc::default(),
+        }
+    }
+}
+
+/// Tells somebody that the host has no room. Called on workers' threads, perhaps again and again.
+#[derive(Clone)]
+pub struct WhenFull(Arc<dyn Fn() + Send + Sync>);
+
+impl WhenFull {
+    /// Calls `tell`, which must not wait.
+    pub fn new(tell: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl fmt::Debug for WhenFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WhenFull")
     }
 }
 
@@ -95,19 +123,21 @@ pub fn block(
         id[..serial.len()].copy_from_slice(serial.as_bytes());
     }
     let queues = options.queues.clamp(1, MAX_QUEUES);
+    let when_full = options.when_full;
     let BlockLimits { bytes, requests } = options.limits;
     let meters = Meters {
         bytes: bytes.map(Limit::new).map(Arc::new),
         requests: requests.map(Limit::new).map(Arc::new),
         counters: options.counters,
     };
-    VirtioPci::new(Box::new(Block { disk, id, queues, meters }), memory)
+    VirtioPci::new(Box::new(Block { disk, id, queues, when_full, meters }), memory)
 }
 
 struct Block {
     disk: Arc<dyn Disk>,
     id: [u8; spec::ID_LEN],
     queues: u16,
+    when_full: Option<WhenFull>,
     meters: Meters,
 }
 
@@ -185,6 +215,7 @@ impl VirtioDevice for Block {
     fn task(&self, _queue: usize, features: u64) -> Box<dyn QueueTask> {
         // A driver without flush has no way to make data safe, so each write must (5.2.6.2).
         let write_through = features & spec::F_FLUSH == 0;
-        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through, self.meters.clone()))
+        let (meters, when_full) = (self.meters.clone(), self.when_full.clone());
+        Box::new(BlockTask::new(self.disk.clone(), self.id, write_through, meters, when_full))
     }
 }

@@ -8,7 +8,7 @@ use block::Disk;
 use mem::GuestMemory;
 use runtime::thread::Role;
 
-use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Meters, SECTOR, spec};
+use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Meters, SECTOR, WhenFull, spec};
 use crate::chain::Chain;
 use crate::counters::Transfers;
 use crate::queue::{QueueError, VirtQueue};
@@ -33,7 +33,8 @@ enum Refusal {
 enum Failure {
     Queue(QueueError),
     Refused(Refusal),
-    /// The queue is called home. A driver may ask for 4 GiB at once, for which nobody waits.
+    /// The queue is called home: a driver may ask for 4 GiB at once, for which nobody waits. Or the host
+    /// has no room, and somebody has been told.
     LeftOff,
 }
 
@@ -58,6 +59,7 @@ struct Requests {
     disk: Arc<dyn Disk>,
     id: [u8; spec::ID_LEN],
     write_through: bool,
+    when_full: Option<WhenFull>,
     meters: Meters,
     piece: Vec<u8>,
     complained: bool,
@@ -69,10 +71,12 @@ impl BlockTask {
         id: [u8; spec::ID_LEN],
         write_through: bool,
         meters: Meters,
+        when_full: Option<WhenFull>,
     ) -> Self {
-        let piece = vec![0; PIECE];
-        let requests = Requests { disk, id, write_through, meters, piece, complained: false };
-        Self { requests }
+        let (piece, complained) = (vec![0; PIECE], false);
+        Self {
+            requests: Requests { disk, id, write_through, when_full, meters, piece, complained },
+        }
     }
 }
 
@@ -260,9 +264,16 @@ impl Requests {
         whole.then_some(start).ok_or(Refusal::IoError)
     }
 
-    /// An error of the host: logged, once per worker, and the guest sees an I/O error.
+    /// An error of the host: logged, once per worker, and the guest sees an I/O error, unless the host has no
+    /// room and that can wait.
     fn host(&mut self, result: io::Result<()>) -> Result<(), Failure> {
         result.map_err(|error| {
+            let is_full =
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            if let Some(WhenFull(tell)) = self.when_full.as_ref().filter(|_| is_full) {
+                tell();
+                return Failure::LeftOff;
+            }
             if !std::mem::replace(&mut self.complained, true) {
                 tracing::warn!("a disk request of the guest failed: {error}");
             }
@@ -331,8 +342,8 @@ mod tests {
         }
     }
 
-    /// One request with `kind` and three pieces of data, in a queue that the disk calls home.
-    fn run(kind: u32) -> (Vec<(u64, usize)>, QueueState) {
+    /// One request with `kind` and three pieces of data, in a queue.
+    fn queue(kind: u32, stop: Arc<AtomicBool>) -> (VirtQueue, GuestMemory) {
         const DATA: u32 = 2 * PIECE as u32 + 512;
         let memory = mem::allocate(&[RamRange { start: 0, len: 1 << 20 }]).unwrap();
         let write = |at: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(at)).unwrap();
@@ -360,15 +371,78 @@ mod tests {
             used_ring: 0x3000,
             ..QueueState::default()
         };
+        let queue = Queue::try_from(state).unwrap();
+        (VirtQueue::new(queue, memory.clone(), Arc::new(Shared::new(1)), 0, stop), memory)
+    }
+
+    fn task(disk: Arc<dyn Disk>, when_full: Option<WhenFull>) -> BlockTask {
+        BlockTask::new(disk, [0; spec::ID_LEN], false, Meters::default(), when_full)
+    }
+
+    /// The same on a disk that calls the queue home.
+    fn run(kind: u32) -> (Vec<(u64, usize)>, QueueState) {
         let stop = Arc::<AtomicBool>::default();
         let disk = Arc::new(CallsHome { stop: stop.clone(), requests: Mutex::default() });
-        let queue = Queue::try_from(state).unwrap();
-        let mut queue = VirtQueue::new(queue, memory, Arc::new(Shared::new(1)), 0, stop);
-        BlockTask::new(disk.clone(), [0; spec::ID_LEN], false, Meters::default())
-            .serve(&mut queue)
-            .unwrap();
+        let (mut queue, _) = queue(kind, stop);
+        task(disk.clone(), None).serve(&mut queue).unwrap();
         let requests = disk.requests.lock().unwrap().clone();
         (requests, queue.into_state())
+    }
+
+    /// A disk that takes this many pieces.
+    struct Room(Mutex<usize>);
+
+    impl Disk for Room {
+        fn size(&self) -> u64 {
+            1 << 30
+        }
+        fn is_readonly(&self) -> bool {
+            false
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            let mut room = self.0.lock().unwrap();
+            *room = room.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_request_without_room_is_served_when_there_is() {
+        let disk = Arc::new(Room(Mutex::new(1)));
+        let told = Arc::new(Mutex::new(0));
+        let when_full = WhenFull::new({
+            let told = told.clone();
+            move || *told.lock().unwrap() += 1
+        });
+        let (mut queue, memory) = queue(spec::T_OUT, Arc::default());
+        let status = || memory.read_obj::<u8>(GuestAddress(0x5000)).unwrap();
+        memory.write_obj(0xffu8, GuestAddress(0x5000)).unwrap();
+        task(disk.clone(), Some(when_full.clone())).serve(&mut queue).unwrap();
+        assert_eq!((*told.lock().unwrap(), status()), (1, 0xff));
+        *disk.0.lock().unwrap() = 3;
+        task(disk, Some(when_full)).serve(&mut queue).unwrap();
+        assert_eq!((*told.lock().unwrap(), status()), (1, 0));
+        let state = queue.into_state();
+        assert_eq!((state.next_avail, state.next_used), (1, 1));
+    }
+
+    #[test]
+    fn without_anybody_to_tell_the_guest_is_told() {
+        let (mut queue, memory) = queue(spec::T_OUT, Arc::default());
+        task(Arc::new(Room(Mutex::new(1))), None).serve(&mut queue).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x5000)).unwrap(), Refusal::IoError as u8);
     }
 
     #[test]

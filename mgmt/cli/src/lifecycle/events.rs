@@ -125,7 +125,8 @@ fn tell(event: &Event) -> String {
     match event {
         Event::Started { .. } => "started".to_owned(),
         Event::Reset => "was reset".to_owned(),
-        Event::Paused => "was paused".to_owned(),
+        Event::Paused { reason: None } => "was paused".to_owned(),
+        Event::Paused { reason: Some(reason) } => format!("was paused: {reason}"),
         Event::Resumed => "goes on".to_owned(),
         Event::AgentReady => "is ready for `lodge exec`".to_owned(),
         Event::Warning { message } => format!("warning: {message}"),

@@ -16,6 +16,8 @@ use crate::{output, size};
 pub struct Entry {
     pub name: String,
     pub state: State,
+    /// Why it is paused, unless somebody asked for it.
+    pub pause_reason: Option<String>,
     /// The image that it was made from.
     pub image: Option<String>,
     /// When it was made, in milliseconds since 1970.
@@ -44,6 +46,7 @@ impl Entry {
         let entry = Entry {
             name: name.to_owned(),
             state: found.state,
+            pause_reason: instance.and_then(|it| it.pause_reason.clone()),
             image: record.image,
             created_ms: Some(record.created_ms).filter(|&ms| ms != 0),
             started_ms: instance.map(|it| it.started_ms),
@@ -121,6 +124,11 @@ fn table(entries: &[Entry]) -> String {
             or_none(entry.memory_mib.map(|mib| size::format_bytes(mib.saturating_mul(1 << 20)))),
             size::format_bytes(entry.disk_bytes),
         );
+    }
+    for entry in entries {
+        if let Some(reason) = &entry.pause_reason {
+            let _ = writeln!(table, "{} is paused: {reason}", entry.name);
+        }
     }
     table
 }

@@ -301,7 +301,10 @@ impl<'a> Console<'a> {
                     notice(self.raw, &format!("GDB can connect: target remote {place}"));
                 }
             }
-            Event::Paused => notice(self.raw, "the guest is paused"),
+            Event::Paused { reason: None } => notice(self.raw, "the guest is paused"),
+            Event::Paused { reason: Some(reason) } => {
+                notice(self.raw, &format!("the guest is paused: {reason}"));
+            }
             Event::Resumed => notice(self.raw, "the guest goes on"),
             Event::Reset => notice(self.raw, "the guest restarts"),
             Event::AgentReady => {}

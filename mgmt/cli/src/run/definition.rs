@@ -79,6 +79,7 @@ mod tests {
             path: "/d".into(),
             format: vmm_api::DiskFormat::Raw,
             readonly: true,
+            on_full: vmm_api::OnFull::Report,
             ..Default::default()
         });
         let text = text(&config, None).unwrap();

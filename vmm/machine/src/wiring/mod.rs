@@ -16,6 +16,7 @@ use bus::{AddressSpace, BusDevice, Saved, Snapshot};
 use irqchip::IrqLine;
 
 use crate::acpi::{Platform, PmRegisters};
+use crate::full::FullDisks;
 use crate::snapshot::SavedDevices;
 use crate::{BuildError, Parts, generation};
 
@@ -59,16 +60,17 @@ pub struct Board<'a> {
     pub ports: Arc<AddressSpace>,
     pub pci: Arc<PciRoot>,
     pub power: PowerSender,
+    pub full: Arc<FullDisks>,
     saved: RefCell<SavedDevices>,
 }
 
 impl<'a> Board<'a> {
     /// A board with a PCI bus that nothing is attached to yet.
-    pub fn new(parts: &'a Parts, power: PowerSender) -> Self {
+    pub fn new(parts: &'a Parts, power: PowerSender, full: Arc<FullDisks>) -> Self {
         let memory_space = Arc::new(AddressSpace::new());
         let ports = Arc::new(AddressSpace::new());
         let pci = pci::root(parts, &memory_space, &ports);
-        Self { parts, memory_space, ports, pci, power, saved: RefCell::default() }
+        Self { parts, memory_space, ports, pci, power, full, saved: RefCell::default() }
     }
 
     /// Has a device's state be saved.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{Disk, Format, MemoryDisk, OpenOptions, Switch};
 use virtio::{BlockCounters, BlockLimits, BlockOptions};
-use vmm_api::{BlockConfig, DiskFormat};
+use vmm_api::{BlockConfig, DiskFormat, OnFull};
 
 use super::{Board, rate};
 use crate::BuildError;
@@ -26,11 +26,15 @@ pub struct AttachedDisk {
 /// Puts the disks on the bus, in the order of the configuration. What they count.
 pub fn attach(board: &Board) -> Result<Vec<Arc<BlockCounters>>, BuildError> {
     let mut all = Vec::new();
-    for AttachedDisk { disk, config, .. } in &board.parts.files.disks {
+    for AttachedDisk { path, disk, config } in &board.parts.files.disks {
         let counters = Arc::<BlockCounters>::default();
         let options = BlockOptions {
             queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
             serial: config.serial.clone().filter(|serial| !serial.is_empty()),
+            when_full: match config.on_full {
+                OnFull::Pause => Some(board.full.watch(path)),
+                OnFull::Report => None,
+            },
             limits: BlockLimits {
                 bytes: config.limits.bandwidth.map(rate),
                 requests: config.limits.requests.map(rate),

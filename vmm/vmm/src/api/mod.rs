@@ -51,6 +51,8 @@ pub struct Shown {
     pub config: Arc<VmConfig>,
     /// What it is doing.
     pub state: RunState,
+    /// Why it is paused, unless somebody asked for it.
+    pub pause_reason: Option<String>,
     /// What runs its processors.
     pub accelerator: Accelerator,
     /// How often it was reset.
@@ -225,7 +227,16 @@ impl Api {
     /// Has clients see what the guest is doing.
     pub fn set_state(&self, state: RunState) {
         if let Some(shared) = &self.shared {
-            shared.shown.lock().unwrap_or_else(PoisonError::into_inner).state = state;
+            let mut shown = shared.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            (shown.state, shown.pause_reason) = (state, None);
+        }
+    }
+
+    /// Has clients see that the guest is paused, and why, unless somebody asked for it.
+    pub fn set_paused(&self, reason: Option<String>) {
+        if let Some(shared) = &self.shared {
+            let mut shown = shared.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            (shown.state, shown.pause_reason) = (RunState::Paused, reason);
         }
     }
 
@@ -255,6 +266,7 @@ impl Shared {
         Instance {
             name: shown.config.name.clone(),
             state: shown.state,
+            pause_reason: shown.pause_reason,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             accelerator: shown.accelerator,

@@ -1,6 +1,8 @@
 //! While a machine runs: what happens to it, and what is wanted of it.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmm_api::{Event, Failure, RunState, StopReason};
@@ -9,12 +11,16 @@ use super::{Ending, after_power_request, poll_all};
 use crate::api::Api;
 use crate::control::{Command, Outcome};
 use crate::launcher::Launcher;
+use crate::room::NoRoom;
 use crate::running::Running;
 use crate::signals::{Signals, Wish};
 use crate::snapshot;
 
 /// How long a guest may take to switch itself off when a signal asks it to.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How soon to pause the guest again where that failed.
+const PAUSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// The wait for the end of a machine's run.
 pub struct Wait<'a> {
@@ -24,6 +30,10 @@ pub struct Wait<'a> {
     api: &'a Api,
     /// Set once the guest has been asked to switch itself off.
     asked: Option<Asked>,
+    /// The images that the host has no room for, and for which the guest does not stand still yet.
+    full: BTreeSet<PathBuf>,
+    /// Set while the guest stands still because the host has no room for its disks.
+    no_room: Option<NoRoom>,
 }
 
 /// The guest has been asked to switch itself off.
@@ -48,15 +58,22 @@ impl<'a> Wait<'a> {
         launcher: &'a mut Launcher,
         api: &'a Api,
     ) -> Self {
-        Self { running, signals, launcher, api, asked: None }
+        Self { running, signals, launcher, api, asked: None, full: BTreeSet::new(), no_room: None }
     }
 
     /// Waits until the machine's run ends.
     pub fn until_the_end(mut self) -> Result<Ending, Failure> {
         loop {
-            let deadline = self.asked.and_then(Asked::deadline);
-            let sources =
-                [self.running.power_requests(), self.running.failures(), self.api.orders().as_fd()];
+            let look = self.no_room.as_ref().map(|no_room| no_room.next_look);
+            let again = (!self.full.is_empty()).then(|| Instant::now() + PAUSE_AGAIN);
+            let deadlines = [self.asked.and_then(Asked::deadline), look, again];
+            let deadline = deadlines.into_iter().flatten().min();
+            let sources = [
+                self.running.power_requests(),
+                self.running.failures(),
+                self.running.full_disks(),
+                self.api.orders().as_fd(),
+            ];
             let happened = poll_all(&sources, self.signals, self.launcher, deadline)?;
             if happened.launcher_gone {
                 self.launcher.set_gone();
@@ -68,6 +85,7 @@ impl<'a> Wait<'a> {
                 let was_asked = self.asked.is_some() || happened.launcher_gone;
                 return Ok(after_power_request(request, was_asked));
             }
+            self.mind_room();
             let now = match self.signals.take() {
                 Some(Wish::StopNow) => true,
                 // Asked again: patience is over.
@@ -80,6 +98,30 @@ impl<'a> Wait<'a> {
             if now || self.obey() || self.is_overdue() {
                 return Ok(Ending::Stop(StopReason::Requested));
             }
+        }
+    }
+
+    /// Has the guest stand still where the host has no room for its disks, and go on once there is.
+    fn mind_room(&mut self) {
+        self.full.extend(self.running.take_full_disks());
+        if self.running.is_paused() {
+            // What could not be written is tried again when the guest goes on.
+            self.full.clear();
+        }
+        if !self.full.is_empty() {
+            match self.running.pause() {
+                Ok(()) => {
+                    let no_room = NoRoom::new(std::mem::take(&mut self.full));
+                    let reason = Some(no_room.reason());
+                    self.api.set_paused(reason.clone());
+                    self.launcher.tell(&Event::Paused { reason });
+                    self.no_room = Some(no_room);
+                }
+                Err(failure) => tracing::warn!("the host has no room for a disk, but {failure}"),
+            }
+        }
+        if self.no_room.as_mut().is_some_and(NoRoom::is_over) {
+            self.resume();
         }
     }
 
@@ -133,10 +175,11 @@ impl<'a> Wait<'a> {
         match command {
             Command::Pause if self.asked.is_some() => conflict("the guest is about to end"),
             Command::Pause => {
-                if !is_paused {
-                    self.running.pause()?;
-                    self.api.set_state(RunState::Paused);
-                    self.launcher.tell(&Event::Paused);
+                self.running.pause()?;
+                // From now on it stands still whether there is room or not.
+                if self.no_room.take().is_some() || !is_paused {
+                    self.api.set_paused(None);
+                    self.launcher.tell(&Event::Paused { reason: None });
                 }
                 Ok(())
             }
@@ -175,9 +218,11 @@ impl<'a> Wait<'a> {
 
     /// Ends a pause, if there is one.
     fn resume(&mut self) {
+        self.no_room = None;
         if self.running.is_paused() {
             self.running.resume();
-            self.api.set_state(RunState::Running);
+            let is_asked = self.asked.is_some();
+            self.api.set_state(if is_asked { RunState::Stopping } else { RunState::Running });
             self.launcher.tell(&Event::Resumed);
         }
     }
