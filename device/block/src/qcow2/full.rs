@@ -57,9 +57,10 @@ proptest! {
     #[test]
     fn requests_that_found_no_room_succeed_later(
         ops in prop::collection::vec(op(), 1..40),
-        steps in prop::collection::vec(1u64..200_000, 1..20),
+        steps in prop::collection::vec(20_000u64..200_000, 1..20),
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        // Where flushes and holes wait for no disk, if there is such a place.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("a.qcow2");
         super::create_qcow2(&path, SIZE, None).unwrap();
         let disk = super::open(HostFile::open(&path, true).unwrap(), false).unwrap();
