@@ -109,6 +109,11 @@ impl Buffer {
         })
     }
 
+    /// The runs of memory that it consists of, in their order.
+    pub fn pieces(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.segments.iter().map(|segment| (segment.start, segment.len))
+    }
+
     /// Calls `act` for each run of memory in `offset..offset + len`.
     fn each(
         &self,

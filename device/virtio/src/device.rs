@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueState};
 use vm_memory::GuestMemoryBackend;
 
 use crate::Error;
-use crate::shared::Shared;
+use crate::shared::{ConfigChange, Shared};
 use crate::spec::{NO_VECTOR, common, feature, status};
 use crate::worker::{QueueTask, Worker};
 
@@ -32,6 +32,11 @@ pub trait VirtioDevice: Send {
     /// The driver writes configuration fields; `offset + data.len()` is inside them.
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// What tells the driver of changes to configuration fields. Called once, before all others.
+    fn connect(&mut self, change: ConfigChange) {
+        let _ = change;
     }
 
     /// A queue is reset: what is known about the requests in it is forgotten. No task runs.
@@ -70,6 +75,8 @@ pub enum DeviceType {
     Console = 3,
     /// Entropy source.
     Entropy = 4,
+    /// Memory balloon.
+    Balloon = 5,
     /// Socket device.
     Vsock = 19,
 }
@@ -106,7 +113,7 @@ fn fresh_queue(max_size: u16) -> QueueState {
 }
 
 impl Device {
-    pub fn new(model: Box<dyn VirtioDevice>, memory: GuestMemory) -> Result<Self, Error> {
+    pub fn new(mut model: Box<dyn VirtioDevice>, memory: GuestMemory) -> Result<Self, Error> {
         let queues: Vec<_> = model
             .queue_sizes()
             .into_iter()
@@ -115,6 +122,8 @@ impl Device {
                 Ok(QueueSlot { doorbell, state: fresh_queue(max_size), worker: None })
             })
             .collect::<Result<_, _>>()?;
+        let shared = Arc::new(Shared::new(queues.len()));
+        model.connect(ConfigChange::new(shared.clone()));
         Ok(Self {
             offered: model.features()
                 | feature::VERSION_1
@@ -123,7 +132,7 @@ impl Device {
                 | feature::RING_RESET,
             model,
             memory,
-            shared: Arc::new(Shared::new(queues.len())),
+            shared,
             device_feature_select: 0,
             driver_feature_select: 0,
             accepted: 0,
@@ -358,6 +367,7 @@ impl Device {
     /// Sends queues out to their workers, or calls them home, as the state demands.
     fn place_queues(&mut self) {
         let live = self.status & (status::DRIVER_OK | status::FAILED) == status::DRIVER_OK;
+        self.shared.set_live(live);
         if live && self.bus_master && !self.paused {
             for index in 0..self.queues.len() {
                 self.send_out(index);

@@ -1,4 +1,4 @@
-//! virtio 1.2 devices over PCI: block, net, console, rng, vsock.
+//! virtio 1.2 devices over PCI: block, net, console, rng, vsock, balloon.
 //!
 //! ```text
 //!   vCPU: notify register -> doorbell (an eventfd)
@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod block;
 mod chain;
 mod console;
@@ -33,6 +34,7 @@ mod spec;
 mod vsock;
 mod worker;
 
+pub use balloon::{Balloon, BalloonSize, MemoryUse, balloon};
 pub use block::{BlockLimits, BlockOptions, WhenFull, block};
 pub use chain::{Buffer, Chain};
 pub use console::console;
@@ -43,6 +45,7 @@ pub use pci_transport::VirtioPci;
 pub use queue::{QueueError, VirtQueue};
 pub use rate::Rate;
 pub use rng::rng;
+pub use shared::ConfigChange;
 pub use vsock::vsock;
 pub use worker::{QueueTask, Wake};
 

@@ -108,6 +108,7 @@ impl PciDevice for VirtioPci {
             DeviceType::Block => (0x01, 0x80),   // mass storage, other
             DeviceType::Console => (0x07, 0x80), // communication, other
             DeviceType::Entropy => (0x10, 0x80), // encryption, other
+            DeviceType::Balloon => (0x05, 0x80), // memory, other
             DeviceType::Vsock => (0x07, 0x80),   // communication, other
         };
         Description {

@@ -1,11 +1,28 @@
 //! What a device's registers and its workers share: interrupts and the need for a reset.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pci::Interrupts;
 
 use crate::spec::{NO_VECTOR, isr};
+
+/// Tells the driver that configuration fields of its device have changed (2.5.3).
+#[derive(Clone)]
+pub struct ConfigChange(Arc<Shared>);
+
+impl ConfigChange {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// The fields are new. A driver that is not there yet will read them anyway.
+    pub fn announce(&self) {
+        if self.0.is_live.load(Ordering::Relaxed) {
+            self.0.interrupt(self.0.config_vector(), isr::CONFIGURATION);
+        }
+    }
+}
 
 /// Shared by the registers and all workers of one device.
 pub(crate) struct Shared {
@@ -17,6 +34,8 @@ pub(crate) struct Shared {
     /// ISR status; INTA is high while it is not zero.
     isr: Mutex<u8>,
     needs_reset: AtomicBool,
+    /// The driver is there and listens.
+    is_live: AtomicBool,
     /// A guest can break its device again and again, but the log hears of it once.
     complained: AtomicBool,
 }
@@ -31,6 +50,7 @@ impl Shared {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: Mutex::new(0),
             needs_reset: AtomicBool::new(false),
+            is_live: AtomicBool::new(false),
             complained: AtomicBool::new(false),
         }
     }
@@ -64,6 +84,10 @@ impl Shared {
         }
         self.needs_reset.store(true, Ordering::Relaxed);
         self.interrupt(self.config_vector(), isr::CONFIGURATION);
+    }
+
+    pub fn set_live(&self, is_live: bool) {
+        self.is_live.store(is_live, Ordering::Relaxed);
     }
 
     pub fn needs_reset(&self) -> bool {

@@ -5,6 +5,7 @@
 //! [`vm_memory::GuestMemoryRegion`]s. Memory is a memfd, so that other processes of Lodge can
 //! map it as well.
 
+mod give_back;
 mod huge;
 mod marks;
 
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
+pub use give_back::give_back;
 pub use huge::allocate_huge;
 pub use marks::{CodeMarks, MarksFrom};
 pub use vm_memory::{self, GuestAddress};

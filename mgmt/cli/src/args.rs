@@ -2,6 +2,7 @@
 
 mod affinity;
 pub mod agent;
+mod balloon;
 pub mod disk;
 mod gdb;
 mod image;
@@ -24,6 +25,7 @@ use vmm_api::{
 use crate::{size, stats};
 pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
+pub use balloon::BalloonArgs;
 use disk::DiskCommand;
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
@@ -202,6 +204,9 @@ Examples:
 This runs ssh(1), which reaches the guest's sshd through Lodge's agent. The images that Lodge builds have no sshd;
 this adds one:  lodge image build debian:12 --force --include openssh-server")]
     Ssh(SshArgs),
+    /// Have a guest give memory back to this machine, or have it again
+    #[command(after_help = balloon::EXAMPLES)]
+    Balloon(BalloonArgs),
     /// Print all that is known of guests as JSON
     Inspect(Names),
     /// Print what happens to guests: starts, ends, resets, pauses
@@ -632,6 +637,8 @@ mod tests {
         assert!(parse("lodge disk resize a.raw +1G").is_ok());
         assert!(parse("lodge disk resize a.raw -1G").is_err());
         assert!(parse("lodge disk convert a.raw").is_err());
+        assert!(parse("lodge balloon web 512M").is_ok());
+        assert!(parse("lodge balloon web 512M --json").is_err());
         assert!(parse("lodge stop").is_err());
         assert!(parse("lodge image rm").is_err());
         assert!(parse("lodge image import web").is_err());

@@ -65,6 +65,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Exec(args) => agent::exec::run(&args),
         Command::Cp(args) => agent::copy::run(&args),
         Command::Ssh(args) => agent::ssh::run(&args),
+        Command::Balloon(args) => lifecycle::balloon::run(&args),
         Command::Inspect(args) => lifecycle::inspect::run(&args),
         Command::Events(args) => lifecycle::events::run(&args),
         Command::Snapshot { command } => snapshot::run(&command),

@@ -13,6 +13,7 @@ use mem::GuestMemory;
 use pci::PciRoot;
 use runtime::{Doorbells, Timers};
 use state::Sections;
+use virtio::Balloon;
 use vmm_api::{Failure, VmConfig};
 use x86::CpuState;
 
@@ -55,6 +56,8 @@ pub struct Parts<'a> {
     /// The taps of the cards that lead to networks of the host, by the number of the card. They
     /// outlive the machine, so that the host does not notice a reset.
     pub taps: Vec<Option<Arc<dyn net::Backend>>>,
+    /// The other end of the balloon, if there is one.
+    pub balloon: Option<Arc<Balloon>>,
     /// Where the socket device leads.
     pub vsock: Arc<Vsock>,
 }
@@ -108,6 +111,7 @@ impl Machine {
         };
         wiring::pci::attach_console_rng_and_vsock(&board)?;
         wiring::storage::attach_seed(&board)?;
+        wiring::pci::attach_balloon(&board)?;
         let saved = board.take_saved();
 
         let Board { memory_space, ports, pci, .. } = board;

@@ -51,6 +51,7 @@ impl Bench {
             accelerator: Default::default(),
             cpu_model: Default::default(),
             hugepages: false,
+            balloon: false,
             hyperv: false,
             boot: BootConfig { kernel, initrd: None, cmdline: String::new(), modules: vec![] },
             disks: vec![],
@@ -96,6 +97,7 @@ impl Bench {
             virtio_console: None,
             debug_console: None,
             taps: Vec::new(),
+            balloon: None,
             vsock: Arc::new(hybrid_vsock::Vsock::new(None).unwrap()),
         })?;
         files.keep().unwrap();

@@ -20,6 +20,9 @@ pub struct VmConfig {
     /// Take the memory from the host's reserve of huge pages (2 MiB each).
     #[serde(default)]
     pub hugepages: bool,
+    /// The guest has a balloon: it gives back to the host what it does not use, and what it is asked for.
+    #[serde(default = "yes")]
+    pub balloon: bool,
     /// What runs the processors.
     #[serde(default)]
     pub accelerator: Accelerator,
@@ -85,6 +88,10 @@ pub enum SandboxMode {
     Require,
     /// Not at all.
     Off,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What runs the guest's processors.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod balloon;
 mod cloud_init;
 mod config;
 mod event;
@@ -21,6 +22,7 @@ pub use api::{
     API_PREFIX, CONSOLE_PROTOCOL, EventRecord, Instance, RunState, Snapshot, SnapshotRequest,
     StopRequest, VSOCK_PROTOCOL,
 };
+pub use balloon::{BalloonRequest, BalloonState, GuestMemoryUse};
 pub use cloud_init::{CloudInitConfig, CloudInitError};
 pub use config::{
     Accelerator, BlockConfig, BootConfig, ConsoleConfig, CpuModel, DebugDevices, DiskFormat,

@@ -328,6 +328,7 @@ mod tests {
             accelerator: Default::default(),
             cpu_model: Default::default(),
             hugepages: false,
+            balloon: true,
             hyperv: false,
             boot: BootConfig {
                 kernel: "/boot/vmlinuz".into(),

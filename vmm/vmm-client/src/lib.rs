@@ -26,8 +26,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use vmm_api::{
-    CONSOLE_PROTOCOL, Failure, Instance, Snapshot, SnapshotRequest, Statistics, StopRequest,
-    VSOCK_PROTOCOL, VmConfig,
+    BalloonRequest, BalloonState, CONSOLE_PROTOCOL, Failure, Instance, Snapshot, SnapshotRequest,
+    Statistics, StopRequest, VSOCK_PROTOCOL, VmConfig,
 };
 
 pub use error::Error;
@@ -160,6 +160,25 @@ impl Client {
     /// See [`Error`].
     pub fn snapshots(&mut self) -> Result<Vec<Snapshot>, Error> {
         self.get("/v1/snapshots")
+    }
+
+    /// How much memory the guest has at present, and what it does with it.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn balloon(&mut self) -> Result<BalloonState, Error> {
+        self.get("/v1/balloon")
+    }
+
+    /// Has the guest give memory back, or have it again. It does so as fast as it can, which may be never.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn set_balloon(&mut self, request: BalloonRequest) -> Result<(), Error> {
+        let body = serde_json::to_vec(&request).map_err(Failure::internal)?;
+        self.order("/v1/balloon", body.into())
     }
 
     /// What has happened to the guest and, to `follow`, what happens until its end.

@@ -8,6 +8,7 @@ use hybrid_vsock::Vsock;
 use machine::{Files, Machine, MemoryMap, Parts};
 use mem::GuestMemory;
 use runtime::{Clock, Timers};
+use virtio::Balloon;
 use vmm_api::{Failure, VmConfig};
 
 use crate::accelerators;
@@ -23,6 +24,8 @@ pub struct Links<'a> {
     pub consoles: &'a Consoles,
     /// Disks, and what the guest starts from.
     pub files: &'a Files,
+    /// The host's end of the balloon, if there is one.
+    pub balloon: Option<&'a Arc<Balloon>>,
     /// The host's end of the socket device.
     pub vsock: &'a Arc<Vsock>,
     /// What cards lead to that are on networks of the host.
@@ -153,6 +156,7 @@ impl Bare<'_> {
             virtio_console: links.consoles.virtio.clone(),
             debug_console: links.consoles.debug.clone(),
             taps: links.taps.clone(),
+            balloon: links.balloon.cloned(),
             vsock: links.vsock.clone(),
         })?);
         let vcpus = (0..config.cpus)

@@ -77,6 +77,7 @@ fn run_on(
     let accelerator = choice.accelerator.as_ref();
     let affinity = Arc::new(Affinity::new(&config.limits)?);
     let vsock = api.open_vsock()?;
+    let balloon = api.open_balloon(config)?;
     let taps = taps::open(config)?;
     let debugging = config.gdb.as_ref().map(Debugging::open).transpose()?;
     let Start { mut snapshot, sandbox } = start;
@@ -91,7 +92,13 @@ fn run_on(
     loop {
         // A reset leads back to the guest's kernel, not to the snapshot.
         let snapshot = snapshot.take();
-        let links = Links { consoles, files: &files, vsock: &vsock, taps: &taps };
+        let links = Links {
+            consoles,
+            files: &files,
+            balloon: balloon.as_ref(),
+            vsock: &vsock,
+            taps: &taps,
+        };
         let assembly = match &snapshot {
             Some(snapshot) => Assembly::restore(config, accelerator, links, snapshot)?,
             None => {

@@ -203,6 +203,17 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
     description.ask_with(&vmm, "POST", "/v1/snapshots", "", "{\"name\":\"one\"}", 409);
     description.ask_with(&vmm, "POST", "/v1/snapshots", "", "{\"name\":1}", 400);
     description.ask_with(&vmm, "POST", "/v1/snapshots", "", &" ".repeat(100_000), 413);
+    description.ask_with(&vmm, "POST", "/v1/balloon", "", "{\"target_mib\":10}", 204);
+    description.ask_with(&vmm, "POST", "/v1/balloon", "", "{\"target_mib\":0}", 409);
+    description.ask_with(&vmm, "POST", "/v1/balloon", "", "{\"target_mib\":17}", 409);
+    description.ask_with(&vmm, "POST", "/v1/balloon", "", "{\"target_mib\":-1}", 400);
+    description.ask_with(&vmm, "POST", "/v1/balloon", "", &" ".repeat(100_000), 413);
+    let balloon = description.ask(&vmm, "GET", "/v1/balloon", 200);
+    let balloon: Value = serde_json::from_slice(&balloon.body).unwrap();
+    assert_eq!(
+        [&balloon["target_mib"], &balloon["actual_mib"], &balloon["guest"]],
+        [&json!(10), &json!(16), &Value::Null]
+    );
     let snapshots = description.ask(&vmm, "GET", "/v1/snapshots", 200);
     let snapshots: Value = serde_json::from_slice(&snapshots.body).unwrap();
     assert_eq!(snapshots[0]["name"], "one");
@@ -237,7 +248,8 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
     let instance = vmm.client().instance().unwrap();
     assert_eq!(instance.state, vmm_api::RunState::Stopping);
 
-    let vmm = Vmm::start(SLEEPS, json!({ "serial": "null" }));
+    let vmm = Vmm::start(SLEEPS, json!({ "serial": "null", "balloon": false }));
+    description.ask(&vmm, "GET", "/v1/balloon", 409);
     description.ask(&vmm, "GET", "/v1/log", 409);
     description.ask_with(&vmm, "GET", "/v1/console", UPGRADE, "", 409);
     assert_eq!(ask(vmm.connect(), "GET", "/v2/instance", "", "").status, 404);

@@ -1,5 +1,6 @@
 //! What is done with guests that are there.
 
+pub mod balloon;
 pub mod console;
 pub mod events;
 pub mod inspect;

@@ -283,6 +283,7 @@ fn empty_config() -> vmm_api::VmConfig {
         accelerator: Default::default(),
         cpu_model: Default::default(),
         hugepages: false,
+        balloon: true,
         hyperv: false,
         boot: vmm_api::BootConfig {
             kernel: "/k".into(),

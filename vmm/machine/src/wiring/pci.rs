@@ -58,3 +58,12 @@ pub fn attach_console_rng_and_vsock(board: &Board) -> Result<(), BuildError> {
     board.pci.add(None, Box::new(vsock))?;
     Ok(())
 }
+
+/// A balloon, if there is one.
+pub fn attach_balloon(board: &Board) -> Result<(), BuildError> {
+    if let Some(host) = &board.parts.balloon {
+        let balloon = virtio::balloon(host.clone(), board.parts.memory.clone())?;
+        board.pci.add(None, Box::new(balloon))?;
+    }
+    Ok(())
+}

@@ -9,11 +9,11 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use vmm_api::{Failure, SnapshotRequest, StopRequest};
+use vmm_api::{BalloonRequest, Failure, SnapshotRequest, StopRequest};
 
 use super::body::{Answer, empty, json, mistake, refused};
 use super::query::Query;
-use super::{Shared, console, streams, vsock};
+use super::{Shared, balloon, console, streams, vsock};
 use crate::control::Command;
 use crate::hub::Hub;
 
@@ -36,6 +36,8 @@ enum Endpoint {
     Stop,
     Snapshots,
     MakeSnapshot,
+    Balloon,
+    SetBalloon,
 }
 
 /// All there is. docs/api/openapi.json describes exactly these.
@@ -54,6 +56,8 @@ const ENDPOINTS: &[(Method, &str, Endpoint)] = &[
     (Method::POST, "/v1/stop", Endpoint::Stop),
     (Method::GET, "/v1/snapshots", Endpoint::Snapshots),
     (Method::POST, "/v1/snapshots", Endpoint::MakeSnapshot),
+    (Method::GET, "/v1/balloon", Endpoint::Balloon),
+    (Method::POST, "/v1/balloon", Endpoint::SetBalloon),
 ];
 
 /// Answers one request.
@@ -86,6 +90,11 @@ pub async fn answer(
                 let patience = Duration::from_secs(timeout_s.into());
                 order(&shared, Command::Stop { patience }).await
             }
+            Err(answer) => answer,
+        },
+        Endpoint::Balloon => balloon::state(&shared).await,
+        Endpoint::SetBalloon => match body::<BalloonRequest>(request).await {
+            Ok(request) => balloon::set(&shared, request),
             Err(answer) => answer,
         },
         Endpoint::Snapshots => match shared.snapshots() {

@@ -8,6 +8,7 @@
 //! Nothing here can hold up the guest: what only the thread that drives the machine can do is
 //! handed to it by [`Orders`](crate::control::Orders).
 
+mod balloon;
 mod body;
 mod console;
 mod endpoints;
@@ -29,6 +30,7 @@ use hybrid_vsock::Vsock;
 use machine::Counters;
 use runtime::thread::{Role, spawn};
 use tokio::sync::watch;
+use virtio::Balloon;
 use vmm_api::{
     AGENT_READY_PORT, Accelerator, Event, Failure, Instance, MemoryStatistics, RunState, Snapshot,
     Statistics, VmConfig,
@@ -77,6 +79,8 @@ struct Shared {
     directory: Option<OwnedFd>,
     /// `None`: there is no guest that could be connected to.
     vsock: Option<Arc<Vsock>>,
+    /// `None`: the guest has none.
+    balloon: Option<Arc<Balloon>>,
     own_memory: OwnMemory,
 }
 
@@ -89,6 +93,7 @@ pub struct Api {
     journal: Arc<Journal>,
     console: Option<(Arc<Hub>, Option<Ends>)>,
     vsock: Option<Arc<Vsock>>,
+    balloon: Option<Arc<Balloon>>,
     shared: Option<Arc<Shared>>,
     server: Option<Server>,
     own_memory: OwnMemory,
@@ -133,6 +138,7 @@ impl Api {
             journal,
             console: None,
             vsock: None,
+            balloon: None,
             shared: None,
             server: None,
             own_memory: OwnMemory::open(),
@@ -178,6 +184,16 @@ impl Api {
         Ok(vsock)
     }
 
+    /// Makes the host's end of the guest's balloon, by which clients have it give memory back, if it is to
+    /// have one.
+    pub fn open_balloon(&mut self, config: &VmConfig) -> Result<Option<Arc<Balloon>>, Failure> {
+        // Huge pages were set aside for the guest, so that it can count on them.
+        let balloon = config.balloon.then(|| Balloon::new(!config.hugepages)).transpose();
+        let balloon = balloon.map_err(|e| Failure::host(format!("cannot make an event: {e}")))?;
+        self.balloon = balloon.map(Arc::new);
+        Ok(self.balloon.clone())
+    }
+
     /// Has clients see this machine from now on. Those who come earlier wait for the first.
     pub fn show(&mut self, shown: Shown) -> Result<(), Failure> {
         if let Some(shared) = &self.shared {
@@ -192,6 +208,7 @@ impl Api {
             console: self.console.as_ref().map(|(hub, _)| hub.clone()),
             directory: self.directory.handle()?,
             vsock: self.vsock.clone(),
+            balloon: self.balloon.clone(),
             own_memory: self.own_memory.clone(),
         });
         self.shared = Some(shared.clone());
