@@ -22,7 +22,7 @@ pub(crate) struct HostFile {
     /// What reached the file and when it was synced, for the test of power failures.
     #[cfg(test)]
     pub(crate) journal: std::sync::Mutex<Vec<Event>>,
-    /// Lets a test limit the room for the file, in bytes.
+    /// Lets a test limit how much the file takes on the host, in bytes.
     #[cfg(test)]
     pub(crate) room: std::sync::atomic::AtomicU64,
     /// Lets a test hold up the next sync: waited for twice.
@@ -209,7 +209,8 @@ impl HostFile {
     pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         #[cfg(test)]
         let data = {
-            let room = self.room.load(Ordering::Relaxed).saturating_sub(offset);
+            let used = self.file.metadata()?.blocks() * 512;
+            let room = self.room.load(Ordering::Relaxed).saturating_sub(used);
             let (fits, rest) = data.split_at(data.len().min(room.try_into().unwrap_or(usize::MAX)));
             if !rest.is_empty() {
                 // As write(2) does: what there is room for is written.

@@ -49,8 +49,8 @@ fn state(lab: &Lab) -> String {
 
 /// Has the VMM end at once, as for want of memory.
 fn kill_vmm(lab: &Lab) {
-    let pid = fs::read_to_string(lab.path("home/guests/deb/vmm.pid")).expect("a VMM");
-    let pid = Pid::from_raw(pid.trim().parse().expect("a number")).expect("a number");
+    let all: Value = serde_json::from_str(&lab.say(&["ps", "--json"])).expect("JSON");
+    let pid = all[0]["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).expect("a VMM");
     kill_process(pid, Signal::KILL).expect("a kill");
 }
 
