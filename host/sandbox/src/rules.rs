@@ -102,6 +102,15 @@ pub const BASIC: &[Rule] = &[
 /// Requests to KVM: all have its letter (Documentation/userspace-api/ioctl/ioctl-number.rst).
 pub const KVM: &[Rule] = &[Bits(SYS_ioctl, 1, 0xff00, 0xae00)];
 
+/// Those of KVM's requests by which devices raise interrupts: a line, a message, and what messages are
+/// led by (KVM_IRQ_LINE, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING, KVM_IRQFD).
+pub const INTERRUPTS: &[Rule] = &[
+    Is(SYS_ioctl, 1, 0x4008_ae61),
+    Is(SYS_ioctl, 1, 0x4020_aea5),
+    Is(SYS_ioctl, 1, 0x4008_ae6a),
+    Is(SYS_ioctl, 1, 0x4020_ae76),
+];
+
 /// Programs mirrored at their own addresses, under a protection key.
 pub const MIRROR: &[Rule] = &[
     Any(SYS_pkey_alloc),

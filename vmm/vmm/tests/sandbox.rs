@@ -4,9 +4,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 
-use common::{SLEEPS, Vmm, wait};
+use common::{ECHOES, SLEEPS, Vmm, wait};
 use serde_json::json;
 use vmm_api::Event;
 
@@ -64,4 +65,35 @@ fn every_thread_of_a_vmm_is_confined() {
 fn a_vmm_is_not_confined_if_nobody_wants_it() {
     let vmm = Vmm::start(SLEEPS, json!({ "sandbox": { "mode": "off" } }));
     assert!(threads(&vmm).iter().all(|thread| !is_confined(thread)));
+}
+
+/// mov dx, 0x3f9; mov al, 1; out dx, al; mov dx, 0x3fc; mov al, 8; out dx, al: the serial port interrupts
+/// when it has received something.
+const LISTENS: &[u8] =
+    &[0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, 0x66, 0xba, 0xfc, 0x03, 0xb0, 0x08, 0xee];
+
+/// KVM's interrupt lines are raised by system calls, by whatever thread has something for the guest.
+#[test]
+fn a_console_interrupts_its_guest() {
+    for accelerator in ["soft", "kvm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let code = [LISTENS, ECHOES].concat();
+        let mut vmm = Vmm::start_in(dir, &code, json!({ "accelerator": accelerator }));
+        match vmm.event() {
+            Some(Event::Started { .. }) => {}
+            Some(Event::Error(failure)) if accelerator == "kvm" => {
+                eprintln!("SKIPPED: KVM does not work here: {failure}");
+                continue;
+            }
+            event => panic!("{event:?}"),
+        }
+        let (mut console, _) = vmm.client().console(0).unwrap();
+        for byte in *b"ab" {
+            console.write_all(&[byte]).unwrap();
+            let mut echo = [0];
+            console.read_exact(&mut echo).unwrap();
+            assert_eq!(echo, [byte]);
+        }
+        assert_eq!(vmm.child.try_wait().unwrap(), None);
+    }
 }
