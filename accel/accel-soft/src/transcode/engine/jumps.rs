@@ -50,10 +50,13 @@ impl Transcoder {
         self.context().clear_jumps(cache);
     }
 
+    /// Forgets all that jump caches know. What the code TLBs have must go as well: only pages in
+    /// `code_pages` are taken out of them one by one, and `far_links` has to learn anew where code runs.
     pub(super) fn forget_jumps(&mut self) {
         self.counters.jumps_forgotten += 1;
         self.code_pages.clear();
         (0..JUMP_CACHES).for_each(|cache| self.clear_jumps(cache));
+        self.forget_code_pages();
         self.context().placed_jumps.clear();
     }
 
@@ -109,5 +112,32 @@ impl Transcoder {
             }
             self.context().code_tlb[MIRRORED_JUMPS].clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transcode::context::ContextCell;
+
+    #[test]
+    fn with_all_code_goes_where_it_lay() {
+        let cell = ContextCell::new(0).unwrap();
+        let Some(mut transcoder) = Transcoder::new(cell, 0, false, None, None).unwrap() else {
+            return eprintln!("SKIPPED: this host's processor lacks what translated code needs");
+        };
+        for cache in 0..JUMP_CACHES {
+            let context = transcoder.context();
+            context.fill_jump(cache, 0x40_1010, 1, false);
+            context.code_tlb[cache].fill(0x40_1000, 7, 0x5000);
+        }
+        transcoder.context().placed_jumps.fill(0x5010, 1);
+        transcoder.forget_jumps();
+        let context = transcoder.context();
+        for cache in 0..JUMP_CACHES {
+            assert_eq!(context.find_jump(cache, 0x40_1010), None);
+            assert_eq!(context.code_tlb[cache].find(0x40_1000, [7, 0]), None);
+        }
+        assert_eq!(context.placed_jumps.find(0x5010), None);
     }
 }
