@@ -66,10 +66,14 @@ fuzz_target!(|frames: Vec<Frame<'_>>| {
     let edge = Edge::new(wire.clone(), config).unwrap();
     let mut buffer = vec![0; 1 << 16];
     let mut read = || while edge.receive(&mut buffer).unwrap().is_some() {};
+    // Frames may be lost.
+    let send = |to: &[u8; 6], bytes: &[u8]| {
+        edge.transmit(&[to, &GUEST_MAC[..], bytes].concat());
+    };
     for frame in &frames {
         match frame {
-            Frame::Out(bytes) => edge.transmit(&[&[0xff; 6], &GUEST_MAC[..], bytes].concat()),
-            Frame::Asked(bytes) => edge.transmit(&[&SERVER_MAC, &GUEST_MAC[..], bytes].concat()),
+            Frame::Out(bytes) => send(&[0xff; 6], bytes),
+            Frame::Asked(bytes) => send(&SERVER_MAC, bytes),
             Frame::In(bytes) => wire.coming.lock().unwrap().push_back(bytes.to_vec()),
             Frame::Read => read(),
         }

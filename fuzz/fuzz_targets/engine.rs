@@ -37,8 +37,9 @@ fuzz_target!(|program: Program<'_>| {
     let clock = Arc::new(Clock::new());
     let timers = Arc::new(Timers::new(clock.clone()).unwrap());
     let cpuid = CPUID.clone();
-    let vm =
-        SoftAccelerator::default().create_vm(VmResources { memory, clock, timers, cpus: 1, cpuid, hyperv: false }).unwrap();
+    let vm = SoftAccelerator::default()
+        .create_vm(VmResources { memory, clock, timers, cpus: 1, cpuid, hyperv: false })
+        .unwrap();
     let irq = vm.irq_sink();
     let mut vcpu = vm.take_vcpu(0).unwrap();
     *vcpu.load(Sections::all()).unwrap() = state;

@@ -37,5 +37,8 @@ impl net::Backend for Wire {
 fuzz_target!(|driver: Driver<'_>| {
     let memory = wiring::ram();
     let wire = Wire { given: AtomicUsize::new(0), readable: Event::new().unwrap() };
-    driver.drive(virtio::net(Arc::new(wire), NetOptions::default(), memory.clone()).unwrap(), &memory);
+    driver.drive(
+        virtio::net(Arc::new(wire), NetOptions::default(), memory.clone()).unwrap(),
+        &memory,
+    );
 });

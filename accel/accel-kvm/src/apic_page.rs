@@ -11,7 +11,8 @@ const TIMER_CURRENT: usize = 0x390;
 
 const MASKED: u32 = 1 << 16;
 
-fn get(page: &kvm_lapic_state, at: usize) -> u32 {
+/// The register at an offset.
+pub fn get(page: &kvm_lapic_state, at: usize) -> u32 {
     let mut bytes = [0; 4];
     for (byte, from) in bytes.iter_mut().zip(&page.regs[at..at + 4]) {
         *byte = *from as u8;
@@ -19,7 +20,8 @@ fn get(page: &kvm_lapic_state, at: usize) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-fn set(page: &mut kvm_lapic_state, at: usize, value: u32) {
+/// Writes the register at an offset.
+pub fn set(page: &mut kvm_lapic_state, at: usize, value: u32) {
     for (to, byte) in page.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
         *to = byte as std::ffi::c_char;
     }

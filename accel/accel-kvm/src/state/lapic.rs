@@ -4,11 +4,12 @@ use accel::Fault;
 use irqchip::{LapicState, LvtState, TimerState};
 use kvm_bindings::{
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_lapic_state,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR,
 };
 use kvm_ioctls::VcpuFd;
 
 use super::{msrs, refused, registers, set_activity};
+use crate::apic_page::{get, set};
 use crate::host::failed;
 
 /// Offsets of registers in the page (SDM Vol. 3, table 11-1).
@@ -30,20 +31,6 @@ mod at {
 
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u64 = 1 << 10;
-
-fn get(page: &kvm_lapic_state, at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    for (byte, from) in bytes.iter_mut().zip(&page.regs[at..at + 4]) {
-        *byte = *from as u8;
-    }
-    u32::from_le_bytes(bytes)
-}
-
-fn set(page: &mut kvm_lapic_state, at: usize, value: u32) {
-    for (to, byte) in page.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
-        *to = byte as std::ffi::c_char;
-    }
-}
 
 /// Nanoseconds per count: KVM's timer runs at 1 GHz, as the model's does (SDM Vol. 3, figure 11-10).
 fn divisor(divide: u32) -> u64 {
