@@ -79,7 +79,7 @@ fn begin(
         Format::Qcow2 => {
             let image = qcow2::empty_image(target, size, None)?;
             partial.file.write_all(&image).map_err(failed)?;
-            let disk = qcow2::open(HostFile::open(&path, true)?, false)?;
+            let disk = qcow2::open(HostFile::open(&path, true)?, false, &HostFile::open)?;
             Ok((partial, Box::new(disk), QCOW2_GRAIN))
         }
         Format::Auto => Err(Error::new(

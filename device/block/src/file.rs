@@ -45,11 +45,57 @@ pub(crate) struct Identity {
     inode: u64,
 }
 
+/// Opens `path`, which is not locked yet.
+pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
+    let kind = fs::metadata(path).map_err(|e| Error::host(path, "open", e))?.file_type();
+    check_kind(path, kind)?;
+    // Non-blocking, lest a FIFO put in the file's place just now hang us. On a block device,
+    // O_EXCL (open(2)) is the kernel's own claim: it fails while the device is mounted.
+    let mut flags = libc::O_NONBLOCK;
+    if writable && kind.is_block_device() {
+        flags |= libc::O_EXCL;
+    }
+    fs::OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|e| Error::host(path, if writable { "open for writing" } else { "open" }, e))
+}
+
+/// Refuses what cannot be an image.
+fn check_kind(path: &Path, kind: fs::FileType) -> Result<(), Error> {
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() { "a directory" } else { "neither a file nor a block device" };
+    Err(Error::new(
+        Cause::Misconfigured,
+        path,
+        format!("it is {what}"),
+        "name a disk image or a block device",
+    ))
+}
+
+/// Opens and locks an image by its path, for writing or not.
+pub(crate) type Opener<'a> = dyn Fn(&Path, bool) -> Result<HostFile, Error> + 'a;
+
 impl HostFile {
     /// Opens and locks `path`.
     pub(crate) fn open(path: &Path, writable: bool) -> Result<Self, Error> {
-        let host = Self::open_unlocked(path, writable)?;
-        match lock::lock(&host.file, writable) {
+        Self::new(open_file(path, writable)?, path).locked(writable)
+    }
+
+    /// Takes a file that somebody has opened, who says that it is `path`, and locks it.
+    pub(crate) fn given(file: File, path: &Path, writable: bool) -> Result<Self, Error> {
+        let kind = file.metadata().map_err(|e| Error::host(path, "look at", e))?.file_type();
+        check_kind(path, kind)?;
+        Self::new(file, path).locked(writable)
+    }
+
+    fn locked(self, writable: bool) -> Result<Self, Error> {
+        let path = self.path.as_path();
+        match lock::lock(&self.file, writable) {
             Ok(()) => {}
             Err(Refused::Busy) => {
                 return Err(Error::new(
@@ -73,44 +119,19 @@ impl HostFile {
             }
             Err(Refused::Host(e)) => return Err(Error::host(path, "lock", e)),
         }
-        Ok(host)
+        Ok(self)
     }
 
     /// Opens `path` to look at it, and says whether somebody writes to it at this moment.
     pub(crate) fn peek(path: &Path) -> Result<(Self, bool), Error> {
-        let host = Self::open_unlocked(path, false)?;
+        let host = Self::new(open_file(path, false)?, path);
         let busy = matches!(lock::lock(&host.file, false), Err(Refused::Busy));
         lock::unlock(&host.file);
         Ok((host, busy))
     }
 
-    fn open_unlocked(path: &Path, writable: bool) -> Result<Self, Error> {
-        let kind = fs::metadata(path).map_err(|e| Error::host(path, "open", e))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let what =
-                if kind.is_dir() { "a directory" } else { "neither a file nor a block device" };
-            return Err(Error::new(
-                Cause::Misconfigured,
-                path,
-                format!("it is {what}"),
-                "name a disk image or a block device",
-            ));
-        }
-        // Non-blocking, lest a FIFO put in the file's place just now hang us. On a block device,
-        // O_EXCL (open(2)) is the kernel's own claim: it fails while the device is mounted.
-        let mut flags = libc::O_NONBLOCK;
-        if writable && kind.is_block_device() {
-            flags |= libc::O_EXCL;
-        }
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(writable)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(|e| {
-                Error::host(path, if writable { "open for writing" } else { "open" }, e)
-            })?;
-        Ok(HostFile {
+    fn new(file: File, path: &Path) -> Self {
+        HostFile {
             file,
             path: path.to_owned(),
             lost_writes: AtomicBool::new(false),
@@ -120,7 +141,7 @@ impl HostFile {
             room: u64::MAX.into(),
             #[cfg(test)]
             gate: Default::default(),
-        })
+        }
     }
 
     /// The path that the file was opened by.

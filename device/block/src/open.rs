@@ -2,7 +2,7 @@
 
 use crate::disk::Disk;
 use crate::error::{Cause, Error};
-use crate::file::HostFile;
+use crate::file::{HostFile, Opener};
 use crate::probe::{PROBE_LEN, Probed, probe};
 use crate::qcow2::{self, Backing};
 use crate::raw::RawDisk;
@@ -59,14 +59,17 @@ impl OpenOptions {
 /// A raw disk has the size of its file. If that is not a multiple of 512, the disk may only be
 /// opened read-only, and its last sector is filled with zeroes.
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn Disk>, Error> {
-    let path = &options.path;
-    let host = HostFile::open(path, !options.readonly)?;
+    open_by(options, &HostFile::open)
+}
+
+pub(crate) fn open_by(options: &OpenOptions, opener: &Opener<'_>) -> Result<Arc<dyn Disk>, Error> {
+    let host = opener(&options.path, !options.readonly)?;
     let (format, guessed) = match options.format {
         Format::Auto => (guess(&host)?, true),
         format => (format, false),
     };
     Ok(match format {
-        Format::Qcow2 => Arc::new(qcow2::open(host, options.readonly)?),
+        Format::Qcow2 => Arc::new(qcow2::open(host, options.readonly, opener)?),
         Format::Raw | Format::Auto => Arc::new(RawDisk::new(host, options.readonly, guessed)?),
     })
 }
@@ -88,7 +91,7 @@ pub fn open_overlay(overlay: &Path, base: &OpenOptions) -> Result<Arc<dyn Disk>,
     }
     let host = HostFile::open(overlay, true)?;
     qcow2::require_backing(&host, &base.path)?;
-    Ok(Arc::new(qcow2::open(host, false)?))
+    Ok(Arc::new(qcow2::open(host, false, &HostFile::open)?))
 }
 
 /// The files that an image stands on, from the nearest to the deepest: none below a raw image.

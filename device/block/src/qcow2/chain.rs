@@ -7,7 +7,7 @@ use super::header::{self, BackingRef, Header};
 use super::storage::{ImageFile, WriteOrder};
 use crate::disk::SECTOR;
 use crate::error::{Cause, Error};
-use crate::file::{HostFile, Identity};
+use crate::file::{HostFile, Identity, Opener};
 use crate::open::{Format, guess};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -28,14 +28,18 @@ struct Layer {
     header: Option<Header>,
 }
 
-/// Opens the qcow2 image in `host`.
-pub(crate) fn open(host: HostFile, readonly: bool) -> Result<Qcow2Disk, Error> {
+/// Opens the qcow2 image in `host`, and with `opener` the images that it stands on.
+pub(crate) fn open(
+    host: HostFile,
+    readonly: bool,
+    opener: &Opener<'_>,
+) -> Result<Qcow2Disk, Error> {
     let path = host.path().to_owned();
     let header = header::read(&host)?;
     let size = disk_size(&path, &header, readonly)?;
     let host = Arc::new(host);
     let mut backing: Option<Image> = None;
-    for layer in backing_layers(&host, &header)?.into_iter().rev() {
+    for layer in backing_layers(&host, &header, opener)?.into_iter().rev() {
         let path = layer.host.path().to_owned();
         backing = Some(open_layer(layer, backing, None).map_err(|e| told_of(e, &host, &path))?);
     }
@@ -75,13 +79,13 @@ pub(crate) fn resize(host: HostFile, size: u64) -> Result<(), Error> {
         ));
     }
     create::check_size(&path, size)?;
-    open(host, false)?.resize(size).map_err(|e| Error::host(&path, "resize", e))
+    open(host, false, &HostFile::open)?.resize(size).map_err(|e| Error::host(&path, "resize", e))
 }
 
 /// The files below the qcow2 image in `host`.
 pub(crate) fn backing_files(host: HostFile) -> Result<Vec<PathBuf>, Error> {
     let header = header::read(&host)?;
-    let layers = backing_layers(&Arc::new(host), &header)?;
+    let layers = backing_layers(&Arc::new(host), &header, &HostFile::open)?;
     Ok(layers.iter().map(|layer| layer.host.path().to_owned()).collect())
 }
 
@@ -100,7 +104,8 @@ pub(crate) fn require_backing(host: &HostFile, base: &Path) -> Result<(), Error>
         if identity(&path).map_err(|e| e.wanted_by(&overlay))? == wanted {
             return Ok(());
         }
-        let layer = open_backing(&overlay, &backing).map_err(|e| e.wanted_by(&overlay))?;
+        let layer =
+            open_backing(&overlay, &backing, &HostFile::open).map_err(|e| e.wanted_by(&overlay))?;
         next = layer.header.and_then(|header| header.backing);
         overlay = path;
     }
@@ -134,14 +139,18 @@ fn disk_size(path: &Path, header: &Header, readonly: bool) -> Result<u64, Error>
 }
 
 /// Opens and locks the backing files below `top`, from the nearest to the deepest.
-fn backing_layers(top: &Arc<HostFile>, header: &Header) -> Result<Vec<Layer>, Error> {
+fn backing_layers(
+    top: &Arc<HostFile>,
+    header: &Header,
+    opener: &Opener<'_>,
+) -> Result<Vec<Layer>, Error> {
     let mut layers: Vec<Layer> = Vec::new();
     let mut seen: Vec<Identity> = vec![top.identity()?];
     let mut overlay: PathBuf = top.path().to_owned();
     let mut next = header.backing.clone();
     while let Some(backing) = next {
         let too_deep = seen.len() > MAX_DEPTH;
-        let layer = open_backing(&overlay, &backing).map_err(|e| e.wanted_by(&overlay))?;
+        let layer = open_backing(&overlay, &backing, opener).map_err(|e| e.wanted_by(&overlay))?;
         let identity = layer.host.identity()?;
         if too_deep || seen.contains(&identity) {
             let problem = if too_deep {
@@ -168,9 +177,9 @@ fn backing_layers(top: &Arc<HostFile>, header: &Header) -> Result<Vec<Layer>, Er
     Ok(layers)
 }
 
-fn open_backing(overlay: &Path, backing: &BackingRef) -> Result<Layer, Error> {
+fn open_backing(overlay: &Path, backing: &BackingRef, opener: &Opener<'_>) -> Result<Layer, Error> {
     let path = resolve(overlay, &backing.name)?;
-    let host = HostFile::open(&path, false)?;
+    let host = opener(&path, false)?;
     let (format, guessed) = match backing.format.as_deref() {
         // QEMU's protocol drivers: the bytes of the file, as with raw.
         Some("raw" | "file" | "host_device") => (Format::Raw, false),

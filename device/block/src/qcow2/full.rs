@@ -63,7 +63,7 @@ proptest! {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("a.qcow2");
         super::create_qcow2(&path, SIZE, None).unwrap();
-        let disk = super::open(HostFile::open(&path, true).unwrap(), false).unwrap();
+        let disk = super::open(HostFile::open(&path, true).unwrap(), false, &HostFile::open).unwrap();
         let room = &disk.host().room;
         room.store(disk.host().allocated().unwrap(), Ordering::Relaxed);
         let mut steps = steps.iter().cycle();
@@ -82,7 +82,7 @@ proptest! {
         room.store(u64::MAX, Ordering::Relaxed);
         disk.flush().unwrap();
         drop(disk);
-        let disk = super::open(HostFile::open(&path, true).unwrap(), false).unwrap();
+        let disk = super::open(HostFile::open(&path, true).unwrap(), false, &HostFile::open).unwrap();
         let mut found = vec![1; SIZE as usize];
         disk.read_at(0, &mut found).unwrap();
         prop_assert!(found == model);

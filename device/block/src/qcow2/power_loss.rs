@@ -140,7 +140,7 @@ fn survives(test: &str, how: &[&str]) {
         assert!(made.status.success(), "{made:?}");
         let initial = fs::read(&image).unwrap();
 
-        let disk = super::open(HostFile::open(&image, true).unwrap(), false).unwrap();
+        let disk = super::open(HostFile::open(&image, true).unwrap(), false, &HostFile::open).unwrap();
         let known = (0..SECTORS).map(|sector| Some(initial_byte(sector))).collect();
         let flushes = run(&disk, disk.host(), &ops, known);
         let journal = std::mem::take(&mut *disk.host().journal.lock().unwrap());
