@@ -135,6 +135,12 @@ impl PowerManagement {
         self.update();
     }
 
+    /// Whether the guest has asked to be told of general-purpose events. Systems switch one off for as long
+    /// as they deal with it, so that any of them counts.
+    pub fn listens_to_gpes(&self) -> bool {
+        self.gpe_enable != 0
+    }
+
     /// Brings the timer's status, the SCI and the next wake-up in line with the rest.
     fn update(&mut self) {
         let wraps = ticks(self.clock.now()) >> 31;

@@ -16,23 +16,37 @@ pub struct Windows {
     pub io: RangeInclusive<u64>,
 }
 
-/// Hands out addresses from the bottom of each window and takes none back.
+/// Hands out addresses from the bottom of each window.
 #[derive(Debug)]
-pub(crate) struct Allocator(Windows);
+pub(crate) struct Allocator {
+    windows: Windows,
+    /// What came back, for others of the same kind and size.
+    free: Vec<(BarKind, u64, u64)>,
+}
 
 impl Allocator {
     pub fn new(windows: Windows) -> Self {
-        Self(windows)
+        Self { windows, free: Vec::new() }
     }
 
     /// An address for `bar`, or `None` if its windows are full.
     pub fn allocate(&mut self, bar: &Bar) -> Option<u64> {
-        match bar.kind {
-            BarKind::Io => take(&mut self.0.io, bar.size),
-            BarKind::Memory32 => take(&mut self.0.memory32, bar.size),
-            BarKind::Memory64 { .. } => take(&mut self.0.memory32, bar.size)
-                .or_else(|| take(&mut self.0.memory64, bar.size)),
+        let fits = |&(kind, size, _): &(BarKind, u64, u64)| (kind, size) == (bar.kind, bar.size);
+        if let Some(at) = self.free.iter().position(fits) {
+            return Some(self.free.swap_remove(at).2);
         }
+        let windows = &mut self.windows;
+        match bar.kind {
+            BarKind::Io => take(&mut windows.io, bar.size),
+            BarKind::Memory32 => take(&mut windows.memory32, bar.size),
+            BarKind::Memory64 { .. } => take(&mut windows.memory32, bar.size)
+                .or_else(|| take(&mut windows.memory64, bar.size)),
+        }
+    }
+
+    /// Takes back what `bar` was given.
+    pub fn give_back(&mut self, bar: &Bar, address: u64) {
+        self.free.push((bar.kind, bar.size, address));
     }
 }
 
@@ -84,6 +98,11 @@ mod tests {
         assert_eq!(a.allocate(&Bar { index: 0, kind, size: 1 << 14 }), Some(0xe000_0000));
         let too_large = Bar { index: 0, kind: BarKind::Memory32, size: 1 << 30 };
         assert_eq!(a.allocate(&too_large), None);
-        assert_eq!(a.allocate(&Bar { index: 0, kind: BarKind::Io, size: 32 }), Some(0xc000));
+        let ports = Bar { index: 0, kind: BarKind::Io, size: 32 };
+        assert_eq!(a.allocate(&ports), Some(0xc000));
+        a.give_back(&ports, 0xc000);
+        assert_eq!(a.allocate(&Bar { size: 64, ..ports }), Some(0xc040));
+        assert_eq!(a.allocate(&ports), Some(0xc000));
+        assert_eq!(a.allocate(&ports), Some(0xc080));
     }
 }

@@ -150,6 +150,24 @@ impl Function {
         function.place_bars(this, decoder);
     }
 
+    /// Has nothing lead to the function any more, nor from it. Its BARs, and the addresses that they were given
+    /// first.
+    pub fn disconnect(this: &Arc<Mutex<Self>>, decoder: &Decoder) -> Vec<(Bar, u64)> {
+        let mut function = this.lock().unwrap_or_else(PoisonError::into_inner);
+        let Self { config, at_reset, .. } = &mut *function;
+        config.restore(at_reset);
+        let first = |bar: &Bar| Some((*bar, *function.config.bar_range(bar)?.start()));
+        let addresses = function.bars.iter().filter_map(first).collect();
+        function.config.set_command(0);
+        function.place_bars(this, decoder);
+        // An access that is on its way to configuration space brings none of them back.
+        function.bars.clear();
+        if let Some(interrupts) = &function.interrupts {
+            interrupts.disconnect();
+        }
+        addresses
+    }
+
     fn apply_command(&mut self, was_bus_master: bool) {
         let command = self.config.command();
         let bus_master = command & command::BUS_MASTER != 0;

@@ -72,6 +72,16 @@ impl Interrupts {
         state.pin = pin;
     }
 
+    /// Lowers the pin, and leads nowhere any more.
+    pub(crate) fn disconnect(&self) {
+        let mut state = self.state();
+        state.msix.reset();
+        state.intx = false;
+        state.drive_pin();
+        (state.msi, state.pin) = (None, None);
+        state.routes.clear();
+    }
+
     /// The level of INTA before Interrupt Disable, for the status register.
     pub(crate) fn intx(&self) -> bool {
         self.state().intx

@@ -29,7 +29,7 @@ pub use description::{
     Bar, BarKind, Capability, Class, Description, DescriptionError, Doorbell, Identity, MsixLayout,
 };
 pub use interrupts::Interrupts;
-pub use root::{AddError, DEVICES, ECAM_SIZE, PciRoot};
+pub use root::{AddError, DEVICES, ECAM_SIZE, PciRoot, Unplugged};
 
 use std::ops::Range;
 

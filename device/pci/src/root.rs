@@ -56,6 +56,12 @@ pub enum AddError {
     },
 }
 
+/// A device that is off the bus. Its work ends, and is waited for, when this is dropped: not on a processor's
+/// thread.
+pub struct Unplugged {
+    _function: Arc<Mutex<Function>>,
+}
+
 /// Bus 0 with its host bridge.
 pub struct PciRoot {
     decoder: Decoder,
@@ -113,6 +119,20 @@ impl PciRoot {
         Ok(number)
     }
 
+    /// Takes a device off the bus, if there is one with this number: from now on it answers no access and raises
+    /// no interrupt. Its work in flight may still end.
+    pub fn remove(&self, number: u8) -> Option<Unplugged> {
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        let function = functions.remove(&number)?;
+        drop(functions);
+        let addresses = Function::disconnect(&function, &self.decoder);
+        let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        for (bar, address) in addresses {
+            allocator.give_back(&bar, address);
+        }
+        Some(Unplugged { _function: function })
+    }
+
     fn insert(&self, number: u8, device: Box<dyn PciDevice>) -> Result<(), AddError> {
         let description = device.description();
         let wrong = |source| AddError::Description { device: number, source };
@@ -123,12 +143,13 @@ impl PciRoot {
             return Err(AddError::Taken(number));
         }
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = Vec::new();
         for bar in &description.bars {
-            let address = allocator.allocate(bar).ok_or(AddError::NoRoom {
-                device: number,
-                bar: bar.index,
-                size: bar.size,
-            })?;
+            let Some(address) = allocator.allocate(bar) else {
+                given.iter().for_each(|(bar, address)| allocator.give_back(bar, *address));
+                return Err(AddError::NoRoom { device: number, bar: bar.index, size: bar.size });
+            };
+            given.push((*bar, address));
             config.assign_bar(bar, address);
         }
         config.set_command(command::MEMORY_SPACE | command::IO_SPACE);

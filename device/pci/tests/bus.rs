@@ -327,6 +327,37 @@ fn reset_puts_everything_back() {
 }
 
 #[test]
+fn a_device_is_taken_away_and_its_place_is_free() {
+    let pc = Pc::new();
+    let (n, interrupts, log) = pc.add_card();
+    let before = [0x10, 0x14, 0x18].map(|bar| pc.cfg(n, bar));
+    // The guest moves a BAR, and the card drives its pin.
+    pc.set_cfg(n, 0x14, 0xc123_4000);
+    interrupts.set_intx(true);
+    let gsi = 16 + PciRoot::intx_line(n) as u32;
+    assert_eq!(pc.sink.levels.lock().unwrap().last(), Some(&(gsi, true)));
+    assert_eq!(pc.read(0xc123_4004), 0x1414_1414);
+
+    let removed = pc.root.remove(n).unwrap();
+    assert!(pc.root.remove(n).is_none() && pc.root.remove(31).is_none());
+    assert_eq!(pc.sink.levels.lock().unwrap().last(), Some(&(gsi, false)));
+    assert_eq!((pc.cfg(n, 0), pc.read(0xc123_4004)), (!0, !0));
+    // What it still does leads nowhere.
+    interrupts.set_intx(true);
+    interrupts.raise(0);
+    assert_eq!(pc.sink.levels.lock().unwrap().last(), Some(&(gsi, false)));
+    assert!(pc.sink.messages.lock().unwrap().is_empty());
+    drop(removed);
+    // Nobody else has the card any more.
+    assert_eq!(Arc::strong_count(&log), 1);
+    for _ in 0..3 {
+        let (again, ..) = pc.add_card();
+        assert_eq!((again, [0x10, 0x14, 0x18].map(|bar| pc.cfg(again, bar))), (n, before));
+        pc.root.remove(again).unwrap();
+    }
+}
+
+#[test]
 fn the_bus_fills_up() {
     let pc = Pc::new();
     for n in 1..32 {

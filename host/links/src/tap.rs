@@ -1,7 +1,7 @@
 //! A tap: a network interface whose cable ends in this process.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::request::Request;
@@ -57,6 +57,12 @@ impl Tap {
         Self::open(name, &format!("open the tap {name}, which is another user's"))
     }
 
+    /// One that another process has made or opened.
+    #[must_use]
+    pub fn given(descriptor: OwnedFd, name: String) -> Self {
+        Self { file: descriptor.into(), name }
+    }
+
     fn open(name: &str, what: &str) -> Result<Self, Error> {
         let file = File::options()
             .read(true)
@@ -78,6 +84,13 @@ impl Tap {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// For another process.
+impl From<Tap> for OwnedFd {
+    fn from(tap: Tap) -> Self {
+        tap.file.into()
     }
 }
 
