@@ -5,6 +5,7 @@ pub mod agent;
 mod balloon;
 pub mod disk;
 mod gdb;
+pub mod hotplug;
 mod image;
 pub mod lifecycle;
 mod net;
@@ -115,12 +116,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
-    /// Make disk images, change their size and format, and look at them
+    /// Make disk images, change them and look at them; give running guests disks
     Disk {
         #[command(subcommand)]
         command: DiskCommand,
     },
-    /// Make, list and remove networks that connect guests
+    /// Make, list and remove networks that connect guests; give running guests cards
     Network {
         #[command(subcommand)]
         command: NetworkCommand,

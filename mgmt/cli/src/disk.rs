@@ -1,4 +1,4 @@
-//! `lodge disk`: images that no guest uses.
+//! `lodge disk`: images, most of it about those that no guest uses.
 
 use std::fmt::Write;
 use std::ops::ControlFlow;
@@ -7,13 +7,13 @@ use std::path::Path;
 use block::{Backing, Format, Info, OpenOptions};
 use images::{Progress, Unit};
 use serde_json::{Value, json};
-use vmm_api::Failure;
+use vmm_api::{Device, Failure};
 
 use crate::args::disk::{
     ConvertDiskArgs, CreateDiskArgs, DiskCommand, DiskInfoArgs, FormatArg, NewSize, ResizeDiskArgs,
 };
 use crate::long_work::{Stopped, long_work};
-use crate::{failure, output, size};
+use crate::{failure, hotplug, output, size};
 
 /// Does what was asked for; the value is the exit status.
 pub fn run(command: &DiskCommand) -> Result<u8, Failure> {
@@ -22,6 +22,10 @@ pub fn run(command: &DiskCommand) -> Result<u8, Failure> {
         DiskCommand::Resize(args) => resize(args),
         DiskCommand::Info(args) => info(args),
         DiskCommand::Convert(args) => convert(args),
+        DiskCommand::Attach(args) => hotplug::attach_disk(args),
+        DiskCommand::Detach(args) => {
+            hotplug::detach(args, |device| matches!(device, Device::Disk(_)))
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod completion;
 mod disk;
 mod failure;
 mod guests;
+mod hotplug;
 mod image;
 mod lifecycle;
 mod long_work;

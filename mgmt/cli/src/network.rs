@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use networks::{Network, Store};
 use serde::Serialize;
-use vmm_api::{Failure, NetworkConfig, VmConfig, card_mac};
+use vmm_api::{Device, Failure, Lease, NetworkConfig, VmConfig, card_mac};
 
 use crate::args::{NetworkCommand, reach};
 use crate::guests::{self, lock};
-use crate::{failure, output};
+use crate::{failure, hotplug, output};
 
 /// What is said of a network.
 #[derive(Serialize)]
@@ -34,6 +34,10 @@ pub fn run(command: &NetworkCommand) -> Result<u8, Failure> {
             let network = store.create(name, *subnet, reach(*nat, *isolated))?;
             output::print(format!("{}\n", network.name))?;
             Ok(0)
+        }
+        NetworkCommand::Attach(args) => hotplug::attach_card(args),
+        NetworkCommand::Detach(args) => {
+            hotplug::detach(args, |device| matches!(device, Device::Net(_)))
         }
         NetworkCommand::Ls { json, quiet } => list(&store, *json, *quiet),
         NetworkCommand::Inspect { names } => {
@@ -71,14 +75,18 @@ pub fn connect(config: &VmConfig) -> Result<VmConfig, Failure> {
         // That of another time, or of another guest.
         card.lease = None;
         let NetworkConfig::Bridge(bridge) = &card.network else { continue };
-        let store = store()?;
-        if let Some(network) = store.with_bridge(bridge)? {
-            sweep();
-            let mac = card_mac(&config.name, index, card).map_err(failure::config)?;
-            card.lease = Some(store.connect(&network.name, &config.name, mac)?);
-        }
+        let mac = card_mac(&config.name, index, card).map_err(failure::config)?;
+        card.lease = lease(&config.name, bridge, mac)?;
     }
     Ok(connected)
+}
+
+/// Has a guest's card have an address on a bridge, if that is of a network that Lodge has made.
+pub fn lease(guest: &str, bridge: &str, mac: [u8; 6]) -> Result<Option<Lease>, Failure> {
+    let store = store()?;
+    let Some(network) = store.with_bridge(bridge)? else { return Ok(None) };
+    sweep();
+    store.connect(&network.name, guest, mac).map(Some)
 }
 
 /// Gives back the addresses of guests that are gone. Whatever cannot be done now is done by the next

@@ -13,8 +13,10 @@ mod network;
 mod rules;
 mod store;
 mod subnet;
+mod tap;
 
 pub use lease::Lease;
 pub use network::{Network, Reach};
 pub use store::Store;
 pub use subnet::Subnet;
+pub use tap::{existing_tap, tap_on_bridge};

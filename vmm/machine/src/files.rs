@@ -47,6 +47,18 @@ impl Files {
         self.backing.iter().map(PathBuf::as_path)
     }
 
+    /// A disk that a machine was given while it ran. It has it after a reset, too.
+    pub fn add_disk(&mut self, disk: AttachedDisk) {
+        self.disks.push(disk);
+    }
+
+    /// A disk that was taken from a machine, by its place among them.
+    pub fn remove_disk(&mut self, index: usize) {
+        if index < self.disks.len() {
+            self.disks.remove(index);
+        }
+    }
+
     /// The machine is there and stays: files that were made for it do as well, and what its disks were before
     /// it was restored is gone. Harmless if that was said before.
     ///

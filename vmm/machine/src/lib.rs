@@ -18,6 +18,8 @@ mod generation;
 mod layers;
 mod machine;
 mod memory_map;
+mod plug;
+mod slots;
 mod snapshot;
 mod wiring;
 
@@ -28,4 +30,6 @@ pub use files::Files;
 pub use layers::is_name as is_layer_name;
 pub use machine::{Machine, Parts, physical_address_bits};
 pub use memory_map::{AddressRange, E820Entry, E820Kind, MemoryMap, MemoryMapError};
+pub use plug::Removed;
 pub use wiring::network::forwards;
+pub use wiring::storage::AttachedDisk;

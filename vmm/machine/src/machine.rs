@@ -1,6 +1,6 @@
 //! A whole machine but for its processors.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use accel::CpuBus;
 use block::Disk;
@@ -20,6 +20,8 @@ use x86::CpuState;
 use crate::boot::{self, Entry};
 use crate::counters::Counters;
 use crate::full::FullDisks;
+use crate::plug::Plugged;
+use crate::slots::{Ejected, Slots};
 use crate::snapshot::SavedDevices;
 use crate::wiring::Board;
 use crate::wiring::storage::AttachedDisk;
@@ -67,11 +69,14 @@ pub struct Parts<'a> {
 pub struct Machine {
     memory_space: Arc<AddressSpace>,
     ports: Arc<AddressSpace>,
-    pci: Arc<PciRoot>,
-    pm: Arc<Mutex<PowerManagement>>,
-    disks: Vec<AttachedDisk>,
-    full: Arc<FullDisks>,
-    counters: Counters,
+    pub(crate) pci: Arc<PciRoot>,
+    pub(crate) pm: Arc<Mutex<PowerManagement>>,
+    pub(crate) slots: Arc<Mutex<Slots>>,
+    pub(crate) ejected: Arc<Ejected>,
+    pub(crate) plugged: Mutex<Plugged>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) cpus: u32,
+    pub(crate) full: Arc<FullDisks>,
     saved: SavedDevices,
     power: PowerSender,
     requests: PowerRequests,
@@ -105,6 +110,8 @@ impl Machine {
         wiring::fw_cfg::attach(&board)?;
         wiring::debug::attach(&board)?;
         wiring::pci::attach(&board)?;
+        let ejected = Ejected::new().map_err(BuildError::Event)?;
+        let slots = wiring::pci::attach_slots(&board, pm.clone(), ejected.clone())?;
         let counters = Counters {
             disks: wiring::storage::attach(&board)?,
             nets: wiring::network::attach(&board)?,
@@ -120,9 +127,12 @@ impl Machine {
             ports,
             pci,
             pm,
-            disks: parts.files.disks.clone(),
+            slots,
+            ejected,
+            plugged: Mutex::new(Plugged { disks: parts.files.disks.clone(), counters }),
+            memory: parts.memory,
+            cpus: parts.config.cpus,
             full,
-            counters,
             saved,
             power,
             requests,
@@ -165,8 +175,13 @@ impl Machine {
     }
 
     /// What its disks and cards count.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        self.plugged().counters.clone()
+    }
+
+    /// Its disks and cards, some of which may come and go.
+    pub(crate) fn plugged(&self) -> MutexGuard<'_, Plugged> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops all devices: none touches guest memory until [`Machine::resume`]. The processors have
@@ -186,7 +201,7 @@ impl Machine {
     ///
     /// If a device cannot say what its state is: a mistake in it.
     pub fn save(&self, state: &mut Sections) -> Result<(), Failure> {
-        self.saved.save(state)
+        self.saved.with_bus(&self.pci).save(state)
     }
 
     /// Has the devices take over their state, in a machine that was built to be restored and that is
@@ -196,7 +211,7 @@ impl Machine {
     ///
     /// If the state is another machine's, or damaged.
     pub fn restore(&self, state: &Sections) -> Result<(), Failure> {
-        self.saved.restore(state)
+        self.saved.with_bus(&self.pci).restore(state)
     }
 
     /// Tells the guest that it goes on from a copy of itself. The interrupt controllers have been
@@ -211,10 +226,13 @@ impl Machine {
     ///
     /// Why not.
     pub fn check_disks(&self) -> Result<(), Failure> {
-        match self.disks.iter().find(|d| d.config.overlay.is_none() && !d.disk.is_readonly()) {
+        let disks = &self.plugged().disks;
+        match disks.iter().find(|d| d.config.overlay.is_none() && !d.disk.is_readonly()) {
             None => Ok(()),
             Some(disk) => Err(Failure::configuration(format!(
-                "the guest writes to {} itself, and what it will write next would change its                  snapshots, too: give the disk an overlay, or let the guest only read it",
+                "the guest writes to {} itself, and what it will write next would change its \
+                 snapshots, too: detach the disk, if it was attached, let the guest only read it, or \
+                 give it an overlay",
                 disk.path.display()
             ))),
         }
@@ -237,7 +255,7 @@ impl Machine {
             layers::freeze(disk, &layer)?;
             Ok(Some(layer))
         };
-        self.disks.iter().enumerate().map(freeze).collect()
+        self.plugged().disks.iter().enumerate().map(freeze).collect()
     }
 
     /// Writes what the guest has written to stable storage.
@@ -246,13 +264,10 @@ impl Machine {
     ///
     /// The host's.
     pub fn flush_disks(&self) -> Result<(), Failure> {
-        let mut result = Ok(());
-        for AttachedDisk { path, disk, .. } in self.disks.iter().filter(|d| !d.disk.is_readonly()) {
-            if let Err(source) = disk.flush() {
-                result = Err(BuildError::Flush { path: path.clone(), source }.into());
-            }
-        }
-        result
+        // All of them, also if one fails.
+        let disks = &self.plugged().disks;
+        let flushed: Vec<_> = disks.iter().map(AttachedDisk::flush).collect();
+        flushed.into_iter().collect()
     }
 
     /// Ends all devices' work and flushes the disks. The processors have stopped.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bus::Saved;
+use pci::PciRoot;
 use state::{Section, Sections};
 use vmm_api::Failure;
 
@@ -17,6 +18,15 @@ impl SavedDevices {
     /// Adds a device. Names differ, and stay the same from version to version.
     pub fn add(&mut self, name: &str, device: Arc<dyn Saved>) {
         self.0.push((format!("{PREFIX}{name}"), device));
+    }
+
+    /// These, and those that are on the bus now.
+    pub fn with_bus(&self, pci: &Arc<PciRoot>) -> Self {
+        let mut all = Self(self.0.clone());
+        for (number, function) in pci.saved() {
+            all.add(&format!("pci/{number:02}"), function);
+        }
+        all
     }
 
     /// Adds a section for each device, all of which stand still.

@@ -126,6 +126,8 @@ mod tests {
             Event::Paused { reason: None },
             Event::Paused { reason: Some("no room".into()) },
             Event::AgentReady,
+            Event::DeviceAttached { id: "disk-24".into() },
+            Event::DeviceDetached { id: "disk-24".into() },
             Event::Warning { message: "slow".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
             Event::Error(Failure::host("port 22 is in use")),

@@ -175,6 +175,10 @@ pub struct BlockConfig {
     /// How much the guest may ask of it.
     #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
     pub limits: DiskLimits,
+    /// The slot that it is in, of [`HOT_SLOTS`](crate::HOT_SLOTS): one whose device can be detached while
+    /// the guest runs. `None`: it is there for as long as the guest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
 }
 
 /// What happens when the host has no room for what a guest writes to a disk.
@@ -222,6 +226,10 @@ pub struct NetConfig {
     /// guest starts, for networks that it has made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
+    /// The slot that it is in, of [`HOT_SLOTS`](crate::HOT_SLOTS): one whose device can be detached while
+    /// the guest runs. `None`: it is there for as long as the guest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
 }
 
 /// An address that a card has on a network, and what there is to know on that network.

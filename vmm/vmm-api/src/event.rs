@@ -55,6 +55,16 @@ pub enum Event {
     /// Lodge's agent in the guest is there: from now on, commands can be run and files be copied. On
     /// the API only.
     AgentReady,
+    /// The guest has been told of a device that was attached.
+    DeviceAttached {
+        /// What it is called.
+        id: String,
+    },
+    /// A device is gone: the guest has let go of it, or it was taken away.
+    DeviceDetached {
+        /// What it was called.
+        id: String,
+    },
     /// Something a person should know that does not end the guest.
     Warning {
         /// The whole text, for people.

@@ -11,6 +11,7 @@ mod config;
 mod event;
 mod host;
 mod host_name;
+mod hotplug;
 mod limits;
 mod line;
 mod mac;
@@ -32,6 +33,9 @@ pub use config::{
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
+pub use hotplug::{
+    ATTACH_PROTOCOL, AttachAnswer, AttachRequest, DetachRequest, Device, HOT_SLOTS, card_number,
+};
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
 pub use rates::{DiskLimits, NetLimits, Rate};

@@ -1,6 +1,6 @@
 //! Addresses of network cards.
 
-use crate::{ConfigError, NetConfig, parse_mac};
+use crate::{ConfigError, NetConfig, card_number, parse_mac};
 
 /// An address of a card that nobody chose one for: the same for the same guest each time, so that
 /// its system recognizes the card, and likely another for another guest. It begins with 52:54:00,
@@ -24,7 +24,7 @@ pub fn default_mac(name: &str, index: usize) -> [u8; 6] {
 pub fn card_mac(name: &str, index: usize, card: &NetConfig) -> Result<[u8; 6], ConfigError> {
     match &card.mac {
         Some(mac) => parse_mac(mac),
-        None => Ok(default_mac(name, index)),
+        None => Ok(default_mac(name, card_number(index, card))),
     }
 }
 

@@ -95,6 +95,14 @@ pub enum ConfigError {
     /// A host port twice.
     #[error("the host port {0} is forwarded twice: choose another host port for one of them")]
     SameForward(String),
+    /// A slot that is not for devices that come and go.
+    #[error("slot {0} cannot be chosen: devices that can be detached are in slots {first} to {last}; without \
+             a slot, a device has one for as long as the guest is there",
+        first = crate::HOT_SLOTS.start(), last = crate::HOT_SLOTS.end())]
+    Slot(u8),
+    /// One slot twice.
+    #[error("slot {0} is given to two devices: choose another for one of them")]
+    SameSlot(u8),
     /// A limit that lets nothing pass.
     #[error("a rate of 0 lets nothing pass: leave the disk or the card out, or the limit")]
     RateZero,
@@ -155,6 +163,7 @@ impl VmConfig {
         validate_limits(&self.limits, self)?;
         validate_disks(&self.disks)?;
         validate_nets(&self.nets)?;
+        crate::hotplug::validate_slots(self)?;
         self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
     }
 }

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod error;
 mod stream;
 
@@ -26,8 +27,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use vmm_api::{
-    BalloonRequest, BalloonState, CONSOLE_PROTOCOL, Failure, Instance, Snapshot, SnapshotRequest,
-    Statistics, StopRequest, VSOCK_PROTOCOL, VmConfig,
+    BalloonRequest, BalloonState, CONSOLE_PROTOCOL, DetachRequest, Failure, Instance, Snapshot,
+    SnapshotRequest, Statistics, StopRequest, VSOCK_PROTOCOL, VmConfig,
 };
 
 pub use error::Error;
@@ -179,6 +180,17 @@ impl Client {
     pub fn set_balloon(&mut self, request: BalloonRequest) -> Result<(), Error> {
         let body = serde_json::to_vec(&request).map_err(Failure::internal)?;
         self.order("/v1/balloon", body.into())
+    }
+
+    /// Has a device be taken from the guest, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; it is refused if the guest has not let go of it in time.
+    pub fn detach(mut self, request: &DetachRequest) -> Result<(), Error> {
+        self.patience += Duration::from_secs(request.timeout_s.into());
+        let body = serde_json::to_vec(request).map_err(Failure::internal)?;
+        self.order("/v1/detach", body.into())
     }
 
     /// What has happened to the guest and, to `follow`, what happens until its end.

@@ -92,7 +92,7 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
 }
 
 /// Whether this process answers a guest's DHCP and DNS, and makes connections for it.
-fn has_services(config: &VmConfig) -> bool {
+pub fn has_services(config: &VmConfig) -> bool {
     config.nets.iter().any(|card| card.network.is_user() || card.lease.is_some())
 }
 

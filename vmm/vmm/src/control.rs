@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use vmm_api::Failure;
+use vmm_api::{DetachRequest, Device, Failure};
+
+use crate::hotplug::Attachment;
 
 /// Orders that wait at most; those who come then are refused.
 const MAX_WAITING: usize = 64;
 
 /// Something to be done with the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Have processors, devices and time stand still.
     Pause,
@@ -23,6 +25,10 @@ pub enum Command {
     PressPowerButton,
     /// Reset the machine, as its reset button would.
     Reset,
+    /// Give the guest a device.
+    Attach(Arc<Attachment>),
+    /// Take a device from the guest.
+    Detach(DetachRequest),
     /// Keep the guest as it is now.
     Snapshot {
         /// The name that it is to have.
@@ -36,8 +42,8 @@ pub enum Command {
 }
 
 /// What has become of an order. A [configuration](vmm_api::FailureKind::Configuration) failure
-/// says that it cannot be done now.
-pub type Outcome = Result<(), Failure>;
+/// says that it cannot be done now. The value is the device, where one was attached.
+pub type Outcome = Result<Option<Device>, Failure>;
 
 /// A command, and who waits for its outcome.
 #[derive(Debug)]
@@ -113,9 +119,9 @@ mod tests {
         let first = orders.give(Command::Pause).unwrap();
         let second = orders.give(Command::Resume).unwrap();
         let order = orders.take().unwrap();
-        assert_eq!(order.command, Command::Pause);
-        order.answer(Ok(()));
-        assert_eq!(first.blocking_recv().unwrap(), Ok(()));
+        assert!(matches!(order.command, Command::Pause));
+        order.answer(Ok(None));
+        assert_eq!(first.blocking_recv().unwrap(), Ok(None));
         drop(second);
         orders.take().unwrap().answer(Err(Failure::internal("nobody hears this")));
         assert!(orders.take().is_none());

@@ -16,6 +16,7 @@ mod debugging;
 mod directory;
 mod fds;
 mod gate;
+mod hotplug;
 mod hub;
 mod journal;
 mod launcher;

@@ -21,6 +21,7 @@ use crate::confinement;
 use crate::consoles::Consoles;
 use crate::control::Command;
 use crate::debugging::Debugging;
+use crate::hotplug::Hardware;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals};
@@ -87,23 +88,25 @@ fn run_on(
         launcher.tell(&Event::Warning { message });
     }
     let taps = taps::connect(config, taps)?;
+    let mut hardware = Hardware::new(config.clone(), files, taps);
     let mut resets = 0;
     let mut brake = Brake::default();
     loop {
         // A reset leads back to the guest's kernel, not to the snapshot.
         let snapshot = snapshot.take();
+        let config = &hardware.config;
         let links = Links {
             consoles,
-            files: &files,
+            files: &hardware.files,
             balloon: balloon.as_ref(),
             vsock: &vsock,
-            taps: &taps,
+            taps: &hardware.taps,
         };
         let assembly = match &snapshot {
             Some(snapshot) => Assembly::restore(config, accelerator, links, snapshot)?,
             None => {
                 let assembly = Assembly::boot(config, accelerator, links)?;
-                files.keep()?;
+                hardware.files.keep()?;
                 assembly
             }
         };
@@ -118,12 +121,12 @@ fn run_on(
             resets,
             begun,
             meters: running.meters(),
-            counters: running.machine().counters().clone(),
+            counters: running.machine().counters(),
         })?;
         // The guest runs already. Whoever started it hears of that once it is sure to go on.
         if let Some(snapshot) = snapshot {
             snapshot.finish_verification()?;
-            files.keep()?;
+            hardware.files.keep()?;
         }
         launcher.tell(&if resets > 0 {
             Event::Reset
@@ -136,13 +139,14 @@ fn run_on(
                 gdb: debugging.as_ref().map(Debugging::place),
             }
         });
-        let ending = Wait::new(&mut running, signals, launcher, api).until_the_end();
+        let ending = Wait::new(&mut running, signals, launcher, api, &mut hardware).until_the_end();
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();
         match ending? {
             Ending::Stop(reason) => return stopped.map(|()| reason),
             Ending::Reset => stopped?,
         }
+        hardware.keep_all();
         resets += 1;
         if let Advice::Pause { first } = brake.after(begun.elapsed()) {
             if first {
@@ -175,7 +179,7 @@ fn pause(
         }
         if let Some(order) = api.orders().take() {
             if let Command::Stop { .. } = order.command {
-                order.answer(Ok(()));
+                order.answer(Ok(None));
                 return Ok(true);
             }
             order.answer(Err(Failure::configuration(

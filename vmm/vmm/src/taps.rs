@@ -9,8 +9,10 @@ use vmm_api::{
     ConfigError, Failure, Lease, NetConfig, NetworkConfig, VmConfig, card_mac, host_name,
 };
 
-/// What a card leads to, by its number; `None`: to no network of the host.
-pub type Taps = Vec<Option<Arc<dyn Backend>>>;
+/// What a card leads to; `None`: to no network of the host.
+pub type End = Option<Arc<dyn Backend>>;
+/// What cards lead to, by their numbers.
+pub type Taps = Vec<End>;
 
 /// Opens them, once: they stay open over resets, and a VMM that has confined itself could not.
 pub fn open(config: &VmConfig) -> Result<Vec<Option<Tap>>, Failure> {
@@ -29,23 +31,28 @@ pub fn open(config: &VmConfig) -> Result<Vec<Option<Tap>>, Failure> {
 /// Has cards lead to them, and starts the services that some networks have: in a VMM that has confined itself,
 /// since they speak with the guest.
 pub fn connect(config: &VmConfig, open: Vec<Option<Tap>>) -> Result<Taps, Failure> {
-    let mut taps = Taps::new();
-    for ((index, card), tap) in config.nets.iter().enumerate().zip(open) {
-        let mac = card_mac(&config.name, index, card).map_err(Failure::configuration)?;
-        let tap = tap.map(|tap| {
-            tracing::info!(tap = tap.name(), mac = card.mac, "network card {index}");
-            Arc::new(tap) as Arc<dyn Backend>
-        });
-        taps.push(match (tap, &card.lease, &card.network) {
-            (Some(tap), Some(lease), _) => Some(edge(tap, &config.name, card, mac, lease)?),
-            (_, None, NetworkConfig::Bridge(name)) if !card.forwards.is_empty() => {
-                let error = ConfigError::ForwardElsewhere(name.clone());
-                return Err(Failure::configuration(error));
-            }
-            (tap, ..) => tap,
-        });
+    let cards = config.nets.iter().enumerate().zip(open);
+    cards.map(|(card, tap)| lead(&config.name, card, tap)).collect()
+}
+
+/// Does the same for one card of a guest.
+pub fn lead(
+    guest: &str,
+    (index, card): (usize, &NetConfig),
+    tap: Option<Tap>,
+) -> Result<End, Failure> {
+    let mac = card_mac(guest, index, card).map_err(Failure::configuration)?;
+    let tap = tap.map(|tap| {
+        tracing::info!(tap = tap.name(), mac = card.mac, "network card {index}");
+        Arc::new(tap) as Arc<dyn Backend>
+    });
+    match (tap, &card.lease, &card.network) {
+        (Some(tap), Some(lease), _) => edge(tap, guest, card, mac, lease).map(Some),
+        (_, None, NetworkConfig::Bridge(name)) if !card.forwards.is_empty() => {
+            Err(Failure::configuration(ConfigError::ForwardElsewhere(name.clone())))
+        }
+        (tap, ..) => Ok(tap),
     }
-    Ok(taps)
 }
 
 /// Puts DHCP, DNS and forwarded ports before a tap.

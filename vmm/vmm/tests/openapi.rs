@@ -6,9 +6,10 @@ mod common;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use common::{ECHOES, HEEDS_POWER_BUTTON, IGNORES_POWER_BUTTON, SLEEPS, Vmm, wait};
+use common::{ECHOES, HEEDS_POWER_BUTTON, IGNORES_POWER_BUTTON, LETS_GO, SLEEPS, Vmm, wait};
 use serde_json::{Value, json};
 use vmm_api::Event;
 
@@ -158,6 +159,7 @@ fn read_answer(reader: &mut BufReader<UnixStream>) -> Answer {
 #[test]
 fn the_server_is_as_described_and_the_description_as_the_server() {
     const UPGRADE: &str = "Upgrade: lodge-console\r\nConnection: Upgrade\r\n";
+    const ATTACH: &str = "Upgrade: lodge-attach\r\nConnection: Upgrade\r\n";
     const VSOCK: &str = "Upgrade: lodge-vsock\r\nConnection: Upgrade\r\n";
     let description = Description::read();
 
@@ -247,6 +249,50 @@ fn the_server_is_as_described_and_the_description_as_the_server() {
     description.ask(&vmm, "POST", "/v1/pause", 409);
     let instance = vmm.client().instance().unwrap();
     assert_eq!(instance.state, vmm_api::RunState::Stopping);
+
+    // A device comes and goes.
+    let mut vmm = Vmm::start(LETS_GO, json!({}));
+    vmm.wait_until_it_listens();
+    description.ask(&vmm, "GET", "/v1/attach", 426);
+    let image = std::fs::File::open(vmm.dir.path().join("kernel")).unwrap();
+    let mut stream = vmm.connect();
+    let head = format!("GET /v1/attach HTTP/1.1\r\nHost: x\r\n{ATTACH}\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    description.check("GET", "/v1/attach", &read_answer(&mut reader));
+    let schema = |name: &str| description.document["components"]["schemas"][name].clone();
+    let answer = |reader: &mut BufReader<UnixStream>, request: &Value| {
+        description.validate(&schema("AttachRequest"), request);
+        let mut lines = [String::new(), String::new()];
+        reader.read_line(&mut lines[0]).unwrap();
+        assert_eq!(lines[0], "\n");
+        reader.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        reader.read_line(&mut lines[1]).unwrap();
+        let answer: Value = serde_json::from_str(&lines[1]).unwrap();
+        description.validate(&schema("AttachAnswer"), &answer);
+        answer
+    };
+    let request = json!({ "device": { "disk": { "path": "/d" } }, "descriptors": ["/d"] });
+    assert!(answer(&mut reader, &request)["refused"]["message"].is_string());
+    let disk = vmm_api::BlockConfig {
+        path: "/nowhere".into(),
+        readonly: true,
+        ..vmm_api::BlockConfig::default()
+    };
+    let request = vmm_api::AttachRequest {
+        device: vmm_api::Device::Disk(disk),
+        descriptors: vec!["/nowhere".into()],
+    };
+    let attached = vmm.client().attach(&request, &[image.as_fd()]).unwrap();
+    description.validate(&schema("Device"), &serde_json::to_value(&attached).unwrap());
+    description.ask(&vmm, "GET", "/v1/config", 200);
+    description.ask_with(&vmm, "POST", "/v1/detach", "", "{\"id\":\"disk-24\"}", 204);
+    description.ask_with(&vmm, "POST", "/v1/detach", "", "{\"id\":\"disk-24\"}", 409);
+    description.ask_with(&vmm, "POST", "/v1/detach", "", "{}", 400);
+    description.ask_with(&vmm, "POST", "/v1/detach", "", &" ".repeat(100_000), 413);
+    description.ask(&vmm, "GET", "/v1/events?follow=false", 200);
+    vmm.client().stop(vmm_api::StopRequest { timeout_s: 0 }).unwrap();
+    assert_eq!(vmm.end(), 0);
 
     let vmm = Vmm::start(SLEEPS, json!({ "serial": "null", "balloon": false }));
     description.ask(&vmm, "GET", "/v1/balloon", 409);

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::hotplug::{ATTACH_DISK, AttachDiskArgs, DETACH_DISK, DetachArgs};
 use crate::size;
 
 /// `lodge disk`.
@@ -41,6 +42,12 @@ Examples:
 The copy takes room for data only, and needs no backing files. It appears under its name once it is whole;
 after Ctrl-C nothing of it is left.")]
     Convert(ConvertDiskArgs),
+    /// Give a running guest a disk
+    #[command(after_help = ATTACH_DISK)]
+    Attach(AttachDiskArgs),
+    /// Take a disk from a running guest
+    #[command(after_help = DETACH_DISK)]
+    Detach(DetachArgs),
 }
 
 #[derive(Args, Debug)]

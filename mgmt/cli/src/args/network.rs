@@ -4,6 +4,7 @@ use clap::Subcommand;
 use clap_complete::ArgValueCandidates;
 use networks::{Reach, Subnet};
 
+use super::hotplug::{ATTACH_CARD, AttachCardArgs, DETACH_CARD, DetachArgs};
 use crate::completion;
 
 #[derive(Subcommand, Debug)]
@@ -35,6 +36,12 @@ Needs root (CAP_NET_ADMIN) and nft. After a reboot, the first guest on a network
         #[arg(long, conflicts_with = "nat")]
         isolated: bool,
     },
+    /// Give a running guest a network card
+    #[command(after_help = ATTACH_CARD)]
+    Attach(AttachCardArgs),
+    /// Take a network card from a running guest
+    #[command(after_help = DETACH_CARD)]
+    Detach(DetachArgs),
     /// List networks
     Ls {
         /// Print JSON

@@ -129,6 +129,8 @@ fn tell(event: &Event) -> String {
         Event::Paused { reason: Some(reason) } => format!("was paused: {reason}"),
         Event::Resumed => "goes on".to_owned(),
         Event::AgentReady => "is ready for `lodge exec`".to_owned(),
+        Event::DeviceAttached { id } => format!("has {id} attached"),
+        Event::DeviceDetached { id } => format!("has {id} no more"),
         Event::Warning { message } => format!("warning: {message}"),
         Event::Stopped { reason } => match reason {
             StopReason::PowerOff => "switched itself off".to_owned(),

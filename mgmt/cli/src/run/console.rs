@@ -307,7 +307,7 @@ impl<'a> Console<'a> {
             }
             Event::Resumed => notice(self.raw, "the guest goes on"),
             Event::Reset => notice(self.raw, "the guest restarts"),
-            Event::AgentReady => {}
+            Event::AgentReady | Event::DeviceAttached { .. } | Event::DeviceDetached { .. } => {}
             Event::Warning { message } => notice(self.raw, &message),
             Event::Stopped { reason } => self.end.reason = Some(reason),
             Event::Error(failure) => self.end.failure = Some(failure),

@@ -3,7 +3,7 @@
 
 use images::Image;
 use serde_json::{Map, Value};
-use vmm_api::{ConsoleConfig, Failure, VmConfig, default_mac};
+use vmm_api::{ConsoleConfig, Failure, VmConfig, card_number, default_mac};
 
 /// The file's text. `config` is without the image's disk; what it has from the image is left out,
 /// so that it is taken from the image again.
@@ -11,7 +11,7 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
     let mut config = config.clone();
     // The card stays the same one if the guest is renamed.
     for (index, net) in config.nets.iter_mut().enumerate() {
-        let of_name = default_mac(&config.name, index);
+        let of_name = default_mac(&config.name, card_number(index, net));
         net.mac.get_or_insert_with(|| of_name.map(|byte| format!("{byte:02x}")).join(":"));
     }
     if let Some(cloud_init) = &mut config.cloud_init {
@@ -52,7 +52,7 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
 }
 
 /// Takes out what TOML cannot say or need not: nulls, and tables with nothing in them.
-fn strip(value: &mut Value) {
+pub fn strip(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.values_mut().for_each(strip);

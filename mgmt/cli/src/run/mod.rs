@@ -4,7 +4,7 @@ pub mod cgroup;
 mod cloud_init;
 mod config;
 mod console;
-mod definition;
+pub mod definition;
 mod escape;
 mod terminal;
 mod vmm;

@@ -10,7 +10,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use vmm_api::{ConsoleConfig, Failure, Snapshot, SnapshotRequest, VmConfig, default_mac};
+use vmm_api::{
+    ConsoleConfig, Failure, Snapshot, SnapshotRequest, VmConfig, card_number, default_mac,
+};
 
 use crate::args::snapshot::{CreateArgs, ListArgs, RemoveArgs, RestoreArgs, SnapshotCommand};
 use crate::guests::{self, Guest};
@@ -85,7 +87,7 @@ fn restore(args: &RestoreArgs) -> Result<u8, Failure> {
     let mut config = of_guest(&snapshot, name, guest.directory());
     // The card stays the same one, however the guest is called now.
     for (index, net) in config.nets.iter_mut().enumerate() {
-        let mac = default_mac(&snapshot.config.name, index);
+        let mac = default_mac(&snapshot.config.name, card_number(index, net));
         net.mac.get_or_insert_with(|| mac.map(|byte| format!("{byte:02x}")).join(":"));
     }
     let directory = store::directory(guest.directory(), &snapshot.name);

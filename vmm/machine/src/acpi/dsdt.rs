@@ -7,7 +7,8 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{Platform, table};
+use super::{Platform, slots, table};
+use crate::slots as registers;
 
 pub(super) fn dsdt(platform: &Platform) -> Sdt {
     let mut aml = Vec::new();
@@ -21,7 +22,9 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
     legacy_devices(platform, &mut devices);
     generation_counter(platform, &mut devices);
     aml.extend(Scope::raw("\\_SB_".into(), devices));
+    slots::slots(platform, &mut aml);
     generation_event(platform, &mut aml);
+    slots::event(&mut aml);
 
     let mut dsdt = table(*b"DSDT", 2);
     dsdt.append_slice(&aml);
@@ -115,9 +118,10 @@ fn motherboard(platform: &Platform, out: &mut Vec<u8>) {
     let control = IO::new(pm.pm1a_control, pm.pm1a_control, 1, 2);
     let timer = IO::new(pm.timer, pm.timer, 1, 4);
     let gpe0 = IO::new(pm.gpe0, pm.gpe0, 1, pm.gpe0_len);
+    let slots = IO::new(platform.slots, platform.slots, 1, registers::LEN);
     let resources = Name::new(
         "_CRS".into(),
-        &ResourceTemplate::new(vec![&ecam, &event, &control, &timer, &gpe0]),
+        &ResourceTemplate::new(vec![&ecam, &event, &control, &timer, &gpe0, &slots]),
     );
     Device::new("MBRD".into(), vec![&hid, &uid, &resources]).to_aml_bytes(out);
 }

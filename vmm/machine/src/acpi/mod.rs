@@ -2,6 +2,7 @@
 
 mod dsdt;
 mod fixed;
+mod slots;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -35,6 +36,8 @@ pub struct Platform<'a> {
     pub serial: Vec<(u16, u32)>,
     /// First port of the fw_cfg device.
     pub fw_cfg: u16,
+    /// First port of the registers about slots whose devices come and go.
+    pub slots: u16,
     /// The general-purpose event that tells of a new generation ID, below 16.
     pub generation_event: u32,
 }

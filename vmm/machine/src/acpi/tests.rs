@@ -25,6 +25,7 @@ fn platform(map: &MemoryMap, cpus: u32) -> Platform<'_> {
         pci_intx: [16, 17, 18, 19],
         serial: vec![(0x3f8, 4), (0x2f8, 3)],
         fw_cfg: 0x510,
+        slots: 0x640,
         generation_event: 0,
     }
 }
@@ -122,7 +123,7 @@ fn acpica_reads_the_tables() {
     let text = iasl(&["-we", "-p", dir.path().join("again").to_str().unwrap()], &source);
     assert!(text.contains("0 Errors, 0 Warnings"), "{text}");
     let text = std::fs::read_to_string(source).unwrap();
-    for part in ["PNP0A08", "ACPI0007", "PNP0501", "_S5", "PNP0C02"] {
+    for part in ["PNP0A08", "ACPI0007", "PNP0501", "_S5", "PNP0C02", "_EJ0", "_E01"] {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
 }

@@ -46,6 +46,7 @@ mod port {
     pub const COM1: u16 = 0x3f8;
     pub const COM2: u16 = 0x2f8;
     pub const POWER_MANAGEMENT: u16 = 0x600;
+    pub const PCI_SLOTS: u16 = 0x640;
     pub const PCI_CONFIG: u16 = 0xcf8;
     pub const RESET_CONTROL: u16 = 0xcf9;
     pub const TEST_IRQS: u16 = 0x2000;
@@ -78,12 +79,8 @@ impl<'a> Board<'a> {
         self.saved.borrow_mut().add(name, device);
     }
 
-    /// All devices, whose states are to be saved. Those on the PCI bus are among them, so that it must
-    /// be complete.
+    /// The devices that are not on the PCI bus, whose states are to be saved.
     pub fn take_saved(&self) -> SavedDevices {
-        for (number, function) in self.pci.saved() {
-            self.keep(&format!("pci/{number:02}"), function);
-        }
         self.saved.take()
     }
 
@@ -144,6 +141,7 @@ pub fn platform<'a>(parts: &'a Parts) -> Platform<'a> {
         pci_intx: gsi::PCI_INTX,
         serial: vec![(port::COM1, gsi::COM1), (port::COM2, gsi::COM2)],
         fw_cfg: ::chipset::fw_cfg::PORT,
+        slots: port::PCI_SLOTS,
         generation_event: generation::EVENT,
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use bus::AddressSpace;
-use chipset::ResetControl;
+use chipset::{PowerManagement, ResetControl};
 use irqchip::{IrqLine, MsiTarget};
 use pci::{ECAM_SIZE, PciRoot, Windows};
 
 use super::{Board, gsi, port};
+use crate::slots::{self, Ejected, Slots};
 use crate::{BuildError, Parts};
 
 /// Bus 0, with windows as the memory map says.
@@ -44,6 +45,17 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
         8,
         board.pci.config_ports(Some(reset)),
     )
+}
+
+/// The registers about slots whose devices come and go.
+pub fn attach_slots(
+    board: &Board,
+    pm: Arc<Mutex<PowerManagement>>,
+    ejected: Arc<Ejected>,
+) -> Result<Arc<Mutex<Slots>>, BuildError> {
+    let slots = Slots::new(board.pci.clone(), pm, ejected);
+    board.attach_ports("PCI slots", port::PCI_SLOTS, slots::LEN.into(), slots.clone())?;
+    Ok(slots)
 }
 
 /// A console, if there is one, and always a source of entropy and a socket device.

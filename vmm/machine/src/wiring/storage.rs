@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Disk, Format, MemoryDisk, OpenOptions, Switch};
-use virtio::{BlockCounters, BlockLimits, BlockOptions};
-use vmm_api::{BlockConfig, DiskFormat, OnFull};
+use mem::GuestMemory;
+use virtio::{BlockCounters, BlockLimits, BlockOptions, VirtioPci};
+use vmm_api::{BlockConfig, DiskFormat, Failure, OnFull};
 
 use super::{Board, rate};
-use crate::BuildError;
 use crate::cloud_init;
+use crate::full::FullDisks;
 use crate::layers::{self, Overlay};
+use crate::{BuildError, Parts};
 
 /// A disk that the guest uses.
 #[derive(Clone)]
@@ -25,27 +27,46 @@ pub struct AttachedDisk {
 
 /// Puts the disks on the bus, in the order of the configuration. What they count.
 pub fn attach(board: &Board) -> Result<Vec<Arc<BlockCounters>>, BuildError> {
+    let Parts { config, files, memory, .. } = board.parts;
     let mut all = Vec::new();
-    for AttachedDisk { path, disk, config } in &board.parts.files.disks {
-        let counters = Arc::<BlockCounters>::default();
-        let options = BlockOptions {
-            queues: u16::try_from(board.parts.config.cpus).unwrap_or(u16::MAX),
-            serial: config.serial.clone().filter(|serial| !serial.is_empty()),
-            when_full: match config.on_full {
-                OnFull::Pause => Some(board.full.watch(path)),
-                OnFull::Report => None,
-            },
-            limits: BlockLimits {
-                bytes: config.limits.bandwidth.map(rate),
-                requests: config.limits.requests.map(rate),
-            },
-            counters: counters.clone(),
-        };
-        let device = virtio::block(disk.clone(), options, board.parts.memory.clone())?;
-        board.pci.add(None, Box::new(device))?;
+    for disk in &files.disks {
+        let (device, counters) = device(disk, config.cpus, &board.full, memory)?;
+        board.pci.add(disk.config.slot, Box::new(device))?;
         all.push(counters);
     }
     Ok(all)
+}
+
+/// A disk, to be put on the bus, and what it counts.
+pub fn device(
+    AttachedDisk { path, disk, config }: &AttachedDisk,
+    cpus: u32,
+    full: &Arc<FullDisks>,
+    memory: &GuestMemory,
+) -> Result<(VirtioPci, Arc<BlockCounters>), BuildError> {
+    let counters = Arc::<BlockCounters>::default();
+    let options = BlockOptions {
+        queues: u16::try_from(cpus).unwrap_or(u16::MAX),
+        serial: config.serial.clone().filter(|serial| !serial.is_empty()),
+        when_full: match config.on_full {
+            OnFull::Pause => Some(full.watch(path)),
+            OnFull::Report => None,
+        },
+        limits: BlockLimits {
+            bytes: config.limits.bandwidth.map(rate),
+            requests: config.limits.requests.map(rate),
+        },
+        counters: counters.clone(),
+    };
+    Ok((virtio::block(disk.clone(), options, memory.clone())?, counters))
+}
+
+impl AttachedDisk {
+    /// Writes what the guest has written to stable storage.
+    pub fn flush(&self) -> Result<(), Failure> {
+        let failed = |source| BuildError::Flush { path: self.path.clone(), source };
+        if self.disk.is_readonly() { Ok(()) } else { Ok(self.disk.flush().map_err(failed)?) }
+    }
 }
 
 /// Opens a disk. Overlays that are made for that are noted in `made`, and in `backing` the images that the

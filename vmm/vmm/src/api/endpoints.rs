@@ -9,11 +9,11 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use vmm_api::{BalloonRequest, Failure, SnapshotRequest, StopRequest};
+use vmm_api::{BalloonRequest, DetachRequest, Failure, SnapshotRequest, StopRequest};
 
 use super::body::{Answer, empty, json, mistake, refused};
 use super::query::Query;
-use super::{Shared, balloon, console, streams, vsock};
+use super::{Shared, attach, balloon, console, streams, vsock};
 use crate::control::Command;
 use crate::hub::Hub;
 
@@ -23,7 +23,7 @@ const MAX_BODY: usize = 64 << 10;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a path and a method stand for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Endpoint {
     Instance,
     Config,
@@ -38,6 +38,8 @@ enum Endpoint {
     MakeSnapshot,
     Balloon,
     SetBalloon,
+    Attach,
+    Detach,
 }
 
 /// All there is. docs/api/openapi.json describes exactly these.
@@ -58,6 +60,8 @@ const ENDPOINTS: &[(Method, &str, Endpoint)] = &[
     (Method::POST, "/v1/snapshots", Endpoint::MakeSnapshot),
     (Method::GET, "/v1/balloon", Endpoint::Balloon),
     (Method::POST, "/v1/balloon", Endpoint::SetBalloon),
+    (Method::GET, "/v1/attach", Endpoint::Attach),
+    (Method::POST, "/v1/detach", Endpoint::Detach),
 ];
 
 /// Answers one request.
@@ -95,6 +99,11 @@ pub async fn answer(
         Endpoint::Balloon => balloon::state(&shared).await,
         Endpoint::SetBalloon => match body::<BalloonRequest>(request).await {
             Ok(request) => balloon::set(&shared, request),
+            Err(answer) => answer,
+        },
+        Endpoint::Attach => attach::attach(request, shared, seat),
+        Endpoint::Detach => match body::<DetachRequest>(request).await {
+            Ok(request) => order(&shared, Command::Detach(request)).await,
             Err(answer) => answer,
         },
         Endpoint::Snapshots => match shared.snapshots() {
@@ -164,7 +173,7 @@ async fn order(shared: &Shared, command: Command) -> Answer {
         return refused(&Failure::host("too many requests wait already; try again"));
     };
     match outcome.await {
-        Ok(Ok(())) => empty(StatusCode::NO_CONTENT),
+        Ok(Ok(_)) => empty(StatusCode::NO_CONTENT),
         Ok(Err(failure)) => refused(&failure),
         Err(_) => refused(&Failure::configuration("the guest has just ended")),
     }

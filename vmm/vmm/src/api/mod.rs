@@ -8,6 +8,7 @@
 //! Nothing here can hold up the guest: what only the thread that drives the machine can do is
 //! handed to it by [`Orders`](crate::control::Orders).
 
+mod attach;
 mod balloon;
 mod body;
 mod console;
@@ -222,6 +223,14 @@ impl Api {
         })?;
         self.server = Some(Server { closing, thread });
         Ok(())
+    }
+
+    /// Has clients see what the guest has now.
+    pub fn set_devices(&self, config: Arc<VmConfig>, counters: Counters) {
+        if let Some(shared) = &self.shared {
+            let mut shown = shared.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            (shown.config, shown.counters) = (config, counters);
+        }
     }
 
     /// Has clients see what the guest is doing.

@@ -10,6 +10,7 @@ use vmm_api::{Event, Failure, RunState, StopReason};
 use super::{Ending, after_power_request, poll_all};
 use crate::api::Api;
 use crate::control::{Command, Outcome};
+use crate::hotplug::{Attachment, Gone, Hardware};
 use crate::launcher::Launcher;
 use crate::room::NoRoom;
 use crate::running::Running;
@@ -28,6 +29,7 @@ pub struct Wait<'a> {
     signals: &'a mut Signals,
     launcher: &'a mut Launcher,
     api: &'a Api,
+    hardware: &'a mut Hardware,
     /// Set once the guest has been asked to switch itself off.
     asked: Option<Asked>,
     /// The images that the host has no room for, and for which the guest does not stand still yet.
@@ -57,8 +59,10 @@ impl<'a> Wait<'a> {
         signals: &'a mut Signals,
         launcher: &'a mut Launcher,
         api: &'a Api,
+        hardware: &'a mut Hardware,
     ) -> Self {
-        Self { running, signals, launcher, api, asked: None, full: BTreeSet::new(), no_room: None }
+        let full = BTreeSet::new();
+        Self { running, signals, launcher, api, hardware, asked: None, full, no_room: None }
     }
 
     /// Waits until the machine's run ends.
@@ -66,12 +70,14 @@ impl<'a> Wait<'a> {
         loop {
             let look = self.no_room.as_ref().map(|no_room| no_room.next_look);
             let again = (!self.full.is_empty()).then(|| Instant::now() + PAUSE_AGAIN);
-            let deadlines = [self.asked.and_then(Asked::deadline), look, again];
+            let leaving = self.hardware.deadline();
+            let deadlines = [self.asked.and_then(Asked::deadline), look, again, leaving];
             let deadline = deadlines.into_iter().flatten().min();
             let sources = [
                 self.running.power_requests(),
                 self.running.failures(),
                 self.running.full_disks(),
+                self.running.machine().removed(),
                 self.api.orders().as_fd(),
             ];
             let happened = poll_all(&sources, self.signals, self.launcher, deadline)?;
@@ -86,6 +92,7 @@ impl<'a> Wait<'a> {
                 return Ok(after_power_request(request, was_asked));
             }
             self.mind_room();
+            self.mind_devices();
             let now = match self.signals.take() {
                 Some(Wish::StopNow) => true,
                 // Asked again: patience is over.
@@ -125,6 +132,30 @@ impl<'a> Wait<'a> {
         }
     }
 
+    /// Closes devices that the guest has let go of.
+    fn mind_devices(&mut self) {
+        for Gone { id, closed } in self.hardware.close_removed(self.running.machine()) {
+            if let Err(failure) = closed {
+                self.launcher.tell(&Event::Warning { message: failure.message });
+            }
+            self.show_devices();
+            self.launcher.tell(&Event::DeviceDetached { id });
+        }
+        self.hardware.lose_patience(self.running.machine());
+    }
+
+    fn show_devices(&self) {
+        let counters = self.running.machine().counters();
+        self.api.set_devices(self.hardware.config.clone(), counters);
+    }
+
+    fn attach(&mut self, attachment: &Attachment) -> Outcome {
+        let device = self.hardware.attach(self.running.machine(), attachment)?;
+        self.show_devices();
+        self.launcher.tell(&Event::DeviceAttached { id: device.id().unwrap_or_default() });
+        Ok(Some(device))
+    }
+
     /// Presses the power button, and gives the guest so much time. Returns whether it is of no
     /// use, so that the guest is to be ended now.
     fn ask_to_power_off(&mut self, patience: Duration) -> bool {
@@ -161,8 +192,13 @@ impl<'a> Wait<'a> {
         let Some(order) = self.api.orders().take() else { return false };
         if let Command::Stop { patience } = order.command {
             let now = patience.is_zero() || self.ask_to_power_off(patience);
-            order.answer(Ok(()));
+            order.answer(Ok(None));
             return now;
+        }
+        if let (Command::Detach(request), false) = (&order.command, self.running.is_paused()) {
+            let request = request.clone();
+            self.hardware.detach(self.running.machine(), &request, order);
+            return false;
         }
         let outcome = self.carry_out(order.command.clone());
         order.answer(outcome);
@@ -181,29 +217,31 @@ impl<'a> Wait<'a> {
                     self.api.set_paused(None);
                     self.launcher.tell(&Event::Paused { reason: None });
                 }
-                Ok(())
+                Ok(None)
             }
             Command::Resume => {
                 self.resume();
-                Ok(())
+                Ok(None)
             }
-            Command::PressPowerButton if is_paused => {
+            Command::PressPowerButton | Command::Attach(_) | Command::Detach(_) if is_paused => {
                 conflict("the guest is paused, and notices nothing: resume it first")
             }
+            Command::Attach(_) if self.asked.is_some() => conflict("the guest is about to end"),
+            Command::Attach(attachment) => self.attach(&attachment),
             Command::PressPowerButton if !self.running.press_power_button() => {
                 conflict("the guest does not listen to its power button")
             }
-            Command::PressPowerButton => Ok(()),
+            Command::PressPowerButton => Ok(None),
             Command::Snapshot { .. } if self.asked.is_some() => {
                 conflict("the guest is about to end")
             }
             Command::Snapshot { name } => self.make_snapshot(&name),
             Command::Reset => {
                 self.running.request_reset();
-                Ok(())
+                Ok(None)
             }
-            // Is looked at by the caller.
-            Command::Stop { .. } => Ok(()),
+            // Are looked at by the caller.
+            Command::Stop { .. } | Command::Detach(_) => Ok(None),
         }
     }
 
@@ -213,7 +251,7 @@ impl<'a> Wait<'a> {
                 "this guest has no directory that a snapshot could be kept in",
             ));
         };
-        snapshot::create(name, self.running, &shown, &directory)
+        snapshot::create(name, self.running, &shown, &directory).map(|()| None)
     }
 
     /// Ends a pause, if there is one.

@@ -53,6 +53,19 @@ pub const COUNTS: &[u8] = &[
     0xee, 0xeb, 0xdf,
 ];
 
+/// mov dx, 0x628; mov al, 3; out dx, al (GPEs 0 and 1); mov dx, 0x3f8; mov al, 'r'; out dx, al;
+/// again: mov dx, 0x644; in eax, dx; mov dx, 0x648; out dx, eax; jmp again:
+/// lets go of each device as soon as it is asked to
+pub const LETS_GO: &[u8] = &[
+    0x66, 0xba, 0x28, 0x06, 0xb0, 0x03, 0xee, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0x66, 0xba,
+    0x44, 0x06, 0xed, 0x66, 0xba, 0x48, 0x06, 0xef, 0xeb, 0xf4,
+];
+/// The same beginning, and then hlt; jmp back: lets go of nothing
+pub const CLINGS: &[u8] = &[
+    0x66, 0xba, 0x28, 0x06, 0xb0, 0x03, 0xee, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xf4, 0xeb,
+    0xfd,
+];
+
 /// A running VMM. Dropped, it is killed.
 pub struct Vmm {
     pub child: Child,
@@ -134,7 +147,7 @@ impl Vmm {
         Client::new(self.connect()).unwrap()
     }
 
-    /// Waits until the guest has said that it listens to its power button.
+    /// Waits until the guest has said that it listens: to its power button, or to devices.
     pub fn wait_until_it_listens(&self) {
         let log = self.dir.path().join("console.log");
         wait("a guest that listens", || std::fs::read(&log).is_ok_and(|log| log == b"r"));
