@@ -133,6 +133,15 @@ fn debian_guests_on_networks() {
     assert_eq!(refusal.status, Some(2));
     assert!(refusal.message.contains("in use by one, two"), "{}", refusal.message);
 
+    // A card for a guest that runs, on the other network.
+    let card = say(&lab, &["network", "attach", "two", "closed"]);
+    let there = address(&lab, "closed", "two");
+    until("two", &format!("ip -4 address | grep -q '{there}/24'"));
+    until("two", &format!("nc -z -w 3 {three} 8888"));
+    until("two", &format!("getent ahostsv4 three.lodge | grep -q '^{three} '"));
+    say(&lab, &["network", "detach", "two", card.trim()]);
+    shell("two", &format!("! ip -4 address | grep -q '{there}/24'"));
+
     // A guest that is killed has the same address the next time.
     say(&lab, &["kill", "two"]);
     say(&lab, &["rename", "two", "zwei"]);

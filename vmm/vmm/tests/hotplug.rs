@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::{CLINGS, LETS_GO, SLEEPS, Vmm, wait};
 use serde_json::json;
@@ -81,6 +82,25 @@ fn a_disk_comes_and_goes() {
     // Its locks are gone with it, and another slot is next.
     let attached = attach(&vmm, &disk(&link, false)).unwrap();
     assert_eq!(attached.id().as_deref(), Some("disk-25"));
+}
+
+/// Under KVM, the main thread has doorbells rung by the kernel, after it has confined itself.
+#[test]
+fn a_disk_comes_and_goes_under_kvm() {
+    let probe = Command::new(env!("CARGO_BIN_EXE_lodge-vmm")).arg("--probe").output().unwrap();
+    let report: vmm_api::HostReport = serde_json::from_slice(&probe.stdout).unwrap();
+    if report.kvm != vmm_api::KvmState::Works {
+        eprintln!("SKIPPED: hot plug under KVM: {:?}", report.kvm);
+        return;
+    }
+    let vmm = Vmm::start(LETS_GO, json!({ "accelerator": "kvm" }));
+    vmm.wait_until_it_listens();
+    let path = image(&vmm, "data");
+    for number in 24..34 {
+        let id = attach(&vmm, &disk(&path, false)).unwrap().id().unwrap();
+        assert_eq!(id, format!("disk-{}", 24 + number % 8));
+        detach(&vmm, &id, false, 100).unwrap();
+    }
 }
 
 #[test]
