@@ -89,6 +89,18 @@ pub fn lease(guest: &str, bridge: &str, mac: [u8; 6]) -> Result<Option<Lease>, F
     store.connect(&network.name, guest, mac).map(Some)
 }
 
+/// Gives back the address of a guest's card that is gone, so that the guest's name leads there no more.
+pub fn release(guest: &str, mac: [u8; 6]) -> Result<(), Failure> {
+    let its = |lease: &networks::Lease| {
+        lease.guest == guest && vmm_api::parse_mac(&lease.mac).is_ok_and(|its| its == mac)
+    };
+    store()?.change_leases(|leases| {
+        let before = leases.len();
+        leases.retain(|lease| !its(lease));
+        leases.len() != before
+    })
+}
+
 /// Gives back the addresses of guests that are gone. Whatever cannot be done now is done by the next
 /// guest that is started.
 pub fn sweep() {

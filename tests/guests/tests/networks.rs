@@ -141,6 +141,7 @@ fn debian_guests_on_networks() {
     until("two", &format!("getent ahostsv4 three.lodge | grep -q '^{three} '"));
     say(&lab, &["network", "detach", "two", card.trim()]);
     shell("two", &format!("! ip -4 address | grep -q '{there}/24'"));
+    assert!(leases(&lab, "closed").iter().all(|(guest, _)| guest != "two"));
 
     // A guest that is killed has the same address the next time.
     say(&lab, &["kill", "two"]);

@@ -126,6 +126,9 @@ pub fn detach(args: &DetachArgs, is_kind: impl Fn(&Device) -> bool) -> Result<u8
     let id = device.id().unwrap_or_else(|| called.clone());
     let request = DetachRequest { id, force: *force, timeout_s: *timeout };
     guests::client(name)?.detach(&request).map_err(|error| error.about(name))?;
+    if let Device::Net(NetConfig { mac: Some(mac), lease: Some(_), .. }) = &device {
+        network::release(name, vmm_api::parse_mac(mac).map_err(failure::config)?)?;
+    }
     if let Some(definition) = definition {
         definition.remove(&device)?;
     }
