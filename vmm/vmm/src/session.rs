@@ -136,6 +136,7 @@ fn run_on(
                 gdb: debugging.as_ref().map(Debugging::place),
             }
         });
+        runtime::heap::give_back();
         let ending = Wait::new(&mut running, signals, launcher, api).until_the_end();
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();
