@@ -48,16 +48,30 @@ pub fn frequency_hz() -> u64 {
     })
 }
 
-/// Asks the kernel what it knows of the frequency. A process that confines itself does so before: it may
-/// be refused later. It takes microseconds.
+/// Asks the kernel what it knows of the frequency, and begins to measure it in case that is nothing. A
+/// process that confines itself does so before: it may be refused later. It takes microseconds.
 pub fn ask_kernel() {
+    begin_measurement();
     kernel_hz();
-    host_nanos();
 }
 
 fn kernel_hz() -> Option<u64> {
     static KNOWN: OnceLock<Option<u64>> = OnceLock::new();
-    *KNOWN.get_or_init(kernel_tsc::frequency_hz)
+    *KNOWN.get_or_init(|| if has_kvm_clock() { None } else { kernel_tsc::frequency_hz() })
+}
+
+/// Whether KVM gives this host a clock (Documentation/virt/kvm/x86/cpuid.rst, KVM_FEATURE_CLOCKSOURCE and
+/// KVM_FEATURE_CLOCKSOURCE2). Linux keeps its scheduler's time by that, and then has nothing to tell of the
+/// TSC; to be asked may cost it 12 ms, if nobody else has events.
+fn has_kvm_clock() -> bool {
+    is_hypervisor(b"KVMKVMKVM\0\0\0") && __cpuid(0x4000_0001).eax & (1 | 1 << 3) != 0
+}
+
+/// Whether this host runs under the hypervisor with this signature.
+fn is_hypervisor(signature: &[u8; 12]) -> bool {
+    let leaf = __cpuid(0x4000_0000);
+    let vendor = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    __cpuid(1).ecx & (1 << 31) != 0 && vendor.as_flattened() == signature
 }
 
 /// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, "Determining the Processor
@@ -70,16 +84,10 @@ fn stated_hz() -> Option<u64> {
             return Some(u64::from(crystal) * u64::from(numerator) / u64::from(denominator));
         }
     }
-    let hypervisor = __cpuid(1).ecx & (1 << 31) != 0;
-    if hypervisor {
-        let leaf = __cpuid(0x4000_0000);
-        let vendor = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
-        let knows_leaf =
-            [b"VMwareVMware", b"KVMKVMKVM\0\0\0"].contains(&vendor.as_flattened().try_into().ok()?);
-        if knows_leaf && leaf.eax >= 0x4000_0010 {
-            let khz = __cpuid(0x4000_0010).eax;
-            return (khz != 0).then_some(u64::from(khz) * 1000);
-        }
+    let knows_leaf = is_hypervisor(b"VMwareVMware") || is_hypervisor(b"KVMKVMKVM\0\0\0");
+    if knows_leaf && __cpuid(0x4000_0000).eax >= 0x4000_0010 {
+        let khz = __cpuid(0x4000_0010).eax;
+        return (khz != 0).then_some(u64::from(khz) * 1000);
     }
     None
 }

@@ -128,6 +128,7 @@ fn run_on(
         if let Some(snapshot) = snapshot {
             snapshot.finish_verification()?;
             files.keep()?;
+            running.stand_on(snapshot.into_parent());
         }
         launcher.tell(&if resets > 0 {
             Event::Reset
