@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 mod console;
+pub mod cpio;
+pub mod debian_disk;
 pub mod gdb;
 mod guest;
 mod host;
@@ -19,6 +21,7 @@ mod image;
 mod lab;
 mod program;
 mod shell;
+pub mod small;
 pub mod tiny;
 
 pub use guest::{Begun, Guest, Launch};
