@@ -15,8 +15,16 @@ pub fn read() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// The frequency of the host's time-stamp counter in Hz, never zero. Where nobody knows it, it is measured
-/// over the first 5 ms since [`ask_kernel`], or since this was called first; later calls take nothing.
+/// Begins to measure the frequency, which takes some milliseconds: who calls this first of all has less to
+/// wait for in [`frequency_hz`].
+pub fn begin_measurement() {
+    BEGIN.get_or_init(sample);
+}
+
+static BEGIN: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// The frequency of the host's time-stamp counter in Hz, never zero. Where nobody knows it, the
+/// first call waits until the measurement ([`begin_measurement`]) has taken some 5 ms; later ones take nothing.
 pub fn frequency_hz() -> u64 {
     static FREQUENCY: OnceLock<u64> = OnceLock::new();
     *FREQUENCY.get_or_init(|| {
@@ -25,7 +33,7 @@ pub fn frequency_hz() -> u64 {
         }
         if let Some(stated) = stated_hz() {
             // Some hypervisors pass on the leaf of a processor that the guest does not run on.
-            let measured = measure_hz(Duration::from_millis(2));
+            let measured = measured_hz(Duration::from_millis(2));
             if stated.abs_diff(measured) <= measured / 200 {
                 return stated;
             }
@@ -36,26 +44,14 @@ pub fn frequency_hz() -> u64 {
         }
         // A guest waits for this to start. Either end is known to some 30 ns (see `sample`), so that
         // this is as exact as a crystal is: some parts in a million.
-        let (tsc, ns) = begun();
-        let passed = Duration::from_nanos(host_nanos().saturating_sub(ns));
-        std::thread::sleep(SPAN.saturating_sub(passed));
-        rate((tsc, ns), sample())
+        measured_hz(Duration::from_millis(5))
     })
-}
-
-/// How long a measurement takes at least.
-const SPAN: Duration = Duration::from_millis(5);
-
-/// When the measurement began.
-fn begun() -> (u64, u64) {
-    static BEGUN: OnceLock<(u64, u64)> = OnceLock::new();
-    *BEGUN.get_or_init(sample)
 }
 
 /// Asks the kernel what it knows of the frequency, and begins to measure it in case that is nothing. A
 /// process that confines itself does so before: it may be refused later. It takes microseconds.
 pub fn ask_kernel() {
-    begun();
+    begin_measurement();
     kernel_hz();
 }
 
@@ -96,15 +92,27 @@ fn stated_hz() -> Option<u64> {
     None
 }
 
-/// The TSC's frequency against CLOCK_MONOTONIC_RAW over at least `span`.
-pub(crate) fn measure_hz(span: Duration) -> u64 {
-    let begun = sample();
-    std::thread::sleep(span);
-    rate(begun, sample())
+/// The TSC's frequency since the measurement began, `span` ago at least.
+fn measured_hz(span: Duration) -> u64 {
+    /// Longer ago may be before the host was suspended.
+    const STALE: Duration = Duration::from_secs(1);
+    let begin = *BEGIN.get_or_init(sample);
+    let gone = Duration::from_nanos(host_nanos().saturating_sub(begin.1));
+    if gone > STALE {
+        return measure_hz(span);
+    }
+    std::thread::sleep(span.saturating_sub(gone));
+    between(begin, sample())
 }
 
-/// The frequency between two samples.
-fn rate((tsc0, ns0): (u64, u64), (tsc1, ns1): (u64, u64)) -> u64 {
+/// The TSC's frequency against CLOCK_MONOTONIC_RAW over at least `span`.
+pub(crate) fn measure_hz(span: Duration) -> u64 {
+    let begin = sample();
+    std::thread::sleep(span);
+    between(begin, sample())
+}
+
+fn between((tsc0, ns0): (u64, u64), (tsc1, ns1): (u64, u64)) -> u64 {
     let ticks = u128::from(tsc1.wrapping_sub(tsc0));
     let nanos = u128::from(ns1.wrapping_sub(ns0).max(1));
     u64::try_from(ticks * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1)

@@ -34,6 +34,9 @@ pub struct Manifest {
     /// Whether Lodge's agent is in it and starts with the system.
     #[serde(default)]
     pub agent: bool,
+    /// Whether it mounts shared folders by itself, as the kernel's command line says.
+    #[serde(default)]
+    pub folders: bool,
 }
 
 /// One file of an image, in the image's directory.
@@ -126,6 +129,7 @@ pub(crate) mod tests {
             cmdline: "console=ttyS0".into(),
             logins: vec![Login { user: "root".into(), password: "lodge".into() }],
             agent: false,
+            folders: false,
         }
     }
 

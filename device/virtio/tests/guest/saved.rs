@@ -12,6 +12,7 @@ use virtio::{BlockOptions, VirtioPci};
 
 use crate::block::{MemDisk, STATUS_PIECE, header};
 use crate::driver::*;
+use crate::fs::{self, Shared};
 
 /// The function's state, to be saved and restored.
 fn function(guest: &Guest) -> Arc<dyn Saved> {
@@ -159,4 +160,17 @@ fn what_cannot_be_is_refused() {
     refused(1, &|device| device["queues"][0]["size"] = 65535.into());
     refused(1, &|device| device["queues"] = Value::Null);
     refused(1, &|device| device["colour"] = "red".into());
+}
+
+#[test]
+fn files_that_are_open_stay_open() {
+    let (memory, shared) = (ram(), Shared::new());
+    let g = Guest::new(shared.device(&memory), memory.clone());
+    let mut queues = g.start();
+    fs::introduce(&g, &mut queues[1]);
+    let (_, handle) = fs::open(&g, &mut queues[1]);
+    g.root.pause();
+    let h = again(&g, shared.device(&memory));
+    h.root.resume();
+    assert_eq!(fs::read(&h, &mut queues[1], handle).unwrap(), b"contents");
 }

@@ -171,6 +171,7 @@ impl Store {
                 .map(|user| Login { user: user.into(), password: "lodge".into() })
                 .to_vec(),
             agent: options.agent.is_some(),
+            folders: true,
         };
         staging.commit(self, &manifest)
     }
