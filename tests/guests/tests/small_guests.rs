@@ -8,12 +8,15 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_tests::small::{Answer, LEAST_MEMORY, Small, Talk, vmm};
 use guest_tests::{Lab, note};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+/// How long a process may take to be gone on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A number from the environment.
 fn setting<T: FromStr>(name: &str, default: T) -> T {
@@ -250,7 +253,12 @@ impl Rounds<'_> {
 
     /// `lodge ps` knows what runs.
     fn check(&self) {
-        let states = states(self.lab);
+        let deadline = Instant::now() + PATIENCE;
+        let mut states = states(self.lab);
+        // The last threads of a VMM that was killed may not be gone yet.
+        while states.values().any(|state| state == "starting") && Instant::now() < deadline {
+            states = self::states(self.lab);
+        }
         assert!(states.keys().eq(self.guests.keys()), "{states:?}");
         for (name, model) in &self.guests {
             let possible: &[_] =

@@ -25,7 +25,7 @@
 
 #define PORT 5000
 #define PAGE 4096
-#define PAGES 4096
+#define PAGES 1024
 
 static uint64_t memory[PAGES][PAGE / 8];
 static uint64_t count;
