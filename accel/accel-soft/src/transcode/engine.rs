@@ -406,9 +406,9 @@ impl Transcoder {
             return None;
         }
         let setting = self.setting(cpu)?;
-        let wants_mirror = self.mirror.as_ref().is_some_and(|mirror| mirror.wants_to_look(cpu));
+        let wants_mirror = |mirror: &Mirror| mirror.wants_to_consider(cpu);
         if self.settings[setting.jumps()] != Some(setting)
-            || setting.view == View::User && wants_mirror
+            || setting.view == View::User && self.mirror.as_ref().is_some_and(wants_mirror)
         {
             return None;
         }

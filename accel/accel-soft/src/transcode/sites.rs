@@ -17,13 +17,15 @@ pub struct Site {
     pub is_spilled: bool,
     /// If not 0, they were given up, and are those that the instruction so many bytes before left.
     pub back: u8,
+    /// What is to be added to the register that holds RSP, in words: -7 to 7.
+    pub stack: i8,
 }
 
 /// All sites in code memory, ordered.
 pub struct Sites(Vec<Packed>);
 
-/// A site in eight bytes: its place, and in the other word `at` in bits 12:0, status in bits 15:13, `back`
-/// in bits 31:24.
+/// A site in eight bytes: its place, and in the other word `at` in bits 12:0, status in bits 15:13, `stack`
+/// in bits 23:16, `back` in bits 31:24.
 #[derive(Clone, Copy)]
 struct Packed {
     host: u32,
@@ -52,6 +54,7 @@ impl Sites {
                 rest: u32::from(site.at & 0x1fff)
                     | status << 13
                     | u32::from(site.is_spilled) << 15
+                    | u32::from(site.stack as u8) << 16
                     | u32::from(site.back) << 24,
             }
         }));
@@ -67,6 +70,7 @@ impl Sites {
             status: STATUS[(rest >> 13 & 3) as usize],
             is_spilled: rest & 1 << 15 != 0,
             back: (rest >> 24) as u8,
+            stack: (rest >> 16) as i8,
         })
     }
 
@@ -87,13 +91,19 @@ mod tests {
     #[test]
     fn sites_survive_packing() {
         let mut all = Sites::new();
-        let site =
-            |host, status, is_spilled, back| Site { host, at: 4095, status, is_spilled, back };
+        let site = |host, status, is_spilled, back, stack| Site {
+            host,
+            at: 4095,
+            status,
+            is_spilled,
+            back,
+            stack,
+        };
         let sites = [
-            site(0, Status::Kept, true, 0),
-            site(7, Status::Host, false, 0),
-            site(9, Status::Both, false, 0),
-            site(10, Status::Lost, false, 255),
+            site(0, Status::Kept, true, 0, 7),
+            site(7, Status::Host, false, 0, 0),
+            site(9, Status::Both, false, 0, -1),
+            site(10, Status::Lost, false, 255, -7),
         ];
         all.add(1000, &sites);
         for site in sites {

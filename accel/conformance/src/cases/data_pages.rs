@@ -22,6 +22,8 @@ const FRAME: [u64; 2] = [FRAMES, FRAMES + 0x1000];
 const USER: u64 = P | W | U;
 /// Nothing is here.
 const MISSING: u64 = WINDOW + 0x8_0000;
+/// A page behind it may be mapped.
+const PRESENT: u64 = MISSING + 0x1000;
 /// Where a CALL may lead.
 const SOMEWHERE: u32 = WINDOW as u32;
 /// The last page of the user's half of the address space.
@@ -305,6 +307,78 @@ fn faults(cases: &mut Vec<Case>) {
                         g.out_eax()?;
                         let want = fault(PF).code(4 | code).cr2(at_fault).at(at);
                         g.want(want.flags(STATUS, LESS).rsp(top));
+                        g.want(out(11));
+                    }
+                    Ok(())
+                },
+            )
+        }));
+    }
+    /// The same behind others that use the stack: what comes before, what faults, where the stack ends and RSP
+    /// is then, what is accessed.
+    type Several = (&'static str, Op, Op, [u64; 2], u64, u32);
+    const SEVERAL: [Several; 7] = [
+        ("PUSH behind two", two_pushes, |a| a.push(rdx), [PRESENT + 16, PRESENT], PRESENT - 8, 2),
+        ("PUSH of a number", two_pushes, |a| a.push(7), [PRESENT + 16, PRESENT], PRESENT - 8, 2),
+        (
+            "CALL behind two PUSHes",
+            two_pushes,
+            |a| a.call(u64::from(SOMEWHERE)),
+            [PRESENT + 16, PRESENT],
+            PRESENT - 8,
+            2,
+        ),
+        (
+            "MOV from memory behind two PUSHes",
+            two_pushes,
+            |a| a.mov(edx, dword_ptr(rbx)),
+            [PRESENT + 64, PRESENT + 48],
+            MISSING,
+            0,
+        ),
+        (
+            "MOV to memory behind two PUSHes",
+            two_pushes,
+            |a| a.mov(qword_ptr(rbx), rdx),
+            [PRESENT + 64, PRESENT + 48],
+            MISSING,
+            2,
+        ),
+        ("POP behind two", two_pops, |a| a.pop(rsi), [MISSING - 16, MISSING], MISSING, 0),
+        ("RET behind two POPs", two_pops, |a| a.ret(), [MISSING - 16, MISSING], MISSING, 0),
+    ];
+    fn two_pushes(a: &mut CodeAssembler) -> Result {
+        a.push(rsi)?;
+        a.push(rdx)
+    }
+    fn two_pops(a: &mut CodeAssembler) -> Result {
+        a.pop(rsi)?;
+        a.pop(rsi)
+    }
+    for (name, before, op, [top, then], place, code) in SEVERAL {
+        cases.push(case(format!("data pages: the state at a fault of {name}"), Long, move |g| {
+            g.map(PRESENT, FRAME[0], USER);
+            g.map(MISSING - 0x1000, FRAME[1], USER);
+            program(
+                g,
+                |_| Ok(()),
+                |g| {
+                    for [at, after] in &MARKS[..3] {
+                        g.recover(after)?;
+                        g.a.mov(rsp, top)?;
+                        g.a.mov(rbx, MISSING)?;
+                        g.a.mov(edx, 11)?;
+                        g.a.mov(eax, 5)?;
+                        g.a.cmp(eax, 7)?;
+                        before(&mut g.a)?;
+                        g.mark(at)?;
+                        op(&mut g.a)?;
+                        g.mark(after)?;
+                        g.a.mov(rsp, USER_STACK)?;
+                        g.a.mov(eax, edx)?;
+                        g.out_eax()?;
+                        let want = fault(PF).code(4 | code).cr2(place).at(at);
+                        g.want(want.flags(STATUS, LESS).rsp(then));
                         g.want(out(11));
                     }
                     Ok(())

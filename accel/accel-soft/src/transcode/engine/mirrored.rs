@@ -1,6 +1,7 @@
 //! Code for mirrored memory is entered, and its faults are looked after.
 
 use x86::Cpu;
+use x86::state::gpr;
 
 use super::state::status_to_ax;
 use super::{Next, Transcoder};
@@ -46,6 +47,8 @@ impl Transcoder {
             Status::Kept | Status::Lost if site.is_spilled => fault.status,
             Status::Kept | Status::Lost => fault.rax,
         };
+        let rsp = &mut self.context().gpr[gpr::RSP];
+        *rsp = rsp.wrapping_add_signed(8 * i64::from(site.stack));
         self.recover_flags(cpu, site.at, site.back);
         self.store_state(cpu, site.at.into());
         cpu.execute(1);

@@ -126,6 +126,7 @@ impl Mirror {
             self.at_its_cost(|mirror| mirror.look_again(cpu));
             Shown::Again
         } else if self.policy.should_take(root, self.pages.len()) {
+            self.policy.take(root);
             self.clear();
             self.root = Some(root);
             tracing::debug!("mirroring the memory of the program at {root:#x}");
@@ -137,10 +138,12 @@ impl Mirror {
         Some(shown)
     }
 
-    /// Whether it has the memory of the program that runs now, but must be made right
-    /// ([`consider`](Self::consider)).
-    pub fn wants_to_look(&self, cpu: &Cpu<SoftEnv>) -> bool {
-        self.root == Some(root(cpu)) && !self.shows(cpu.address_space())
+    /// Whether [`consider`](Self::consider) has something to do: it has the memory of the program that runs
+    /// now, but must be made right, or should have it.
+    pub fn wants_to_consider(&self, cpu: &Cpu<SoftEnv>) -> bool {
+        let root = root(cpu);
+        !self.shows(cpu.address_space())
+            && (self.root == Some(root) || self.policy.should_take(root, self.pages.len()))
     }
 
     /// Code for mirrored memory is about to run: mirrors what it is known to access next.

@@ -54,8 +54,12 @@ impl Policy {
         }
     }
 
+    fn place(root: u64) -> usize {
+        (root >> 12) as usize % PROGRAMS
+    }
+
     fn account(&mut self, root: u64) -> &mut Account {
-        let account = &mut self.accounts[(root >> 12) as usize % PROGRAMS];
+        let account = &mut self.accounts[Self::place(root)];
         if account.root != root {
             *account = Account { root, ticks: 0, wanted: WARM };
         }
@@ -98,18 +102,19 @@ impl Policy {
     }
 
     /// Whether a program should be mirrored instead of the present one, which has so many pages.
-    pub fn should_take(&mut self, root: u64, pages: usize) -> bool {
-        let account = *self.account(root);
+    pub fn should_take(&self, root: u64, pages: usize) -> bool {
+        let account = self.accounts[Self::place(root)];
         // The present one would have to be mirrored anew, too, if it is still there.
         let cost = (pages as u64 * FILL / 4).saturating_sub(self.idle.saturating_mul(4));
-        if account.ticks < account.wanted.max(cost) && !self.is_eager {
-            return false;
-        }
+        self.is_eager || account.root == root && account.ticks >= account.wanted.max(cost)
+    }
+
+    /// It is mirrored from now on.
+    pub fn take(&mut self, root: u64) {
         self.account(root).ticks = 0;
         self.root = root;
         self.credit = CREDIT;
         self.idle = 0;
-        true
     }
 
     /// Whether pages may be mirrored for the present program; if not, it is not to be mirrored for a

@@ -195,6 +195,9 @@ impl Translator {
         align: bool,
     ) -> Emit {
         self.destroy_flags();
+        if !self.setting.mirrored {
+            self.settle_stack();
+        }
         let start = self.asm.here();
         self.linear(insn)?;
         if !self.setting.mirrored {
@@ -214,7 +217,8 @@ impl Translator {
         block: Code<'_>,
     ) -> Mem {
         if self.setting.mirrored {
-            return Mem::Base(self.register(base, ADDRESS), disp);
+            let behind = if base == gpr::RSP { self.stack } else { 0 };
+            return Mem::Base(self.register(base, ADDRESS), disp + behind);
         }
         if let Some(cached) = cached
             && let Some(distance) = cached.distance(base, disp, size, write)
@@ -222,6 +226,7 @@ impl Translator {
             self.cached = Some(cached);
             return Mem::Base(ADDRESS, distance);
         }
+        self.settle_stack();
         let checked = self.look_ahead(base, disp, size, write, block);
         let merged = checked.span > size;
         if merged {

@@ -5,6 +5,7 @@ use super::*;
 impl Translator {
     /// Goes to `target`, an offset from the start of the page. Flags are kept.
     pub(super) fn jump_to(&mut self, target: i64, at: u16) {
+        self.settle_stack();
         self.keep_flags();
         self.status = Status::Kept;
         if let Ok(target) = u16::try_from(target)
@@ -38,9 +39,7 @@ impl Translator {
     pub(super) fn look_up(&mut self, at: u16, stack: i32) {
         debug_assert!(self.status == Status::Kept);
         let cache = self.setting.jumps();
-        if stack != 0 {
-            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
-        }
+        self.settle_stack_with(stack);
         self.asm.mov32(INDEX, ADDRESS);
         self.asm.shr32(INDEX, 12);
         self.asm.alu32(Alu::Xor, INDEX, ADDRESS);
@@ -61,9 +60,7 @@ impl Translator {
             return self.look_up(at, stack);
         }
         debug_assert!(self.status == Status::Kept);
-        if stack != 0 {
-            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, stack));
-        }
+        self.settle_stack_with(stack);
         // Leaves, until it is led elsewhere (`far_links`): the distance stands behind a MOV of the exit's
         // number and the JMP's opcode.
         let link = self.asm.code.len() as u32 + 6;
@@ -140,7 +137,7 @@ impl Translator {
         let word = self.setting.word();
         self.store_return_address(insn, cached, block);
         if is_near {
-            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, -word));
+            self.move_stack(-word);
             self.jump_to(target, insn.ip() as u16);
         } else {
             self.destroy_flags();

@@ -5,6 +5,7 @@ use super::*;
 
 impl Translator {
     pub(super) fn exit(&mut self, exit: Exit) -> usize {
+        debug_assert!(self.stack == 0, "RSP is behind at {exit:?}");
         let back = if self.status == Status::Lost { self.back } else { 0 };
         self.is_lost |= self.status == Status::Lost && back == 0;
         self.exits.push(Departure { exit, back });

@@ -103,6 +103,7 @@ impl Translator {
                 status: self.status,
                 is_spilled,
                 back,
+                stack: (self.stack / self.setting.word()) as i8,
             });
         }
     }

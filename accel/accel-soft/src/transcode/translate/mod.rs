@@ -219,6 +219,9 @@ pub struct Translator {
     widened: Vec<Instruction>,
     /// The current instruction and those behind it, by number.
     rest: Range<usize>,
+    /// What is to be added to RSP for the pushes and pops that were emitted ([`stack`]): in the host's
+    /// register it is as before them.
+    stack: i32,
     /// What the last check was good for, if RBX is still as it left it.
     cached: Option<Checked>,
     /// Exits whose place to go on is a label that is resolved at the end.
@@ -282,6 +285,7 @@ impl Translator {
             facts: Vec::new(),
             widened: Vec::new(),
             rest: 0..0,
+            stack: 0,
             cached: None,
             resumes: Vec::new(),
         }
@@ -331,6 +335,7 @@ impl Translator {
 
     fn block(&mut self, insns: &[Instruction], facts: &[Fact], start: u16) -> Option<Translated> {
         self.has_vectors = facts.iter().any(|fact| fact.is_vector && fact.kind == Kind::Plain);
+        self.stack = 0;
         self.cached = None;
         self.asm.clear();
         self.exits.clear();
@@ -390,6 +395,10 @@ impl Translator {
         // Who leaves RBX alone, or knows what becomes of it, gives this back.
         let cached = self.cached.take();
         let fact = &block.facts[self.rest.start];
+        if !stack::leaves_alone(insn, fact) {
+            self.settle_stack();
+        }
+        let stack = self.stack;
         let before = self.asm.code.len();
         let marks = (self.exits.len(), self.cold.len(), self.links.len(), self.resumes.len());
         let mirrored_marks = (self.sites.len(), self.far_links.len());
@@ -516,11 +525,13 @@ impl Translator {
         self.sites.truncate(mirrored_marks.0);
         self.far_links.truncate(mirrored_marks.1);
         self.status = status;
+        self.stack = stack;
         self.cached = None;
         self.interpret(insn, kind == Kind::InterpretLast || is_branch)
     }
 
     fn interpret(&mut self, insn: &Instruction, is_last: bool) -> bool {
+        self.settle_stack();
         self.keep_flags();
         let exit = self.interpreted(insn);
         self.leave_by(exit);

@@ -2,6 +2,23 @@
 
 use super::*;
 
+/// By so many words at most, either way, the host's register may be behind the guest's RSP.
+pub(super) const MOST_BEHIND: i32 = 7;
+
+/// Whether an instruction can do with a register that is behind RSP.
+pub(super) fn leaves_alone(insn: &Instruction, fact: &Fact) -> bool {
+    match fact.kind {
+        Kind::Nothing | Kind::Call | Kind::Return => true,
+        Kind::Push => match insn.op0_kind() {
+            OpKind::Register => number(insn.op0_register()) != gpr::RSP,
+            kind => kind != OpKind::Memory,
+        },
+        Kind::Pop => number(insn.op0_register()) != gpr::RSP,
+        Kind::Plain | Kind::Lea => fact.uses[gpr::RSP] == (false, false),
+        _ => false,
+    }
+}
+
 impl Translator {
     pub(super) fn push(
         &mut self,
@@ -40,13 +57,31 @@ impl Translator {
         Ok(())
     }
 
-    /// Adds to the guest's RSP, and nothing to what is known of memory.
+    /// Adds to the guest's RSP, and nothing to what is known of memory. Pushes and pops mostly come several
+    /// together, and then the host's register is changed once for all of them: else each would have to wait
+    /// for the one before. Sites know how far it is behind.
     pub(super) fn move_stack(&mut self, by: i32) {
-        self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, by));
+        self.stack += by;
+        if self.stack.abs() > MOST_BEHIND * self.setting.word() {
+            self.settle_stack();
+        }
         if let Some(cached) = self.cached
             && cached.base == gpr::RSP
         {
             self.cached = cached.moved(by);
+        }
+    }
+
+    /// The guest's RSP is in the host's register from here on. Flags are kept.
+    pub(super) fn settle_stack(&mut self) {
+        self.settle_stack_with(0);
+    }
+
+    /// The same with `by` added.
+    pub(super) fn settle_stack_with(&mut self, by: i32) {
+        let by = std::mem::take(&mut self.stack) + by;
+        if by != 0 {
+            self.asm.lea_word(GUEST_RSP, Mem::Base(GUEST_RSP, by));
         }
     }
 
