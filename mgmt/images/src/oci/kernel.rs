@@ -108,12 +108,12 @@ impl Kernel {
 
 /// The kernel's version: the only directory in a listing of lines such as `/1181/040755/0/0/6.1.0//`.
 fn version(listing: &str) -> Option<&str> {
-    let names = listing.lines().filter_map(|line| line.split('/').nth(5));
+    let mut names = listing.lines().filter_map(|line| line.split('/').nth(5));
     let is_version = |name: &&str| {
         name.starts_with(|c: char| c.is_ascii_digit())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+_".contains(&byte))
     };
-    names.filter(is_version).next_back()
+    names.rfind(is_version)
 }
 
 /// The files of all modules that are wanted and their dependencies, those first that others need
