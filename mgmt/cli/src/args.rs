@@ -280,6 +280,7 @@ pub struct RunArgs {
 #[derive(Args, Debug, Default)]
 pub struct GuestArgs {
     /// The image to start from: `lodge image ls` lists them; or an OCI image, as oci:PATH[:TAG]
+    /// or docker://[HOST/]NAME[:TAG]
     pub image: Option<ImageArg>,
     #[command(flatten)]
     pub program: ProgramArgs,

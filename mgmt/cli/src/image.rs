@@ -9,6 +9,7 @@ use vmm_api::Failure;
 
 use crate::args::ImageCommand;
 use crate::long_work::long_work;
+use crate::run::find_image;
 use crate::{failure, guests, output, size};
 
 /// Does what was asked for; the value is the exit status.
@@ -51,6 +52,11 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
                 store.import(name, &options, show, cancel)?;
                 Ok(ready(name))
             })
+        }
+        ImageCommand::Pull { reference } => {
+            let image = find_image(&store, reference)?;
+            eprintln!("{}", ready(image.name()));
+            Ok(0)
         }
         ImageCommand::Verify { name } => {
             let image = store.get(name).map_err(failure::image)?;

@@ -46,6 +46,22 @@ pub enum Error {
         /// What there is.
         known: String,
     },
+    /// A registry that cannot be reached, or does not give what it is asked for.
+    #[error(
+        "the registry {host} gives nothing: {why}; check the name of the image and this machine's network"
+    )]
+    Registry {
+        /// Which.
+        host: String,
+        /// What it or the network said.
+        why: String,
+    },
+    /// A registry that has no such image.
+    #[error("there is no image {image} in its registry: check its name and its tag")]
+    NotInRegistry {
+        /// The image.
+        image: String,
+    },
     /// Contents that are not what their digest or their form says.
     #[error("{blob} is damaged: {why}; get the image again")]
     Damaged {
@@ -108,9 +124,10 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Error::Reference { .. } | Error::NoTag { .. } | Error::WhichTag { .. } => {
-                FailureKind::Configuration
-            }
+            Error::Reference { .. }
+            | Error::NoTag { .. }
+            | Error::WhichTag { .. }
+            | Error::NotInRegistry { .. } => FailureKind::Configuration,
             Error::NotAnImage { .. }
             | Error::Damaged { .. }
             | Error::Refused { .. }
@@ -120,7 +137,7 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 FailureKind::Artifact
             }
-            Error::Cancelled | Error::Io { .. } => FailureKind::Host,
+            Error::Cancelled | Error::Registry { .. } | Error::Io { .. } => FailureKind::Host,
         }
     }
 

@@ -7,7 +7,7 @@ use oci_spec::image::ImageConfiguration;
 use crate::digest::Hashed;
 use crate::document::{self, MAX_BYTES};
 use crate::files::Files;
-use crate::{Digest, Error, Reference, Tree, compression, docker, layout};
+use crate::{Digest, Error, Reference, Tree, compression, docker, layout, registry};
 
 /// An image for Linux on x86-64.
 pub struct Image {
@@ -74,6 +74,9 @@ impl Image {
     /// See [`Error`].
     pub fn open(reference: &Reference) -> Result<Image, Error> {
         match reference {
+            Reference::Registry { host, repository, version } => {
+                registry::open(host, repository, version)
+            }
             Reference::Files { path, tag } => {
                 let files = Files::open(path)?;
                 if files.get(layout::INDEX)?.is_some() {

@@ -19,6 +19,7 @@ mod files;
 mod image;
 mod layout;
 mod reference;
+mod registry;
 mod tree;
 
 pub use digest::Digest;

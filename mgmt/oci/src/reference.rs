@@ -4,10 +4,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::Error;
+use crate::{Digest, Error};
 
 /// The names of transports for files. Which of them it is, is seen there.
 const FILES: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
+
+/// The transport for registries.
+const REGISTRY: &str = "docker://";
+/// The registry that is meant without a name.
+const DOCKER_HUB: &str = "docker.io";
+/// The longest name of an image in a registry.
+const MAX_REPOSITORY: usize = 255;
 
 /// The name of an OCI image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,13 +26,22 @@ pub enum Reference {
         /// Which of its images, if it has several.
         tag: Option<String>,
     },
+    /// An image in a registry.
+    Registry {
+        /// Its name or address, and port.
+        host: String,
+        /// The image's name there.
+        repository: String,
+        /// A tag, or a digest.
+        version: String,
+    },
 }
 
 impl Reference {
     /// Whether a text is meant to be the name of an OCI image.
     #[must_use]
     pub fn is_meant(text: &str) -> bool {
-        FILES.iter().any(|transport| text.starts_with(transport))
+        text.starts_with(REGISTRY) || FILES.iter().any(|it| text.starts_with(it))
     }
 
     /// A short name for what is made from the image: letters, digits and hyphens.
@@ -34,6 +50,9 @@ impl Reference {
         let text = match self {
             Reference::Files { path, .. } => {
                 path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase()
+            }
+            Reference::Registry { repository, .. } => {
+                repository.rsplit('/').next().unwrap_or_default().to_owned()
             }
         };
         let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
@@ -53,6 +72,7 @@ impl Reference {
                 let path = std::path::absolute(&path).map_err(Error::io("find", &path))?;
                 Ok(Reference::Files { path, tag })
             }
+            far @ Reference::Registry { .. } => Ok(far),
         }
     }
 }
@@ -65,6 +85,9 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Reference, Error> {
         let bad = |why| Error::Reference { text: text.to_owned(), why };
+        if let Some(rest) = text.strip_prefix(REGISTRY) {
+            return registry(rest).map_err(bad);
+        }
         let rest = FILES.iter().find_map(|transport| text.strip_prefix(transport));
         match rest {
             Some("") => Err(bad("the path is missing")),
@@ -72,6 +95,49 @@ impl FromStr for Reference {
             None => Err(bad("it does not say where the image is")),
         }
     }
+}
+
+/// A name as docker has it (distribution, reference/reference.go): without a host, it is one of Docker
+/// Hub; a host has a dot or a port, or is `localhost`.
+fn registry(text: &str) -> Result<Reference, &'static str> {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    let is_host = |host: &str| host == "localhost" || host.contains(['.', ':']);
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if is_host(host) => (host, path.to_owned()),
+        Some(_) => (DOCKER_HUB, name.to_owned()),
+        None => (DOCKER_HUB, format!("library/{name}")),
+    };
+    let (repository, tag) = match path.split_once(':') {
+        Some((repository, tag)) => (repository, Some(tag)),
+        None => (path.as_str(), None),
+    };
+    let version = digest.or(tag).unwrap_or("latest");
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && part.bytes().all(|byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte)
+            })
+    };
+    let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    if host.is_empty() || !host.bytes().all(is_address) {
+        return Err("that is no host");
+    }
+    if repository.len() > MAX_REPOSITORY || !repository.split('/').all(is_part) {
+        return Err("names in registries have lower-case letters, digits, '.', '_', '-' and '/'");
+    }
+    let is_tag_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match digest {
+        Some(digest) if digest.parse::<Digest>().is_err() => return Err("that is no digest"),
+        None if version.is_empty() || version.len() > 128 || !version.bytes().all(is_tag_byte) => {
+            return Err("that is no tag");
+        }
+        _ => {}
+    }
+    let (host, version) = (host.to_owned(), version.to_owned());
+    Ok(Reference::Registry { host, repository: repository.to_owned(), version })
 }
 
 /// Paths may have colons in them: the longest that is there counts.
@@ -96,6 +162,10 @@ impl fmt::Display for Reference {
         match self {
             Reference::Files { path, tag: None } => write!(f, "oci:{}", path.display()),
             Reference::Files { path, tag: Some(tag) } => write!(f, "oci:{}:{tag}", path.display()),
+            Reference::Registry { host, repository, version } => {
+                let between = if version.contains(':') { '@' } else { ':' };
+                write!(f, "docker://{host}/{repository}{between}{version}")
+            }
         }
     }
 }
@@ -103,6 +173,37 @@ impl fmt::Display for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_in_registries_are_dockers() {
+        let digest = Digest::of(b"").to_string();
+        let full =
+            |text: &str| text.parse::<Reference>().map(|reference| reference.to_string()).ok();
+        for (short, long) in [
+            ("docker://alpine", "docker://docker.io/library/alpine:latest"),
+            ("docker://me/app:1", "docker://docker.io/me/app:1"),
+            ("docker://localhost:5000/app", "docker://localhost:5000/app:latest"),
+            ("docker://r.example/a/b/c:v1.2_x", "docker://r.example/a/b/c:v1.2_x"),
+        ] {
+            assert_eq!(full(short).as_deref(), Some(long));
+            assert_eq!(full(long).as_deref(), Some(long));
+        }
+        let pinned = format!("docker://r.example/a:1@{digest}");
+        assert_eq!(full(&pinned), Some(format!("docker://r.example/a@{digest}")));
+        for bad in [
+            "",
+            "A",
+            "a/../b",
+            "r.example/",
+            "a:",
+            "x/a:b/c",
+            "a@sha256:1",
+            "a:b c",
+            "ex ample.x/a",
+        ] {
+            assert_eq!(full(&format!("docker://{bad}")), None, "{bad}");
+        }
+    }
 
     #[test]
     fn paths_are_told_from_tags() {

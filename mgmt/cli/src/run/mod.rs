@@ -21,6 +21,7 @@ use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
 use crate::{agent, failure, network, output};
 pub use escape::{Escape, Wish};
+pub use program::find_image;
 pub use terminal::{RawTerminal, notice, write_stdout};
 use vmm::Launch;
 pub use vmm::find_program;
@@ -171,7 +172,7 @@ fn plan(args: &GuestArgs) -> Result<Plan, Failure> {
     if let Some(name) = &name {
         vmm_api::validate_name(name).map_err(failure::config)?;
     }
-    let image = find_image(args, file.image()?, name.as_deref())?;
+    let image = image_of(args, file.image()?, name.as_deref())?;
     let name = name.unwrap_or_else(|| {
         let stem = match (&args.image, &image) {
             (Some(ImageArg::Oci(reference)), _) => reference.stem(),
@@ -194,7 +195,7 @@ fn plan(args: &GuestArgs) -> Result<Plan, Failure> {
 }
 
 /// The image that the guest starts from: as asked for, else that of the kept guest.
-fn find_image(
+fn image_of(
     args: &GuestArgs,
     from_file: Option<images::ImageName>,
     guest: Option<&str>,
@@ -209,7 +210,7 @@ fn find_image(
         Some(ImageArg::Stored(name)) => Some(name.clone()),
         Some(ImageArg::Oci(reference)) => {
             let store = images::Store::at(home.as_ref().map_err(|_| no_home())?);
-            let image = program::find_image(&store, reference)?;
+            let image = find_image(&store, reference)?;
             Some(made.insert(image).name().clone())
         }
         None => from_file,
