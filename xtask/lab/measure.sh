@@ -16,6 +16,14 @@ sample() {
     done
 }
 
+# What lodge-vmm has resident besides the guest's memory, and what of that is its own alone, in KiB.
+memory() {
+    awk '/^[0-9a-f]+-/ { own = !/lodge-guest-ram/ }
+        /^Rss:/ && own { resident += $2 }
+        /^Private_Dirty:/ && own { private += $2 }
+        END { print "memory", resident, private }' "/proc/$(pidof lodge-vmm)/smaps"
+}
+
 # Waits until the guest says something; fails if it ends without.
 await() {
     while ! grep -q "$1" /tmp/console; do
@@ -25,12 +33,13 @@ await() {
 }
 
 : > /tmp/console
-/lab/lodge run --accel kvm --name small --memory 256M --net none \
+/lab/lodge run --accel kvm --name small --memory 256M \
     --kernel /lab/vmlinuz --initrd /lab/small.img --cmdline "console=ttyS0 quiet" \
     --disk /dev/vda,readonly < /dev/null > /tmp/console 2> /tmp/errors &
 guest=$!
 if await "phase disk" && sample disk-begin && await "phase read" && sample disk-end \
     && await "phase idle" && sleep 5 && sample idle-begin && sleep 20 && sample idle-end; then
+    memory
     grep requests /tmp/console
     wait "$guest"
 else

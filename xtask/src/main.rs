@@ -1,12 +1,13 @@
 //! What developers of Lodge run: checks of the house rules (`cargo xtask check`), benchmarks (`cargo
-//! xtask bench`), the lab (`cargo xtask lab`) and endurance tests (`cargo xtask soak`).
+//! xtask bench`), the lab (`cargo xtask lab`), endurance tests (`cargo xtask soak`) and what starts and
+//! clones cost (`cargo xtask restore`).
 
 #![forbid(unsafe_code)]
 
 mod bench;
-mod cpio;
 mod imports;
 mod lab;
+mod restore;
 mod soak;
 mod unsafety;
 
@@ -26,6 +27,7 @@ enum Task {
     Bench(bench::Arguments),
     Lab(lab::Arguments),
     Soak(soak::Arguments),
+    Restore(restore::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,13 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("cannot soak: {error:#}");
+                ExitCode::from(2)
+            }
+        },
+        Task::Restore(arguments) => match restore::run(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("cannot measure: {error:#}");
                 ExitCode::from(2)
             }
         },

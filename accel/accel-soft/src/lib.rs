@@ -84,7 +84,6 @@ impl SoftAccelerator {
     /// Finds out what it has to know of this host. A process that confines itself does so before: later it
     /// may be refused.
     pub fn look_around() {
-        runtime::tsc::frequency_hz();
         mirror::is_possible();
     }
 }

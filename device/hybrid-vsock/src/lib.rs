@@ -111,6 +111,20 @@ impl Vsock {
         self.mux().reset();
     }
 
+    /// Keeps all packets from the guest, until it is to [go on](Self::go_on) or [reset](Self::reset).
+    pub fn hold(&self) {
+        self.mux().is_held = true;
+    }
+
+    /// The guest may have packets again.
+    pub fn go_on(&self) {
+        let mut mux = self.mux();
+        mux.is_held = false;
+        if mux.has_packets() {
+            self.wake.signal();
+        }
+    }
+
     /// Takes a packet that the guest sent, with all of its data: at most [`MAX_PAYLOAD`] bytes.
     pub fn transmit(&self, header: &[u8; HEADER], data: &[u8]) {
         let mut mux = self.mux();

@@ -38,6 +38,8 @@ pub struct Mux {
     poller: Arc<Poller>,
     /// The guest has a driver.
     pub is_live: bool,
+    /// The guest is to have no packets yet.
+    pub is_held: bool,
     /// Whom the guest tells something by trying to connect.
     pub knocks: Option<Knocks>,
     connections: HashMap<u64, Connection>,
@@ -60,6 +62,7 @@ impl Mux {
             sockets,
             poller,
             is_live: false,
+            is_held: false,
             knocks: None,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
@@ -73,6 +76,7 @@ impl Mux {
     /// Forgets all connections that the guest may know of.
     pub fn reset(&mut self) {
         self.is_live = false;
+        self.is_held = false;
         if let Some(knocks) = &mut self.knocks {
             knocks.was_heard = false;
         }
@@ -119,7 +123,7 @@ impl Mux {
 
     /// Whether [`Mux::receive`] may have something.
     pub fn has_packets(&self) -> bool {
-        !self.queue.is_empty() || !self.replies.is_empty()
+        !self.is_held && (!self.queue.is_empty() || !self.replies.is_empty())
     }
 
     /// Looks at what happened to the host's sockets. Whether somebody wanted to wake who waits.

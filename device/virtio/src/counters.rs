@@ -1,4 +1,4 @@
-//! What cards and disks count, for others to look at while they work.
+//! What cards, disks and shared folders count, for others to look at while they work.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,6 +57,13 @@ pub struct Transfers {
     pub bytes: Counter,
 }
 
+impl Transfers {
+    pub(crate) fn count(&self, bytes: u64) {
+        self.requests.add(1);
+        self.bytes.add(bytes);
+    }
+}
+
 /// What a disk counts.
 #[derive(Debug, Default)]
 pub struct BlockCounters {
@@ -69,5 +76,18 @@ pub struct BlockCounters {
     /// Flushes.
     pub flushes: Counter,
     /// Requests that were refused: wrong ones, and those that the host could not carry out.
+    pub failed: Counter,
+}
+
+/// What a shared folder counts.
+#[derive(Debug, Default)]
+pub struct FolderCounters {
+    /// All requests but those by which the driver forgets.
+    pub requests: Counter,
+    /// Reads of files.
+    pub reads: Transfers,
+    /// Writes to files.
+    pub writes: Transfers,
+    /// Requests that made no sense, or that the host could not carry out.
     pub failed: Counter,
 }

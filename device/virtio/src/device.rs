@@ -79,6 +79,8 @@ pub enum DeviceType {
     Balloon = 5,
     /// Socket device.
     Vsock = 19,
+    /// File system device.
+    Fs = 26,
 }
 
 /// Registers and queues of a device.

@@ -1,4 +1,4 @@
-//! virtio 1.2 devices over PCI: block, net, console, rng, vsock, balloon.
+//! virtio 1.2 devices over PCI: block, net, console, rng, vsock, balloon, fs.
 //!
 //! ```text
 //!   vCPU: notify register -> doorbell (an eventfd)
@@ -23,6 +23,7 @@ mod chain;
 mod console;
 mod counters;
 mod device;
+mod fs;
 mod net;
 mod pci_transport;
 mod queue;
@@ -38,8 +39,9 @@ pub use balloon::{Balloon, BalloonSize, MemoryUse, balloon};
 pub use block::{BlockLimits, BlockOptions, WhenFull, block};
 pub use chain::{Buffer, Chain};
 pub use console::console;
-pub use counters::{BlockCounters, Counter, NetCounters, Traffic, Transfers};
+pub use counters::{BlockCounters, Counter, FolderCounters, NetCounters, Traffic, Transfers};
 pub use device::{DeviceType, VirtioDevice};
+pub use fs::fs;
 pub use net::{NetOptions, net};
 pub use pci_transport::VirtioPci;
 pub use queue::{QueueError, VirtQueue};
@@ -60,4 +62,7 @@ pub enum Error {
     /// The serial number does not fit into the 20 bytes that the protocol has for it.
     #[error("the disk's serial number {0:?} is not 1 to 20 characters of ASCII; shorten it")]
     Serial(String),
+    /// The tag does not fit into the 36 bytes that the protocol has for it.
+    #[error("the folder's tag {0:?} is not 1 to 36 bytes; shorten it")]
+    Tag(String),
 }

@@ -110,6 +110,7 @@ impl PciDevice for VirtioPci {
             DeviceType::Entropy => (0x10, 0x80), // encryption, other
             DeviceType::Balloon => (0x05, 0x80), // memory, other
             DeviceType::Vsock => (0x07, 0x80),   // communication, other
+            DeviceType::Fs => (0x01, 0x80),      // mass storage, other
         };
         Description {
             identity: Identity {

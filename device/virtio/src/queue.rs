@@ -95,6 +95,12 @@ impl VirtQueue {
         }
     }
 
+    /// How many chains the driver has made available that were not popped.
+    pub fn waiting(&self) -> Result<u16, QueueError> {
+        let available = self.queue.avail_idx(&self.memory, Ordering::Acquire);
+        Ok(available.map_err(QueueError::Ring)?.0.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// Puts back the chain that was popped last.
     pub fn unpop(&mut self, chain: Chain) {
         drop(chain);

@@ -1,8 +1,8 @@
 //! The socket device (5.10): streams between programs in the guest and on the host.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bus::BadState;
 use hybrid_vsock::{GUEST_CID, HEADER, Header, MAX_PAYLOAD, Vsock};
@@ -29,17 +29,36 @@ mod spec {
 
 const QUEUE_SIZE: u16 = 128;
 
+/// How long packets may wait for a guest to forget its connections, and how often that is looked at.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_micros(500);
+
 /// A socket device in front of `host`, for [`pci::PciRoot::add`]. It is the only one there: the
 /// connections of any other end.
 pub fn vsock(host: Arc<Vsock>, memory: GuestMemory) -> Result<VirtioPci, Error> {
     host.reset();
-    VirtioPci::new(Box::new(Socket { host, was_cut: Arc::default() }), memory)
+    VirtioPci::new(Box::new(Socket { host, cut: Arc::default() }), memory)
 }
 
 struct Socket {
     host: Arc<Vsock>,
-    /// The guest is to be told that its connections are gone.
-    was_cut: Arc<AtomicBool>,
+    cut: Arc<Mutex<Cut>>,
+}
+
+/// How far the guest is with forgetting its connections, as the copy of one that keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Cut {
+    /// It has none to forget.
+    #[default]
+    Done,
+    /// It is to be told.
+    Untold,
+    /// It was told, and left so many buffers for further events.
+    Told { buffers: u16 },
+}
+
+fn lock(cut: &Mutex<Cut>) -> MutexGuard<'_, Cut> {
+    cut.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl VirtioDevice for Socket {
@@ -64,7 +83,7 @@ impl VirtioDevice for Socket {
     fn queue_reset(&mut self, queue: usize) {
         self.host.reset();
         if queue == spec::EVENTQ {
-            self.was_cut.store(false, Ordering::Relaxed);
+            *lock(&self.cut) = Cut::Done;
         }
     }
 
@@ -78,7 +97,8 @@ impl VirtioDevice for Socket {
             return Err(BadState::new("a socket device saves nothing"));
         }
         self.host.reset();
-        self.was_cut.store(true, Ordering::Relaxed);
+        self.host.hold();
+        *lock(&self.cut) = Cut::Untold;
         Ok(())
     }
 
@@ -91,7 +111,7 @@ impl VirtioDevice for Socket {
                 Box::new(Receive { host, buffer: buffer(HEADER + MAX_PAYLOAD) })
             }
             spec::TRANSMITQ => Box::new(Transmit { host, buffer: buffer(MAX_PAYLOAD) }),
-            _ => Box::new(Events { was_cut: self.was_cut.clone() }),
+            _ => Box::new(Events { host, cut: self.cut.clone(), since: Instant::now() }),
         }
     }
 }
@@ -167,25 +187,41 @@ impl QueueTask for Transmit {
     }
 }
 
-/// Tells the guest that it lost its connections, as the copy of one that keeps them. Its address
-/// never changes while it runs (5.10.6.7).
+/// Tells the guest that it lost its connections. Its address never changes while it runs (5.10.6.7).
+///
+/// The guest ends all that it has when it gets to the event, those included that are made until then. So
+/// the host makes none before: not until the guest gives the event's buffer back. It need not ring for that,
+/// as there are others.
 struct Events {
-    was_cut: Arc<AtomicBool>,
+    host: Arc<Vsock>,
+    cut: Arc<Mutex<Cut>>,
+    since: Instant,
 }
 
 impl QueueTask for Events {
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<Wake, QueueError> {
-        while self.was_cut.load(Ordering::Relaxed) {
-            let Some(chain) = queue.pop_or_arm()? else { break };
+        let mut cut = lock(&self.cut);
+        if *cut == Cut::Untold
+            && let Some(chain) = queue.pop_or_arm()?
+        {
             let event = spec::EVENT_TRANSPORT_RESET.to_le_bytes();
             if chain.writable.len() < event.len() {
                 return Err(QueueError::TooShort);
             }
             chain.writable.write(queue.memory(), 0, &event)?;
+            *cut = Cut::Told { buffers: queue.waiting()? };
             queue.push(chain, event.len() as u32)?;
-            self.was_cut.store(false, Ordering::Relaxed);
             queue.notify()?;
         }
-        Ok(Wake::Doorbell)
+        if let Cut::Told { buffers } = *cut
+            && queue.waiting()? > buffers
+        {
+            *cut = Cut::Done;
+        }
+        if *cut == Cut::Done || self.since.elapsed() > PATIENCE {
+            self.host.go_on();
+            return Ok(Wake::Doorbell);
+        }
+        Ok(Wake::After(LOOK))
     }
 }

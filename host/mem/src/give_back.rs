@@ -99,7 +99,7 @@ mod tests {
         let shared = allocate(&[RamRange { start: 0, len: 0x8000 }]).unwrap();
         shared.write_slice(&[5; 0x8000], GuestAddress(0)).unwrap();
         let file = shared.iter().next().unwrap().file_offset().unwrap().file().try_clone().unwrap();
-        let memory = copy_on_write(&RANGES, file).unwrap();
+        let memory = copy_on_write(&RANGES, file, &[]).unwrap();
         fill(&memory, 7);
         give_back(&memory, GuestAddress(0x1000), 0x1000).unwrap();
         assert_eq!([0xfff, 0x1000, 0x2000].map(|at| byte(&memory, at)), [7, 5, 7]);

@@ -5,6 +5,7 @@
 //! [`vm_memory::GuestMemoryRegion`]s. Memory is a memfd, so that other processes of Lodge can
 //! map it as well.
 
+mod copied;
 mod give_back;
 mod huge;
 mod marks;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
+pub use copied::{Patch, copy_on_write};
 pub use give_back::give_back;
 pub use huge::allocate_huge;
 pub use marks::{CodeMarks, MarksFrom};
@@ -97,23 +99,6 @@ pub fn allocate(ranges: &[RamRange]) -> Result<GuestMemory, Error> {
     let allocate_error = |source| Error::Allocate { mib, source };
     let mut file = Backing::new(libc::MFD_CLOEXEC).map_err(allocate_error)?;
     let map = |range: &RamRange| file.map(range, libc::MAP_NORESERVE);
-    let regions: Result<Vec<_>, _> = ranges.iter().map(map).collect();
-    GuestMemory::from_regions(regions.map_err(|e| e.of(mib))?)
-        .map_err(|e| Error::Layout(e.to_string()))
-}
-
-/// RAM for `ranges` that begins as `file` says, which has them one after the other. The file itself
-/// is not changed; it must stay as it is. Pages are read when the guest touches them, and those that
-/// it only reads it shares with everybody else who has mapped the file.
-pub fn copy_on_write(ranges: &[RamRange], file: File) -> Result<GuestMemory, Error> {
-    let mib = check(ranges)?;
-    let file = Arc::new(file);
-    let mut offset = 0;
-    let map = |range: &RamRange| {
-        let from = FileOffset::from_arc(file.clone(), offset);
-        offset += range.len; // `check` has added them up.
-        map_region(range, from, libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-    };
     let regions: Result<Vec<_>, _> = ranges.iter().map(map).collect();
     GuestMemory::from_regions(regions.map_err(|e| e.of(mib))?)
         .map_err(|e| Error::Layout(e.to_string()))
@@ -237,26 +222,6 @@ mod tests {
         assert_eq!(m.read_obj::<u64>(GuestAddress(0x1_0000_0000)).unwrap(), 7);
         assert!(m.read_obj::<u64>(GuestAddress(0x2ffc)).is_err());
         assert_eq!(m.num_regions(), 2);
-    }
-
-    #[test]
-    fn what_is_copied_on_write_leaves_its_file_alone() {
-        let shared = allocate(&[RamRange { start: 0, len: 0x2000 }]).unwrap();
-        shared.write_obj(7u64, GuestAddress(0x1000)).unwrap();
-        let file = || {
-            let region = shared.iter().next().unwrap();
-            region.file_offset().unwrap().file().try_clone().unwrap()
-        };
-        let ranges =
-            [RamRange { start: 0, len: 0x1000 }, RamRange { start: 0x10_0000, len: 0x1000 }];
-        let (a, b) =
-            (copy_on_write(&ranges, file()).unwrap(), copy_on_write(&ranges, file()).unwrap());
-        let at = GuestAddress(0x10_0000);
-        assert_eq!(a.read_obj::<u64>(at).unwrap(), 7);
-        a.write_obj(8u64, at).unwrap();
-        assert_eq!(b.read_obj::<u64>(at).unwrap(), 7);
-        assert_eq!(shared.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 7);
-        assert!(a.iter().all(|region| !is_shared(region)) && shared.iter().all(is_shared));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod clock;
 mod doorbell;
 mod event;
+pub mod heap;
 mod kernel_tsc;
 pub mod thread;
 mod timer;

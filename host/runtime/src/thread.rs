@@ -22,6 +22,8 @@ pub enum Role {
     Disk,
     /// Serves a queue of the socket device.
     Sockets,
+    /// Serves a queue of a shared folder.
+    Folder,
     /// Is the user-mode network.
     Network,
     /// Speaks with a debugger.

@@ -15,8 +15,16 @@ pub fn read() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// Begins to measure the frequency, which takes some milliseconds: who calls this first of all has less to
+/// wait for in [`frequency_hz`].
+pub fn begin_measurement() {
+    BEGIN.get_or_init(sample);
+}
+
+static BEGIN: OnceLock<(u64, u64)> = OnceLock::new();
+
 /// The frequency of the host's time-stamp counter in Hz, never zero. Where nobody knows it, the
-/// first call takes some 5 ms to find it out; later ones take nothing.
+/// first call waits until the measurement ([`begin_measurement`]) has taken some 5 ms; later ones take nothing.
 pub fn frequency_hz() -> u64 {
     static FREQUENCY: OnceLock<u64> = OnceLock::new();
     *FREQUENCY.get_or_init(|| {
@@ -25,7 +33,7 @@ pub fn frequency_hz() -> u64 {
         }
         if let Some(stated) = stated_hz() {
             // Some hypervisors pass on the leaf of a processor that the guest does not run on.
-            let measured = measure_hz(Duration::from_millis(2));
+            let measured = measured_hz(Duration::from_millis(2));
             if stated.abs_diff(measured) <= measured / 200 {
                 return stated;
             }
@@ -36,20 +44,34 @@ pub fn frequency_hz() -> u64 {
         }
         // A guest waits for this to start. Either end is known to some 30 ns (see `sample`), so that
         // this is as exact as a crystal is: some parts in a million.
-        measure_hz(Duration::from_millis(5))
+        measured_hz(Duration::from_millis(5))
     })
 }
 
-/// Asks the kernel what it knows of the frequency. A process that confines itself does so before: it may
-/// be refused later. It takes microseconds.
+/// Asks the kernel what it knows of the frequency, and begins to measure it in case that is nothing. A
+/// process that confines itself does so before: it may be refused later. It takes microseconds.
 pub fn ask_kernel() {
+    begin_measurement();
     kernel_hz();
-    host_nanos();
 }
 
 fn kernel_hz() -> Option<u64> {
     static KNOWN: OnceLock<Option<u64>> = OnceLock::new();
-    *KNOWN.get_or_init(kernel_tsc::frequency_hz)
+    *KNOWN.get_or_init(|| if has_kvm_clock() { None } else { kernel_tsc::frequency_hz() })
+}
+
+/// Whether KVM gives this host a clock (Documentation/virt/kvm/x86/cpuid.rst, KVM_FEATURE_CLOCKSOURCE and
+/// KVM_FEATURE_CLOCKSOURCE2). Linux keeps its scheduler's time by that, and then has nothing to tell of the
+/// TSC; to be asked may cost it 12 ms, if nobody else has events.
+fn has_kvm_clock() -> bool {
+    is_hypervisor(b"KVMKVMKVM\0\0\0") && __cpuid(0x4000_0001).eax & (1 | 1 << 3) != 0
+}
+
+/// Whether this host runs under the hypervisor with this signature.
+fn is_hypervisor(signature: &[u8; 12]) -> bool {
+    let leaf = __cpuid(0x4000_0000);
+    let vendor = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    __cpuid(1).ecx & (1 << 31) != 0 && vendor.as_flattened() == signature
 }
 
 /// The frequency as CPUID states it: leaf 15h (SDM Vol. 3, "Determining the Processor
@@ -62,25 +84,35 @@ fn stated_hz() -> Option<u64> {
             return Some(u64::from(crystal) * u64::from(numerator) / u64::from(denominator));
         }
     }
-    let hypervisor = __cpuid(1).ecx & (1 << 31) != 0;
-    if hypervisor {
-        let leaf = __cpuid(0x4000_0000);
-        let vendor = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
-        let knows_leaf =
-            [b"VMwareVMware", b"KVMKVMKVM\0\0\0"].contains(&vendor.as_flattened().try_into().ok()?);
-        if knows_leaf && leaf.eax >= 0x4000_0010 {
-            let khz = __cpuid(0x4000_0010).eax;
-            return (khz != 0).then_some(u64::from(khz) * 1000);
-        }
+    let knows_leaf = is_hypervisor(b"VMwareVMware") || is_hypervisor(b"KVMKVMKVM\0\0\0");
+    if knows_leaf && __cpuid(0x4000_0000).eax >= 0x4000_0010 {
+        let khz = __cpuid(0x4000_0010).eax;
+        return (khz != 0).then_some(u64::from(khz) * 1000);
     }
     None
 }
 
+/// The TSC's frequency since the measurement began, `span` ago at least.
+fn measured_hz(span: Duration) -> u64 {
+    /// Longer ago may be before the host was suspended.
+    const STALE: Duration = Duration::from_secs(1);
+    let begin = *BEGIN.get_or_init(sample);
+    let gone = Duration::from_nanos(host_nanos().saturating_sub(begin.1));
+    if gone > STALE {
+        return measure_hz(span);
+    }
+    std::thread::sleep(span.saturating_sub(gone));
+    between(begin, sample())
+}
+
 /// The TSC's frequency against CLOCK_MONOTONIC_RAW over at least `span`.
 pub(crate) fn measure_hz(span: Duration) -> u64 {
-    let (tsc0, ns0) = sample();
+    let begin = sample();
     std::thread::sleep(span);
-    let (tsc1, ns1) = sample();
+    between(begin, sample())
+}
+
+fn between((tsc0, ns0): (u64, u64), (tsc1, ns1): (u64, u64)) -> u64 {
     let ticks = u128::from(tsc1.wrapping_sub(tsc0));
     let nanos = u128::from(ns1.wrapping_sub(ns0).max(1));
     u64::try_from(ticks * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1)

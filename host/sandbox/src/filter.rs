@@ -65,6 +65,7 @@ impl Filters {
         ];
         groups.extend(self.engine());
         groups.extend(self.needs.network.then_some(INET));
+        groups.extend(self.needs.folders.then_some(FOLDER));
         groups.extend(self.needs.debugger.then_some(OWN_END));
         groups
     }
@@ -97,6 +98,10 @@ impl Filters {
                 groups.extend([SOCKETS, UNIX]);
                 groups.extend(interrupts);
             }
+            Role::Folder => {
+                groups.push(FOLDER);
+                groups.extend(interrupts);
+            }
             Role::Processor => {
                 groups.push(AFFINITY);
                 groups.extend(self.engine());
@@ -114,7 +119,7 @@ impl Filters {
 
 /// Whether threads of this role open files.
 fn opens_files(role: Role) -> bool {
-    matches!(role, Role::Network | Role::Api)
+    matches!(role, Role::Network | Role::Api | Role::Folder)
 }
 
 impl Rule {
@@ -187,7 +192,7 @@ fn bad(error: impl std::fmt::Display) -> Error {
 mod tests {
     use super::*;
 
-    const ROLES: [Role; 10] = [
+    const ROLES: [Role; 11] = [
         Role::Console,
         Role::Verification,
         Role::Timers,
@@ -195,6 +200,7 @@ mod tests {
         Role::Queue,
         Role::Disk,
         Role::Sockets,
+        Role::Folder,
         Role::Network,
         Role::Debugger,
         Role::Api,
@@ -214,7 +220,7 @@ mod tests {
     /// Filters only add up: a thread can do what its maker can, or less.
     #[test]
     fn the_main_thread_may_do_what_all_may() {
-        for bits in 0..32u8 {
+        for bits in 0..64u8 {
             let has = |bit: u8| bits & 1 << bit != 0;
             let needs = Needs {
                 kvm: has(0),
@@ -222,6 +228,7 @@ mod tests {
                 low_ports: has(2),
                 console_sockets: has(3),
                 debugger: has(4),
+                folders: has(5),
             };
             let filters = Filters::new(needs);
             let main: Vec<&Rule> = filters.main().into_iter().flatten().collect();
@@ -229,6 +236,7 @@ mod tests {
                 let is_there = match role {
                     Role::Network => needs.network,
                     Role::Debugger => needs.debugger,
+                    Role::Folder => needs.folders,
                     _ => true,
                 };
                 for rule in filters.groups(role).into_iter().flatten().filter(|_| is_there) {

@@ -18,7 +18,7 @@ mod violation;
 
 use std::io;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use runtime::thread::{Role, keep, open_nursery};
 
@@ -38,6 +38,8 @@ pub struct Needs {
     pub console_sockets: bool,
     /// There is a debugger, which may want the process to end.
     pub debugger: bool,
+    /// Folders of this host are shared with the guest.
+    pub folders: bool,
 }
 
 /// The process cannot be confined.
@@ -67,7 +69,14 @@ pub enum Error {
 #[must_use = "the main thread is not confined yet"]
 pub struct Sandbox {
     needs: Needs,
-    filters: Arc<Filters>,
+    kept: Arc<Kept>,
+}
+
+/// What threads are confined to.
+struct Kept {
+    filters: Filters,
+    /// What threads that serve folders open, and nothing else.
+    folders: OnceLock<Vec<Grant>>,
 }
 
 /// How far a process is confined.
@@ -86,34 +95,43 @@ impl Sandbox {
     pub fn begin(needs: Needs) -> Result<Self, Error> {
         violation::watch().map_err(|source| Error::Refused { what: "handling SIGSYS", source })?;
         privileges::limit().map_err(|source| Error::Refused { what: "limits", source })?;
-        let filters = Arc::new(Filters::new(needs));
-        let kept = filters.clone();
-        keep(Box::new(move |role| enter(needs, &kept, role)));
-        Ok(Self { needs, filters })
+        let kept = Arc::new(Kept { filters: Filters::new(needs), folders: OnceLock::new() });
+        keep(Box::new({
+            let kept = kept.clone();
+            move |role| enter(needs, &kept, role)
+        }));
+        Ok(Self { needs, kept })
     }
 
     /// Confines the calling thread, which is the main one, and those that it or others start from now on.
-    /// Beyond `grants`, no file can be opened any more.
+    /// Beyond `grants` and `folders`, no file can be opened any more, and by threads that serve folders none
+    /// beyond `folders`, which they open whenever they start: the paths stay what they are.
     ///
     /// # Errors
     ///
     /// The kernel's. A kernel without Landlock is none.
-    pub fn confine(self, grants: &[Grant]) -> Result<Confined, Error> {
-        let Self { needs, filters } = self;
+    pub fn confine(self, grants: &[Grant], folders: Vec<Grant>) -> Result<Confined, Error> {
+        let Self { needs, kept } = self;
         privileges::drop_all(needs)
             .map_err(|source| Error::Refused { what: "dropping privileges", source })?;
-        let missing = paths::restrict(grants, needs)?;
-        filters.install_main()?;
+        let missing = paths::restrict(&[grants, &folders].concat(), needs)?;
+        let _ = kept.folders.set(folders);
+        kept.filters.install_main()?;
         open_nursery().map_err(|source| Error::Refused { what: "a thread", source })?;
         Ok(Confined { missing })
     }
 }
 
 /// Confines a thread in a role, or ends the process.
-fn enter(needs: Needs, filters: &Filters, role: Role) {
+fn enter(needs: Needs, kept: &Kept, role: Role) {
+    let restrict = || match (role, kept.folders.get()) {
+        (Role::Folder, Some(folders)) => paths::restrict(folders, needs).map(drop),
+        _ => Ok(()),
+    };
     let confined = privileges::drop_all(needs)
         .map_err(|source| Error::Refused { what: "dropping privileges", source })
-        .and_then(|()| filters.install(role));
+        .and_then(|()| restrict())
+        .and_then(|()| kept.filters.install(role));
     if let Err(error) = confined {
         eprintln!("lodge-vmm: {error}");
         process::abort();

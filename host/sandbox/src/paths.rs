@@ -19,6 +19,8 @@ pub enum Rights {
     Read,
     /// All that can be done with data: files are made, written, renamed and removed. None can be run.
     Write,
+    /// The same, and all else that a guest may make in a folder: links and pipes. No devices.
+    Share,
     /// Remove files, in a directory.
     Remove,
 }
@@ -43,26 +45,31 @@ impl Grant {
         Self { path: path.into(), rights: Rights::Write }
     }
 
+    /// For a guest to work in.
+    pub fn share(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), rights: Rights::Share }
+    }
+
     /// For removing what is in it.
     pub fn remove(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), rights: Rights::Remove }
     }
 
     fn access(&self) -> BitFlags<AccessFs> {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let write = read
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::MakeReg
+            | AccessFs::MakeDir
+            | AccessFs::MakeSock
+            | AccessFs::RemoveFile
+            | AccessFs::RemoveDir
+            | AccessFs::Refer;
         let wanted = match self.rights {
-            Rights::Read => AccessFs::ReadFile | AccessFs::ReadDir,
-            Rights::Write => {
-                AccessFs::ReadFile
-                    | AccessFs::ReadDir
-                    | AccessFs::WriteFile
-                    | AccessFs::Truncate
-                    | AccessFs::MakeReg
-                    | AccessFs::MakeDir
-                    | AccessFs::MakeSock
-                    | AccessFs::RemoveFile
-                    | AccessFs::RemoveDir
-                    | AccessFs::Refer
-            }
+            Rights::Read => read,
+            Rights::Write => write,
+            Rights::Share => write | AccessFs::MakeSym | AccessFs::MakeFifo,
             Rights::Remove => AccessFs::RemoveFile.into(),
         };
         match is_directory(&self.path) {

@@ -6,19 +6,22 @@ use libc::{
     SYS_clone3, SYS_close, SYS_connect, SYS_copy_file_range, SYS_dup, SYS_epoll_create1,
     SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait, SYS_eventfd2, SYS_exit,
     SYS_exit_group, SYS_faccessat, SYS_faccessat2, SYS_fallocate, SYS_fchmod, SYS_fchmodat,
-    SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate,
-    SYS_futex, SYS_getcwd, SYS_getdents64, SYS_getpeername, SYS_getpid, SYS_getrandom,
-    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_ioctl, SYS_kill, SYS_link,
-    SYS_linkat, SYS_listen, SYS_lseek, SYS_lstat, SYS_madvise, SYS_memfd_create, SYS_mkdir,
-    SYS_mkdirat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat,
-    SYS_open, SYS_openat, SYS_pkey_alloc, SYS_pkey_free, SYS_pkey_mprotect, SYS_poll, SYS_ppoll,
+    SYS_fcntl, SYS_fdatasync, SYS_fgetxattr, SYS_flistxattr, SYS_flock, SYS_fremovexattr,
+    SYS_fsetxattr, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getcwd,
+    SYS_getdents64, SYS_getpeername, SYS_getpid, SYS_getrandom, SYS_getsockname, SYS_getsockopt,
+    SYS_gettid, SYS_gettimeofday, SYS_ioctl, SYS_kill, SYS_landlock_add_rule,
+    SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_link, SYS_linkat, SYS_listen,
+    SYS_lseek, SYS_lstat, SYS_madvise, SYS_memfd_create, SYS_mkdir, SYS_mkdirat, SYS_mknodat,
+    SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_open,
+    SYS_openat, SYS_openat2, SYS_pkey_alloc, SYS_pkey_free, SYS_pkey_mprotect, SYS_poll, SYS_ppoll,
     SYS_prctl, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2,
     SYS_read, SYS_readlink, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_rename,
     SYS_renameat, SYS_renameat2, SYS_restart_syscall, SYS_rmdir, SYS_rseq, SYS_rt_sigaction,
     SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_setaffinity,
     SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setsockopt,
     SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_socketpair, SYS_stat, SYS_statfs, SYS_statx,
-    SYS_sysinfo, SYS_tgkill, SYS_uname, SYS_unlink, SYS_unlinkat, SYS_write, SYS_writev, c_long,
+    SYS_symlinkat, SYS_syncfs, SYS_sysinfo, SYS_tgkill, SYS_uname, SYS_unlink, SYS_unlinkat,
+    SYS_utimensat, SYS_write, SYS_writev, c_long,
 };
 
 /// A system call that is allowed.
@@ -217,8 +220,37 @@ pub const TERMINAL: &[Rule] = &[
 /// Threads, but no processes.
 pub const THREADS: &[Rule] = &[Bits(SYS_clone, 0, CLONE_THREAD as u32, CLONE_THREAD as u32)];
 
+/// Files of a folder that is shared with the guest: all that can be done with them by descriptors and single
+/// names. Landlock says in which folders.
+pub const FOLDER: &[Rule] = &[
+    Any(SYS_openat2),
+    Any(SYS_getdents64),
+    Any(SYS_mkdirat),
+    Any(SYS_mknodat),
+    Any(SYS_symlinkat),
+    Any(SYS_linkat),
+    Any(SYS_renameat2),
+    Any(SYS_unlinkat),
+    Any(SYS_fchmodat),
+    Any(SYS_utimensat),
+    Any(SYS_fstatfs),
+    Any(SYS_fsync),
+    Any(SYS_fdatasync),
+    Any(SYS_syncfs),
+    Any(SYS_ftruncate),
+    Any(SYS_fallocate),
+    Any(SYS_copy_file_range),
+    Any(SYS_fgetxattr),
+    Any(SYS_flistxattr),
+    Any(SYS_fsetxattr),
+    Any(SYS_fremovexattr),
+];
+
 /// A thread is confined more than the one that made it.
 pub const CONFINEMENT: &[Rule] = &[
+    Any(SYS_landlock_create_ruleset),
+    Any(SYS_landlock_add_rule),
+    Any(SYS_landlock_restrict_self),
     Is(SYS_seccomp, 0, libc::SECCOMP_SET_MODE_FILTER),
     Is(SYS_prctl, 0, libc::PR_SET_NO_NEW_PRIVS as u32),
     Is(SYS_prctl, 0, libc::PR_CAP_AMBIENT as u32),

@@ -4,6 +4,7 @@ mod affinity;
 pub mod agent;
 mod balloon;
 pub mod disk;
+mod folder;
 mod gdb;
 mod image;
 pub mod lifecycle;
@@ -27,6 +28,7 @@ pub use affinity::AffinityArg;
 use agent::{CopyArgs, ExecArgs, SshArgs};
 pub use balloon::BalloonArgs;
 use disk::DiskCommand;
+pub use folder::FolderArgs;
 pub use gdb::GdbArg;
 pub use image::ImageCommand;
 use lifecycle::{
@@ -90,6 +92,8 @@ Examples:
       Two cards: one on the bridge br0 of this machine, one on a private network with a way out.
   lodge run debian:12 --disk data.qcow2 --disk cd.iso,readonly
       More disks, which appear as /dev/vdb and /dev/vdc and are written in place.
+  lodge run debian:12 -v ./site:/srv/www:ro -v ~/work:/work
+      Folders of this machine, which the guest sees at /srv/www and /work; the first it can only read.
   lodge run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 root=/dev/vda' --disk d.raw
       No image: a kernel and disks of your own. ELF and multiboot kernels work too.
   lodge run oci:./layout -e DEBUG=1 -- /bin/sh -c 'exit 7'
@@ -338,6 +342,8 @@ pub struct GuestArgs {
     /// Lead a port of this machine into the guest: [ADDRESS:]PORT:GUESTPORT[/udp]; repeatable
     #[arg(short = 'p', long = "publish", value_name = "PORTS", help_heading = "Devices")]
     pub publish: Vec<ForwardArg>,
+    #[command(flatten)]
+    pub folders: FolderArgs,
     /// Where the serial port leads: here, null, pty, socket:PATH or log:PATH [default: here]
     #[arg(long, value_name = "WHERE", help_heading = "Devices")]
     pub serial: Option<SerialArg>,

@@ -55,6 +55,7 @@ impl Web {
                     processors: vec![processor],
                     disks: Vec::new(),
                     nets: Vec::new(),
+                    folders: Vec::new(),
                 };
                 answer(&client, "200 OK", &serde_json::to_string(&statistics).unwrap());
             }

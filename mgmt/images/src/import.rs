@@ -77,6 +77,7 @@ impl Store {
             logins: Vec::new(),
             agent: false,
             program: None,
+            folders: false,
         };
         staging.commit(self, &manifest)
     }

@@ -38,6 +38,9 @@ pub struct Manifest {
     /// What its guests run, if it was made of an OCI image: Lodge's init is their first program then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<Program>,
+    /// Whether it mounts shared folders by itself, as the kernel's command line says.
+    #[serde(default)]
+    pub folders: bool,
 }
 
 /// One file of an image, in the image's directory.
@@ -138,6 +141,7 @@ pub(crate) mod tests {
             logins: vec![Login { user: "root".into(), password: "lodge".into() }],
             agent: false,
             program: None,
+            folders: false,
         }
     }
 

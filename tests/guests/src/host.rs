@@ -10,7 +10,7 @@ use std::thread;
 use sha2::{Digest, Sha256};
 
 /// Where tools for file systems are, which `PATH` may leave out.
-const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether a program is installed.
 #[must_use]

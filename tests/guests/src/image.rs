@@ -71,6 +71,11 @@ impl Image {
         &self.files["kernel"]
     }
 
+    /// Its disk, raw.
+    pub(crate) fn disk(&self) -> &Path {
+        &self.files["disk"]
+    }
+
     /// What guests' kernels are told.
     ///
     /// # Panics

@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 mod console;
+pub mod cpio;
+pub mod debian_disk;
 pub mod gdb;
 mod guest;
 mod host;
@@ -20,6 +22,7 @@ mod lab;
 pub mod oci;
 mod program;
 mod shell;
+pub mod small;
 pub mod tiny;
 
 pub use guest::{Begun, Guest, Launch};

@@ -1,15 +1,16 @@
-//! What a machine's disks and cards count, for others to look at while it runs.
+//! What a machine's disks, cards and shared folders count, for others to look at while it runs.
 
 use std::sync::Arc;
 
-use virtio::{BlockCounters, NetCounters};
-use vmm_api::{DiskStatistics, NetStatistics};
+use virtio::{BlockCounters, FolderCounters, NetCounters};
+use vmm_api::{DiskStatistics, FolderStatistics, NetStatistics};
 
 /// The counters of a machine's devices, in the order of its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     pub(crate) disks: Vec<Arc<BlockCounters>>,
     pub(crate) nets: Vec<Arc<NetCounters>>,
+    pub(crate) folders: Vec<Arc<FolderCounters>>,
 }
 
 impl Counters {
@@ -41,5 +42,19 @@ impl Counters {
             sent_dropped: it.sent.dropped.get(),
         };
         self.nets.iter().map(look).collect()
+    }
+
+    /// What the shared folders have counted.
+    #[must_use]
+    pub fn folders(&self) -> Vec<FolderStatistics> {
+        let look = |it: &Arc<FolderCounters>| FolderStatistics {
+            requests: it.requests.get(),
+            reads: it.reads.requests.get(),
+            read_bytes: it.reads.bytes.get(),
+            writes: it.writes.requests.get(),
+            written_bytes: it.writes.bytes.get(),
+            failed: it.failed.get(),
+        };
+        self.folders.iter().map(look).collect()
     }
 }

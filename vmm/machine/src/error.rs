@@ -17,6 +17,9 @@ pub enum BuildError {
     /// A disk image.
     #[error(transparent)]
     Disk(#[from] block::Error),
+    /// A shared folder.
+    #[error(transparent)]
+    Folder(#[from] folder::OpenError),
     /// A network.
     #[error(transparent)]
     Network(#[from] net::user::Error),
@@ -93,7 +96,10 @@ impl BuildError {
                 block::Origin::Artifact => FailureKind::Artifact,
                 block::Origin::Configuration => FailureKind::Configuration,
             },
-            Self::Network(_)
+            Self::Folder(folder::OpenError::Directory { .. }) => FailureKind::Artifact,
+            Self::Folder(folder::OpenError::Processes { .. }) => FailureKind::Configuration,
+            Self::Folder(folder::OpenError::NoProc(_))
+            | Self::Network(_)
             | Self::Virtio(virtio::Error::Doorbell(_))
             | Self::Event(_)
             | Self::Place { .. }
@@ -103,7 +109,9 @@ impl BuildError {
             | Self::Pci(_)
             | Self::Acpi(_)
             | Self::Configuration(_) => FailureKind::Configuration,
-            Self::Wiring(_) | Self::Seed(_) => FailureKind::Internal,
+            Self::Wiring(_) | Self::Seed(_) | Self::Virtio(virtio::Error::Tag(_)) => {
+                FailureKind::Internal
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a machine has open of the host's files.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -7,13 +8,15 @@ use vmm_api::{Failure, VmConfig};
 
 use crate::BuildError;
 use crate::boot::BootFiles;
+use crate::wiring::folders::{self, SharedFolder};
 use crate::wiring::storage::{self, AttachedDisk, MadeFiles};
 
-/// The files that a machine starts from and its disks. They stay open over resets: a VMM that has confined
+/// The files that a machine starts from, its disks and the folders that it shares. They stay open over resets: a VMM that has confined
 /// itself could not open them again.
 pub struct Files {
     pub(crate) boot: BootFiles,
     pub(crate) disks: Vec<AttachedDisk>,
+    pub(crate) folders: Vec<SharedFolder>,
     /// The images that disks stand on.
     backing: Vec<PathBuf>,
     /// What is kept once the machine is there.
@@ -32,6 +35,7 @@ impl Files {
         restored: Option<&[Option<String>]>,
     ) -> Result<Self, BuildError> {
         let boot = BootFiles::open(&config.boot)?;
+        let folders = folders::open(&config.folders)?;
         let mut made = MadeFiles::default();
         let mut backing = Vec::new();
         let mut disks = Vec::new();
@@ -39,12 +43,17 @@ impl Files {
             let layer = restored.and_then(|layers| layers.get(index)?.as_deref());
             disks.push(storage::open(disk, layer, &mut made, &mut backing)?);
         }
-        Ok(Self { boot, disks, backing, made: Mutex::new(Some(made)) })
+        Ok(Self { boot, disks, folders, backing, made: Mutex::new(Some(made)) })
     }
 
     /// What may have to be opened for reading again: the images that overlays stand on.
     pub fn backing(&self) -> impl Iterator<Item = &Path> {
         self.backing.iter().map(PathBuf::as_path)
+    }
+
+    /// The folders that the guest shares, and whether it may only read.
+    pub fn folders(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
+        self.folders.iter().map(|folder| (folder.root.as_fd(), folder.config.readonly))
     }
 
     /// The machine is there and stays: files that were made for it do as well, and what its disks were before

@@ -14,7 +14,7 @@ use pci::PciRoot;
 use runtime::{Doorbells, Timers};
 use state::Sections;
 use virtio::Balloon;
-use vmm_api::{Failure, VmConfig};
+use vmm_api::{Failure, FolderConfig, VmConfig};
 use x86::CpuState;
 
 use crate::boot::{self, Entry};
@@ -95,8 +95,9 @@ impl Machine {
         } else {
             let tables = acpi::Tables::build(&wiring::platform(&parts))?;
             tables.write(&parts.memory)?;
-            let (config, files) = (&parts.config.boot, &parts.files.boot);
-            Some(boot::load(config, files, &parts.memory, &parts.map, tables.address)?)
+            let (mut config, files) = (parts.config.boot.clone(), &parts.files.boot);
+            config.cmdline.push_str(&FolderConfig::cmdline(&parts.config.folders));
+            Some(boot::load(&config, files, &parts.memory, &parts.map, tables.address)?)
         };
         generation::renew(&parts.memory, parts.map.generation_id())?;
 
@@ -105,13 +106,12 @@ impl Machine {
         wiring::fw_cfg::attach(&board)?;
         wiring::debug::attach(&board)?;
         wiring::pci::attach(&board)?;
-        let counters = Counters {
-            disks: wiring::storage::attach(&board)?,
-            nets: wiring::network::attach(&board)?,
-        };
+        let disks = wiring::storage::attach(&board)?;
+        let nets = wiring::network::attach(&board)?;
         wiring::pci::attach_console_rng_and_vsock(&board)?;
         wiring::storage::attach_seed(&board)?;
         wiring::pci::attach_balloon(&board)?;
+        let counters = Counters { disks, nets, folders: wiring::folders::attach(&board)? };
         let saved = board.take_saved();
 
         let Board { memory_space, ports, pci, .. } = board;
@@ -164,7 +164,7 @@ impl Machine {
         &self.full
     }
 
-    /// What its disks and cards count.
+    /// What its disks, cards and folders count.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }

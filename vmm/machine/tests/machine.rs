@@ -56,6 +56,7 @@ impl Bench {
             boot: BootConfig { kernel, initrd: None, cmdline: String::new(), modules: vec![] },
             disks: vec![],
             nets: vec![],
+            folders: vec![],
             serial: Default::default(),
             serial2: Default::default(),
             virtio_console: None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudInitConfig, DiskLimits, Limits, NetLimits};
+use crate::{CloudInitConfig, DiskLimits, FolderConfig, Limits, NetLimits};
 
 /// Everything that makes up one guest. Written by people as TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct VmConfig {
     /// Network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// Folders of the host that it shares, in the order of their tags (`folder0`, `folder1`, ...).
+    #[serde(default)]
+    pub folders: Vec<FolderConfig>,
     /// Where the first serial port (`ttyS0`) leads.
     #[serde(default)]
     pub serial: ConsoleConfig,

@@ -9,6 +9,7 @@ mod balloon;
 mod cloud_init;
 mod config;
 mod event;
+mod folder;
 mod host;
 mod host_name;
 mod limits;
@@ -30,14 +31,15 @@ pub use config::{
     Protocol, SandboxConfig, SandboxMode, VmConfig,
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
+pub use folder::{FolderConfig, FolderError};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};
 pub use rates::{DiskLimits, NetLimits, Rate};
 pub use statistics::{
-    DiskStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics,
-    Statistics,
+    DiskStatistics, FolderStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS,
+    ProcessorStatistics, Statistics,
 };
 pub use validate::{
     ConfigError, MAX_CPUS, MAX_DEVICES, MAX_MEMORY_MIB, MIN_MEMORY_MIB, parse_mac, validate_name,

@@ -33,6 +33,9 @@ pub struct Statistics {
     /// Each network card, in order.
     #[serde(default)]
     pub nets: Vec<NetStatistics>,
+    /// Each shared folder, in order.
+    #[serde(default)]
+    pub folders: Vec<FolderStatistics>,
 }
 
 /// What was counted about one disk. Only what was carried out counts, but for `failed`.
@@ -71,6 +74,23 @@ pub struct NetStatistics {
     pub sent_bytes: u64,
     /// Frames that were lost because the network had no room, or could not carry them.
     pub sent_dropped: u64,
+}
+
+/// What was counted about one shared folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderStatistics {
+    /// Requests of all kinds.
+    pub requests: u64,
+    /// Those that read files.
+    pub reads: u64,
+    /// The bytes that they read.
+    pub read_bytes: u64,
+    /// Those that wrote files.
+    pub writes: u64,
+    /// The bytes that they wrote.
+    pub written_bytes: u64,
+    /// Requests that made no sense, and those that the host could not carry out.
+    pub failed: u64,
 }
 
 /// How much of the host's memory a guest takes.

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use crate::{
-    BlockConfig, CloudInitConfig, CloudInitError, ForwardedPort, Lease, Limits, MAX_HOST_CPUS,
-    NetConfig, NetworkConfig, VmConfig,
+    BlockConfig, CloudInitConfig, CloudInitError, FolderError, ForwardedPort, Lease, Limits,
+    MAX_HOST_CPUS, NetConfig, NetworkConfig, VmConfig, folder,
 };
 
 /// The most virtual processors that a guest can have.
@@ -128,6 +128,9 @@ pub enum ConfigError {
     /// What cloud-init cannot be told.
     #[error(transparent)]
     CloudInit(#[from] CloudInitError),
+    /// A folder that cannot be shared like this.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A port that does not exist.
     #[error("port 0 cannot be forwarded: give a port from 1 to 65535")]
     PortZero,
@@ -155,6 +158,7 @@ impl VmConfig {
         validate_limits(&self.limits, self)?;
         validate_disks(&self.disks)?;
         validate_nets(&self.nets)?;
+        folder::validate(&self.folders)?;
         self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::validate).map_err(Into::into)
     }
 }
@@ -338,6 +342,7 @@ mod tests {
             },
             disks: Vec::new(),
             nets: Vec::new(),
+            folders: Vec::new(),
             serial: Default::default(),
             serial2: Default::default(),
             virtio_console: None,

@@ -41,7 +41,7 @@ pub fn complete(
     // Open until it has been granted.
     let own = directory.handle()?;
     let grants = grants(config, files, own.as_ref());
-    let confined = sandbox.confine(&grants).map_err(Failure::host)?;
+    let confined = sandbox.confine(&grants, folders(files)).map_err(Failure::host)?;
     match (config.sandbox.mode, confined.missing) {
         (SandboxMode::Require, Some(missing)) => {
             Err(Failure::host(format!("{missing}; --sandbox on does with what there is")))
@@ -62,13 +62,14 @@ fn needs(config: &VmConfig, accelerator: &dyn Accelerator) -> Needs {
             .flatten()
             .any(|console| matches!(console, ConsoleConfig::Socket(_))),
         debugger: config.gdb.is_some(),
+        folders: !config.folders.is_empty(),
     }
 }
 
 /// The files that may be opened again, made or removed while the guest runs.
 fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant> {
     let mut grants: Vec<Grant> = files.backing().map(Grant::read).collect();
-    grants.extend(own.map(|own| Grant::write(format!("/proc/self/fd/{}", own.as_raw_fd()))));
+    grants.extend(own.map(|own| Grant::write(path_of(own))));
     grants.extend(config.sandbox.allow.iter().map(Grant::write));
     if has_services(config) {
         grants.push(Grant::read(RESOLV_CONF));
@@ -89,6 +90,20 @@ fn grants(config: &VmConfig, files: &Files, own: Option<&OwnedFd>) -> Vec<Grant>
         grants.push(Grant::read("/sys/kernel/mm/hugepages"));
     }
     grants
+}
+
+/// The folders that the guest shares, which are open for as long as the process lives.
+fn folders(files: &Files) -> Vec<Grant> {
+    let grant = |(folder, readonly)| match readonly {
+        true => Grant::read(path_of(&folder)),
+        false => Grant::share(path_of(&folder)),
+    };
+    files.folders().map(grant).collect()
+}
+
+/// The very file that a descriptor stands for.
+fn path_of(file: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Whether this process answers a guest's DHCP and DNS, and makes connections for it.

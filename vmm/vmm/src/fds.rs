@@ -1,8 +1,10 @@
-//! File descriptors that this process inherits by number.
+//! File descriptors: those that this process inherits by number, and how many it may have.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The numbers that have been taken.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
@@ -46,6 +48,13 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open, and nobody else in this process owns it: it was inherited,
     // and `taken` sees to it that it is given out only once.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets this process have as many descriptors as it may: a guest that shares folders has many files open.
+/// Where that is refused, it does with fewer.
+pub fn take_all() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 #[cfg(test)]

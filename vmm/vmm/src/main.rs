@@ -85,6 +85,7 @@ const MAX_CONFIG: u64 = 4 << 20;
 
 fn main() -> ExitCode {
     fds::take_note();
+    runtime::tsc::begin_measurement();
     let args = Args::parse();
     start_logging();
     if args.probe {

@@ -23,9 +23,13 @@ use crate::debugging::Debugging;
 use crate::gate::{Gate, Runner};
 use crate::meter::Meter;
 use crate::signals;
+use crate::snapshot::Parent;
 
 /// How long processors may take to come to a stop. One may be in the midst of a device's work.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many snapshots are remembered, in case the last ones are removed.
+const MAX_PARENTS: usize = 3;
 
 /// A machine whose processors run, each on a thread of its own. Dropping it stops them.
 pub struct Running {
@@ -41,6 +45,8 @@ pub struct Running {
     cpuid: CpuidTable,
     /// While paused: the host's TSC when that began.
     paused: Option<u64>,
+    /// The snapshots that the next one may stand on, the newest first.
+    parents: Vec<Arc<Parent>>,
 }
 
 /// The threads of the processors.
@@ -84,7 +90,18 @@ impl Running {
             Some((debugging, seats)) => Some(debugging.start(seats, memory.clone())?),
             None => None,
         };
-        Ok(Self { processors, debugger, machine, failures, vm, memory, clock, cpuid, paused: None })
+        Ok(Self {
+            processors,
+            debugger,
+            machine,
+            failures,
+            vm,
+            memory,
+            clock,
+            cpuid,
+            paused: None,
+            parents: Vec::new(),
+        })
     }
 
     /// Has processors, devices and guest time stand still, until [`Running::resume`]: then nothing
@@ -126,6 +143,17 @@ impl Running {
     /// The host's TSC when the pause began, if there is one.
     pub fn paused_since(&self) -> Option<u64> {
         self.paused
+    }
+
+    /// From now on the guest stands on this snapshot.
+    pub fn stand_on(&mut self, parent: Parent) {
+        self.parents.insert(0, Arc::new(parent));
+        self.parents.truncate(MAX_PARENTS);
+    }
+
+    /// The last snapshots since the guest was switched on, the newest first. Some may have been removed.
+    pub fn parents(&self) -> &[Arc<Parent>] {
+        &self.parents
     }
 
     /// The devices.

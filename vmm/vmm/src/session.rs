@@ -21,6 +21,7 @@ use crate::confinement;
 use crate::consoles::Consoles;
 use crate::control::Command;
 use crate::debugging::Debugging;
+use crate::fds;
 use crate::launcher::Launcher;
 use crate::running::Running;
 use crate::signals::{self, Signals};
@@ -47,6 +48,9 @@ pub fn run(
 ) -> Result<StopReason, Failure> {
     // Before the first thread, because threads inherit which signals are blocked.
     signals::block()?;
+    if !config.folders.is_empty() {
+        fds::take_all();
+    }
     let choice = accelerators::choose(config.accelerator)?;
     let sandbox = confinement::begin(&config, choice.accelerator.as_ref())?;
     let start = Start { snapshot: snapshot.map(Opened::new).transpose()?, sandbox };
@@ -124,6 +128,7 @@ fn run_on(
         if let Some(snapshot) = snapshot {
             snapshot.finish_verification()?;
             files.keep()?;
+            running.stand_on(snapshot.into_parent());
         }
         launcher.tell(&if resets > 0 {
             Event::Reset
@@ -136,6 +141,7 @@ fn run_on(
                 gdb: debugging.as_ref().map(Debugging::place),
             }
         });
+        runtime::heap::give_back();
         let ending = Wait::new(&mut running, signals, launcher, api).until_the_end();
         // After a failure, too, what the guest saw complete goes to disk.
         let stopped = running.stop();

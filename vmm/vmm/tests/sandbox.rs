@@ -33,8 +33,10 @@ fn is_confined(thread: &BTreeMap<String, String>) -> bool {
 
 #[test]
 fn every_thread_of_a_vmm_is_confined() {
-    let net =
-        json!({ "accelerator": "soft", "nets": [{}], "virtio_console": "null", "serial": "api" });
+    let net = json!({
+        "accelerator": "soft", "nets": [{}], "virtio_console": "null", "serial": "api",
+        "folders": [{ "path": "/usr", "guest": "/usr/host", "readonly": true }],
+    });
     let mut vmm = Vmm::start(SLEEPS, net);
     for round in 0..2 {
         // A thread that has just been made has its name yet to come.

@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -229,6 +230,111 @@ fn damage_is_told_with_its_place() {
     assert!(refusal(&one, json!({})).message.contains("another length"));
     fs::remove_file(one.join("memory")).unwrap();
     assert_eq!(refusal(&one, json!({})).kind, FailureKind::Artifact);
+}
+
+/// The memory files of a snapshot, by their names, and how much room each takes.
+fn memory_files(snapshot: &Path) -> BTreeMap<String, u64> {
+    let entries = fs::read_dir(snapshot).unwrap().map(Result::unwrap);
+    let files = entries.map(|entry| {
+        (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().blocks() * 512)
+    });
+    files.filter(|(name, _)| name.starts_with("memory")).collect()
+}
+
+fn changes_alone_are_kept(accelerator: &str) {
+    let (vmm, mut console) = counting(accelerator);
+    let names = ["one", "two", "three"];
+    for (n, name) in (1..).zip(names) {
+        assert_eq!(count(&mut console), [n, n]);
+        snapshot(&vmm, name);
+    }
+    let files = names.map(|name| memory_files(&place(&vmm, name)));
+    let names_of = |n: usize| files[n].keys().map(String::as_str).collect::<Vec<_>>();
+    assert_eq!(names_of(0), ["memory"]);
+    assert_eq!(names_of(1), ["memory", "memory.1"]);
+    // What the second has alone has changed again: the third needs nothing of it.
+    assert_eq!(names_of(2), ["memory", "memory.1"]);
+    assert!(files[1]["memory"] < files[0]["memory"] / 2, "{files:?}");
+
+    // One that goes on from the middle, and what is made of that.
+    let mut second = restored(&place(&vmm, "two"), json!({ "accelerator": accelerator }));
+    assert!(matches!(second.event(), Some(Event::Started { .. })));
+    assert_eq!(count(&mut console_of(&second)), [3, 3]);
+    drop(second);
+    // Without those in between, each is as whole as before.
+    fs::remove_dir_all(place(&vmm, "one")).unwrap();
+    fs::remove_dir_all(place(&vmm, "two")).unwrap();
+    let mut third = restored(&place(&vmm, "three"), json!({ "accelerator": accelerator }));
+    assert!(matches!(third.event(), Some(Event::Started { .. })));
+    assert_eq!(count(&mut console_of(&third)), [4, 4]);
+
+    // The snapshots before are gone: the next stands alone.
+    fs::remove_dir_all(place(&vmm, "three")).unwrap();
+    assert_eq!(count(&mut console), [4, 4]);
+    snapshot(&vmm, "four");
+    assert_eq!(memory_files(&place(&vmm, "four")).keys().collect::<Vec<_>>(), ["memory"]);
+    // Of those that are left, it stands on the last.
+    snapshot(&vmm, "passing");
+    fs::remove_dir_all(place(&vmm, "passing")).unwrap();
+    assert_eq!(count(&mut console), [5, 5]);
+    snapshot(&vmm, "last");
+    let files = memory_files(&place(&vmm, "last"));
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["memory", "memory.1"]);
+    // After a reset it stands alone.
+    vmm.client().reset().unwrap();
+    wait("the reset", || vmm.client().instance().unwrap().resets == 1);
+    assert_eq!(count(&mut console), [1, 1]);
+    snapshot(&vmm, "five");
+    let mut fifth = restored(&place(&vmm, "five"), json!({ "accelerator": accelerator }));
+    assert!(matches!(fifth.event(), Some(Event::Started { .. })));
+    assert_eq!(count(&mut console_of(&fifth)), [2, 2]);
+}
+
+#[test]
+fn only_what_has_changed_is_kept() {
+    changes_alone_are_kept(SOFT);
+}
+
+#[test]
+fn so_it_is_on_kvm() {
+    if has_kvm() {
+        changes_alone_are_kept("kvm");
+    }
+}
+
+/// A guest goes on in the directory that its snapshots are in, as `lodge snapshot restore` has it.
+#[test]
+fn a_guest_that_was_restored_keeps_what_it_changes() {
+    let (mut vmm, mut console) = counting(SOFT);
+    for n in 1..=2 {
+        assert_eq!(count(&mut console), [n, n]);
+    }
+    snapshot(&vmm, "one");
+    vmm.child.kill().unwrap();
+    vmm.child.wait().unwrap();
+    let (dir, one) = (std::mem::replace(&mut vmm.dir, tempfile::tempdir().unwrap()), "one");
+    let from = dir.path().join("snapshots").join(one);
+    let mut again = Vmm::start_from(dir, COUNTS, json!({ "accelerator": SOFT }), Some(&from));
+    assert!(matches!(again.event(), Some(Event::Started { .. })));
+    let mut console = console_of(&again);
+    for n in 3..6u8 {
+        assert_eq!(count(&mut console), [n, n]);
+        snapshot(&again, &format!("at{n}"));
+        let files = memory_files(&place(&again, &format!("at{n}")));
+        assert!(files.len() > 1 && files["memory"] < files["memory.1"] / 2, "{files:?}");
+        let mut third = restored(&place(&again, &format!("at{n}")), json!({ "accelerator": SOFT }));
+        assert!(matches!(third.event(), Some(Event::Started { .. })));
+        assert_eq!(count(&mut console_of(&third)), [n + 1, n + 1]);
+    }
+    // Damage in a file that others have as well is noticed by all, and its place is told.
+    with_damage(&place(&again, "at3").join("memory.1"), 0x20_0000 - 0x2_0000, || {
+        let failure = refusal(&place(&again, "at5"), json!({ "accelerator": SOFT }));
+        assert_eq!(failure.kind, FailureKind::Artifact);
+        assert!(failure.message.contains("of the memory file memory.1"), "{failure}");
+    });
+    fs::remove_file(place(&again, "at5").join("memory.1")).unwrap();
+    let failure = refusal(&place(&again, "at5"), json!({ "accelerator": SOFT }));
+    assert!(failure.message.contains("memory.1"), "{failure}");
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use guest_tests::cpio::Archive;
 use serde_json::Value;
 
 use super::contestant;
 use super::workload::WORKLOADS;
 use super::{middle, vmlinux};
-use crate::cpio::Archive;
 
 /// What workloads need besides the image's usual packages.
 const PACKAGES: &[&str] =

@@ -2,7 +2,7 @@
 
 pub mod bed;
 pub mod contestant;
-mod facts;
+pub mod facts;
 mod middle;
 mod report;
 mod samples;

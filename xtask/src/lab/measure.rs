@@ -1,5 +1,5 @@
 //! How often a guest under Lodge leaves it on the lab's KVM: for each request to its disk, and when
-//! it does nothing.
+//! it does nothing; and how much memory its VMM takes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 /// An idle guest may leave the guest this often each second beyond its own timer.
 const IDLE_EXITS: f64 = 10.0;
 
+/// What a VMM may have resident beyond the guest's memory, with a disk and a card, in KiB.
+const MEMORY: u64 = 8 << 10;
+
 /// A wake-up by the guest's own timer takes so many exits: HLT, the end of the interrupt, and the timer
 /// set anew.
 const WAKE_UP: f64 = 3.0;
@@ -28,12 +31,15 @@ pub fn run(system: &System, dir: &Path) -> anyhow::Result<(Vec<String>, bool)> {
     let mut emulator = Emulator::start(Machine::Qemu, system, dir, "measure", &[])?;
     let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
     let mut requests = None;
+    let mut memory = None;
     loop {
         let line = emulator.line(PATIENCE)?;
         if let Some(rest) = line.strip_prefix("sample ") {
             take(&mut samples, rest).with_context(|| format!("{line:?} is no sample"))?;
         } else if let Some(count) = line.strip_prefix("requests ") {
             requests = count.trim().parse::<f64>().ok();
+        } else if let Some(rest) = line.strip_prefix("memory ") {
+            memory = numbers(rest);
         } else if let Some(status) = line.strip_prefix("lab: status ") {
             match status {
                 "0" => break,
@@ -56,8 +62,13 @@ pub fn run(system: &System, dir: &Path) -> anyhow::Result<(Vec<String>, bool)> {
         count("kvm:halt_exits") / seconds,
         to_vmm(&idle) / seconds
     ));
+    let (resident, private) = memory.context("the memory of lodge-vmm is not known")?;
+    lines.push(format!(
+        "lodge-vmm beyond the guest's memory: {resident} KiB resident, {private} KiB of them for this guest \
+         alone"
+    ));
     // Without these, it was not KVM that was looked at.
-    let is_good = count("kvm:exits") > 0.0 && beyond <= IDLE_EXITS;
+    let is_good = count("kvm:exits") > 0.0 && beyond <= IDLE_EXITS && resident <= MEMORY;
     Ok((lines, is_good))
 }
 
@@ -86,6 +97,12 @@ fn difference(samples: &BTreeMap<String, Sample>, phase: &str) -> anyhow::Result
         .iter()
         .map(|(name, count)| (name.clone(), count - begin.get(name).copied().unwrap_or(0.0)))
         .collect())
+}
+
+/// Two numbers.
+fn numbers(line: &str) -> Option<(u64, u64)> {
+    let (one, other) = line.trim().split_once(' ')?;
+    Some((one.parse().ok()?, other.parse().ok()?))
 }
 
 /// Takes note of `MOMENT NAME VALUE`.
@@ -130,5 +147,7 @@ mod tests {
         assert_eq!(disk["kvm:exits"], 40.0);
         assert!(difference(&samples, "idle").is_err());
         assert!(take(&mut samples, "x").is_none());
+        assert_eq!(numbers("9040 2092\r"), Some((9040, 2092)));
+        assert_eq!(numbers("9040"), None);
     }
 }

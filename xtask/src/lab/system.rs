@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use guest_tests::cpio::Archive;
+use guest_tests::debian_disk;
 use serde_json::Value;
 
 use super::deviations;
 use super::machine::Machine;
-use crate::cpio::Archive;
 
 /// The image whose kernel, modules and disk are used.
 const IMAGE: &str = "debian:12";
@@ -68,10 +69,10 @@ impl System {
         let root_password = root_password.context("nobody can log in as root")?.to_owned();
 
         let busybox = which("busybox")?;
-        let release = kernel_release(&disk)?;
+        let release = debian_disk::kernel_release(&disk)?;
         let module = |name: &str| {
             let from = format!("/lib/modules/{release}/{name}.ko");
-            dump(&disk, &from, &dir.join("module.ko"))
+            Ok(debian_disk::read(&disk, &from, &dir.join("module.ko"))?)
         };
         let mut small = Archive::default();
         begin(&mut small, SMALL, &busybox)?;
@@ -172,34 +173,6 @@ fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
         line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
     });
     Ok(paths.collect())
-}
-
-/// The version of the kernel in a Debian file system.
-fn kernel_release(disk: &Path) -> anyhow::Result<String> {
-    let output = debugfs(disk, "ls -p /lib/modules")?;
-    // /inode/mode/uid/gid/name/size/
-    let names = output.lines().filter_map(|line| line.split('/').nth(5));
-    let release = names.filter(|name| name.ends_with("-amd64")).max();
-    Ok(release.context("the image has no kernel modules")?.to_owned())
-}
-
-/// A file of a Debian file system, by way of `to`.
-fn dump(disk: &Path, from: &str, to: &Path) -> anyhow::Result<Vec<u8>> {
-    let _ = fs::remove_file(to);
-    debugfs(disk, &format!("dump {from} {}", to.display()))?;
-    let contents = read(to).with_context(|| format!("the image has no {from}"))?;
-    fs::remove_file(to)?;
-    Ok(contents)
-}
-
-fn debugfs(disk: &Path, request: &str) -> anyhow::Result<String> {
-    let output = Command::new("debugfs")
-        .args(["-R", request])
-        .arg(disk)
-        .env("PATH", TOOL_PATH)
-        .output()
-        .context("cannot run debugfs (of e2fsprogs)")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where tools for file systems are, which `PATH` may leave out.

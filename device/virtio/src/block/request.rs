@@ -10,7 +10,6 @@ use runtime::thread::Role;
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Meters, SECTOR, WhenFull, spec};
 use crate::chain::Chain;
-use crate::counters::Transfers;
 use crate::queue::{QueueError, VirtQueue};
 use crate::worker::{QueueTask, Wake};
 
@@ -144,12 +143,12 @@ impl Requests {
         match u32::from_le_bytes([t0, t1, t2, t3]) {
             spec::T_IN => {
                 self.read(memory, chain, sector, data_len, stop)?;
-                count(&self.meters.counters.reads, data_len as u64);
+                self.meters.counters.reads.count(data_len as u64);
                 Ok(())
             }
             spec::T_OUT => {
                 self.write(memory, chain, sector, stop)?;
-                count(&self.meters.counters.writes, (chain.readable.len() - HEADER) as u64);
+                self.meters.counters.writes.count((chain.readable.len() - HEADER) as u64);
                 Ok(())
             }
             spec::T_FLUSH => {
@@ -240,7 +239,7 @@ impl Requests {
             self.host(result)?;
             self.after_write()?;
         }
-        count(&self.meters.counters.discards, len);
+        self.meters.counters.discards.count(len);
         Ok(())
     }
 
@@ -280,11 +279,6 @@ impl Requests {
             Refusal::IoError.into()
         })
     }
-}
-
-fn count(transfers: &Transfers, bytes: u64) {
-    transfers.requests.add(1);
-    transfers.bytes.add(bytes);
 }
 
 /// Where the pieces of a request begin, until the queue is called home.

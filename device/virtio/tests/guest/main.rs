@@ -5,6 +5,7 @@ mod balloon;
 mod block;
 mod console;
 mod driver;
+mod fs;
 mod hostile;
 mod net;
 mod rng;

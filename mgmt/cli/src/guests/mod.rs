@@ -116,7 +116,7 @@ impl Guest {
     /// Writes down the process number of its VMM.
     pub fn set_pid(&self, pid: u32) -> Result<(), Failure> {
         let start = process_start(pid).unwrap_or_default();
-        write_whole(&self.directory, PID, format!("{pid} {start}").as_bytes())
+        record::write_for_now(&self.directory, PID, format!("{pid} {start}").as_bytes())
     }
 
     /// Leaves the guest to its VMM, which holds the lock.

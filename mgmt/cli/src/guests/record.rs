@@ -51,12 +51,27 @@ impl Record {
 
 /// Writes a file in a guest's directory, whole or not at all, also if the host's power fails.
 pub fn write_whole(directory: &Path, name: &str, contents: &[u8]) -> Result<(), Failure> {
+    write(directory, name, contents, fs::File::sync_all)
+}
+
+/// Writes a file whole or not at all that says nothing any more when the host has lost power.
+pub fn write_for_now(directory: &Path, name: &str, contents: &[u8]) -> Result<(), Failure> {
+    write(directory, name, contents, |_| Ok(()))
+}
+
+/// Writes a file whole or not at all, and has it `settle` before it has its name.
+fn write(
+    directory: &Path,
+    name: &str,
+    contents: &[u8],
+    settle: impl Fn(&fs::File) -> io::Result<()>,
+) -> Result<(), Failure> {
     let path = directory.join(name);
     let temporary = directory.join(format!(".{name}.new"));
     let write = || {
         let mut file = fs::File::create(&temporary)?;
         io::Write::write_all(&mut file, contents)?;
-        file.sync_all()?;
+        settle(&file)?;
         fs::rename(&temporary, &path)
     };
     write().map_err(failure::io("write", &path))

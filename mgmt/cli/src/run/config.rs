@@ -100,6 +100,7 @@ pub fn assemble(
         config.boot.cmdline.clone_from(cmdline);
     }
     config.disks.extend(args.disk.iter().map(|arg| arg.0.clone()));
+    config.folders.extend(args.folders.volume.iter().map(|arg| arg.0.clone()));
     set_network(args, &mut config, without_nets)?;
     // Lodge's init takes its name from elsewhere, and there is no cloud-init.
     if super::program::of(image).is_none() {
@@ -253,6 +254,7 @@ fn for_each_path(config: &mut VmConfig, mut change: impl FnMut(&mut PathBuf)) {
         change(&mut disk.path);
         disk.overlay.iter_mut().for_each(&mut change);
     }
+    config.folders.iter_mut().for_each(|folder| change(&mut folder.path));
     let consoles = [Some(&mut config.serial), Some(&mut config.serial2)];
     for console in consoles.into_iter().chain([config.virtio_console.as_mut()]).flatten() {
         if let ConsoleConfig::Socket(path) | ConsoleConfig::Log(path) = console {
@@ -364,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_lodge_prints_it_reads() {
-        let line = "--kernel /k --disk /d,readonly --cpus 3 --cpu-limit 1.5 --cpu-affinity 1,2";
+        let line = "--kernel /k --disk /d,readonly --cpus 3 --cpu-limit 1.5 --cpu-affinity 1,2 -v /a:/b:ro,uid=7";
         let config = assemble(line, File::default()).unwrap();
         let text = serde_json::to_string(&config).unwrap();
         let again = assemble("", file("g.json", &text).unwrap()).unwrap();
@@ -411,9 +413,11 @@ mod tests {
 
     #[test]
     fn paths_become_absolute() {
-        let config = assemble("--kernel k --serial log:l --module m", File::default()).unwrap();
+        let line = "--kernel k --serial log:l --module m -v f:/f";
+        let config = assemble(line, File::default()).unwrap();
         let ConsoleConfig::Log(log) = &config.serial else { panic!("{:?}", config.serial) };
-        for path in [&config.boot.kernel, log, &config.boot.modules[0].path] {
+        let folder = &config.folders[0].path;
+        for path in [&config.boot.kernel, log, &config.boot.modules[0].path, folder] {
             assert!(path.is_absolute(), "{}", path.display());
         }
     }

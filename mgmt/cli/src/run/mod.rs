@@ -14,7 +14,7 @@ mod vmm;
 use std::path::{Path, PathBuf};
 
 use images::{Cancel, Check, Image};
-use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, VmConfig};
+use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, FolderConfig, VmConfig};
 
 use crate::args::{GuestArgs, ImageArg, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
@@ -189,9 +189,25 @@ fn plan(args: &GuestArgs) -> Result<Plan, Failure> {
         config.disks.insert(0, image_disk(image, &guests::disk(&home, &name)));
     }
     config.validate().map_err(failure::config)?;
+    tell_of_mounts(&config, image.as_ref());
     let here =
         matches!(args.serial, None | Some(SerialArg::Here)) && config.serial == ConsoleConfig::Null;
     Ok(Plan { config, image, definition, here })
+}
+
+/// Says how folders are mounted in a guest that may not do so by itself.
+fn tell_of_mounts(config: &VmConfig, image: Option<&Image>) {
+    if image.is_some_and(|image| image.manifest().folders) {
+        return;
+    }
+    for (index, folder) in config.folders.iter().enumerate() {
+        eprintln!(
+            "lodge: the guest may not mount {0} by itself; in the guest: mkdir -p {0} && mount -t virtiofs {1} \
+             {0}",
+            folder.guest,
+            FolderConfig::tag(index)
+        );
+    }
 }
 
 /// The image that the guest starts from: as asked for, else that of the kept guest.
@@ -322,6 +338,7 @@ fn empty_config() -> vmm_api::VmConfig {
         },
         disks: Vec::new(),
         nets: Vec::new(),
+        folders: Vec::new(),
         serial: Default::default(),
         serial2: Default::default(),
         virtio_console: None,

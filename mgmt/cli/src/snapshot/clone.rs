@@ -58,8 +58,10 @@ fn start(source: &Path, snapshot: &Snapshot, name: &str) -> Result<(), Failure> 
     let mut guest = Guest::claim(&home, name)?;
     let origin = store::directory(guest.directory(), ORIGIN);
     fs::create_dir_all(&origin).map_err(failure::io("make", &origin))?;
-    for file in store::FILES {
-        link(&store::directory(source, &snapshot.name).join(file), &origin.join(file))?;
+    for file in store::files(source, &snapshot.name)? {
+        if let Some(name) = file.file_name() {
+            link(&file, &origin.join(name))?;
+        }
     }
     for layer in snapshot.layers.iter().flatten() {
         for layer in layers::chain(source, layer) {

@@ -63,13 +63,14 @@ fn list(args: &ListArgs) -> Result<u8, Failure> {
 }
 
 fn table(snapshots: &[Snapshot], guest: &Path) -> String {
-    let (name, made, memory, disk) = ("SNAPSHOT", "MADE", "MEMORY", "ON DISK");
-    let mut table = format!("{name:<32} {made:<16} {memory:>9} {disk:>9}\n");
+    let (name, made, memory, own, shared) = ("SNAPSHOT", "MADE", "MEMORY", "ON DISK", "SHARED");
+    let mut table = format!("{name:<32} {made:<16} {memory:>9} {own:>9} {shared:>9}\n");
     for snapshot in snapshots {
         let age = size::format_age(guests::unix_ms().saturating_sub(snapshot.created_ms) / 1000);
         let memory = size::format_bytes(snapshot.memory_bytes);
-        let disk = size::format_bytes(store::bytes(guest, &snapshot.name));
-        let _ = writeln!(table, "{:<32} {age:<16} {memory:>9} {disk:>9}", snapshot.name);
+        let room = store::room(guest, &snapshot.name);
+        let (own, shared) = (size::format_bytes(room.own), size::format_bytes(room.shared));
+        let _ = writeln!(table, "{:<32} {age:<16} {memory:>9} {own:>9} {shared:>9}", snapshot.name);
     }
     table
 }

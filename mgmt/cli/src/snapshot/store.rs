@@ -12,8 +12,6 @@ use crate::guests::lock;
 
 const SNAPSHOTS: &str = "snapshots";
 const ABOUT: &str = "snapshot.json";
-/// All files of a snapshot.
-pub const FILES: [&str; 3] = ["state", "memory", ABOUT];
 
 /// Where a snapshot is.
 pub fn directory(guest: &Path, name: &str) -> PathBuf {
@@ -50,11 +48,31 @@ pub fn find(guest: &Path, of: &str, name: Option<&str>) -> Result<Snapshot, Fail
     }
 }
 
-/// How much room a snapshot takes on disk, without the layers of disks, in bytes.
-pub fn bytes(guest: &Path, name: &str) -> u64 {
+/// All files of a snapshot, without the layers of disks.
+pub fn files(guest: &Path, name: &str) -> Result<Vec<PathBuf>, Failure> {
     let directory = directory(guest, name);
-    let blocks = |file| fs::metadata(directory.join(file)).map_or(0, |file| file.blocks());
-    FILES.iter().map(blocks).sum::<u64>().saturating_mul(512)
+    let cannot = failure::io("read", &directory);
+    let entries: Result<Vec<_>, _> = fs::read_dir(&directory).and_then(Iterator::collect);
+    Ok(entries.map_err(cannot)?.iter().map(fs::DirEntry::path).collect())
+}
+
+/// How much room a snapshot takes on disk, without the layers of disks, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// What it has alone, and what is free again without it.
+    pub own: u64,
+    /// What it shares with other snapshots or with clones.
+    pub shared: u64,
+}
+
+/// How much room a snapshot takes.
+pub fn room(guest: &Path, name: &str) -> Room {
+    let mut room = Room::default();
+    for file in files(guest, name).unwrap_or_default().iter().flat_map(fs::metadata) {
+        let part = if file.nlink() > 1 { &mut room.shared } else { &mut room.own };
+        *part = part.saturating_add(file.blocks().saturating_mul(512));
+    }
+    room
 }
 
 /// Removes a snapshot. What was on disks is left.
@@ -114,6 +132,26 @@ fn no_such(guest: &str, name: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_have_as_well_is_shared() {
+        let home = tempfile::tempdir().unwrap();
+        let guest = home.path();
+        for name in ["one", "two"] {
+            fs::create_dir_all(directory(guest, name)).unwrap();
+            fs::write(directory(guest, name).join("memory"), [1; 8192]).unwrap();
+        }
+        let [one, two] = ["one", "two"].map(|name| directory(guest, name));
+        fs::hard_link(one.join("memory"), two.join("memory.1")).unwrap();
+        let mut names = files(guest, "two").unwrap();
+        names.sort();
+        assert_eq!(names, [two.join("memory"), two.join("memory.1")]);
+        let (first, second) = (room(guest, "one"), room(guest, "two"));
+        assert_eq!(first, Room { own: 0, shared: second.own });
+        assert_eq!(second.shared, first.shared);
+        remove(guest, "web", "one").unwrap();
+        assert_eq!(room(guest, "two"), Room { own: second.own + second.shared, shared: 0 });
+    }
 
     #[test]
     fn a_snapshot_goes_whole_and_what_was_left_is_swept() {

@@ -170,6 +170,7 @@ mod tests {
             processors: vec![processor.clone(), processor],
             disks: vec![DiskStatistics { read_bytes: time_ns, ..DiskStatistics::default() }],
             nets: vec![NetStatistics { sent_bytes: 2 * time_ns, ..NetStatistics::default() }],
+            folders: Vec::new(),
         }
     }
 

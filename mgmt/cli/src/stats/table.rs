@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use vmm_api::{
-    Accelerator, DiskStatistics, NetStatistics, PROCESSOR_TIME_NS, ProcessorStatistics, Statistics,
+    Accelerator, DiskStatistics, FolderStatistics, NetStatistics, PROCESSOR_TIME_NS,
+    ProcessorStatistics, Statistics,
 };
 
 use super::figures::GROUPS;
@@ -24,6 +25,7 @@ pub fn of(first: &Statistics, second: &Statistics) -> String {
     looks.write_processors(&mut text);
     looks.write_disks(&mut text);
     looks.write_nets(&mut text);
+    looks.write_folders(&mut text);
     looks.write_counts(&mut text);
     looks.write_levels(&mut text);
     if second.processors.iter().any(|processor| !processor.current) {
@@ -154,6 +156,31 @@ impl<'a> Looks<'a> {
                 bytes_per_second(rate(|it| it.sent_bytes)),
                 grouped(now.received_dropped),
                 grouped(now.sent_dropped),
+            );
+        }
+    }
+
+    fn write_folders(&self, text: &mut String) {
+        if self.second.folders.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+            "FOLDER", "READS/S", "READ/S", "WRITES/S", "WRITTEN/S", "REQUESTS/S", "FAILED"
+        );
+        for (index, now) in self.second.folders.iter().enumerate() {
+            let before = self.first.folders.get(index).copied().unwrap_or_default();
+            let rate = |count: fn(&FolderStatistics) -> u64| self.rate(count(&before), count(now));
+            let _ = writeln!(
+                text,
+                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
+                per_second(rate(|it| it.reads)),
+                bytes_per_second(rate(|it| it.read_bytes)),
+                per_second(rate(|it| it.writes)),
+                bytes_per_second(rate(|it| it.written_bytes)),
+                per_second(rate(|it| it.requests)),
+                grouped(now.failed),
             );
         }
     }
@@ -309,6 +336,11 @@ mod tests {
                 sent_dropped: 3,
                 ..NetStatistics::default()
             }],
+            folders: vec![FolderStatistics {
+                requests: 3 * entries,
+                written_bytes: entries << 10,
+                ..FolderStatistics::default()
+            }],
         }
     }
 
@@ -335,6 +367,9 @@ mod tests {
         let (_, cards) = table.split_once("CARD").unwrap();
         let card = ["0", "0", "0", "B", "500,000", "488", "MiB", "0", "3"];
         assert_eq!(line(cards, "0"), card, "{table}");
+        let (_, folders) = table.split_once("FOLDER").unwrap();
+        let folder = ["0", "0", "0", "B", "0", "488", "MiB", "1,500,000", "0"];
+        assert_eq!(line(folders, "0"), folder, "{table}");
         let blocks = line(&table, "code_blocks");
         assert_eq!(blocks, ["code_blocks", "4,711;", "4,711"]);
         assert!(!table.contains("capacity") && !table.contains("Others"), "{table}");

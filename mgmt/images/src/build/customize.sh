@@ -62,6 +62,13 @@ END
     chroot "$root" systemctl --quiet enable lodge-agent.service
 fi
 
+# Folders of the host are mounted where the kernel's command line says.
+mkdir -p "$root/etc/systemd/system-generators"
+cat > "$root/etc/systemd/system-generators/lodge-folders" <<'END_OF_FILE'
+@FOLDERS@
+END_OF_FILE
+chmod 755 "$root/etc/systemd/system-generators/lodge-folders"
+
 # They stand above the login prompt (agetty(8)).
 mkdir -p "$root/etc/issue.d"
 printf 'Log in as root or lodge; the password is lodge.\n\n' > "$root/etc/issue.d/lodge.issue"

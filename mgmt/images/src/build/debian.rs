@@ -51,6 +51,7 @@ pub(super) fn install(
         script
             .replace("@ROOT_DEVICE@", layout.root_device())
             .replace("@SOURCES@", sources.trim_end())
+            .replace("@FOLDERS@", include_str!("lodge-folders").trim_end())
     };
     let output = File::create_new(tar).map_err(Error::io("create", tar))?;
     let (list, mut list_writer) = std::io::pipe().map_err(Error::io("open", tar))?;

@@ -172,6 +172,7 @@ impl Store {
                 .to_vec(),
             agent: options.agent.is_some(),
             program: None,
+            folders: true,
         };
         staging.commit(self, &manifest)
     }

@@ -2,6 +2,7 @@
 
 pub mod chipset;
 pub mod debug;
+pub mod folders;
 pub mod fw_cfg;
 pub mod network;
 pub mod pci;

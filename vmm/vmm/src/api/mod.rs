@@ -61,7 +61,7 @@ pub struct Shown {
     pub begun: Instant,
     /// What its processors count.
     pub meters: Vec<Arc<Meter>>,
-    /// What its disks and cards count.
+    /// What its disks, cards and folders count.
     pub counters: Counters,
 }
 
@@ -290,6 +290,7 @@ impl Shown {
             processors: meter::ask_all(&self.meters),
             disks: self.counters.disks(),
             nets: self.counters.nets(),
+            folders: self.counters.folders(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use runtime::thread::{Role, spawn};
@@ -28,6 +28,12 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("read own", |own| File::open(own.join("kernel")).map(drop)),
     ("make elsewhere", |own| File::create(own.with_extension("elsewhere")).map(drop)),
     ("make own", |own| File::create(own.join("new")).map(drop)),
+    ("make in folder", |own| File::create(shared(own).join("new")).map(drop)),
+    ("link in folder", |own| {
+        Ok(rustix::fs::symlinkat("/", rustix::fs::CWD, shared(own).join("new"))?)
+    }),
+    ("make in folder for reading", |own| File::create(for_reading(own).join("new")).map(drop)),
+    ("read in folder for reading", |own| File::open(for_reading(own)).map(drop)),
     ("thread", |_| std::thread::Builder::new().spawn(|| ()).map(drop)),
     ("execve", |_| call(libc::SYS_execve, [c"/bin/true".as_ptr() as i64, 0, 0])),
     ("fork", |_| call(libc::SYS_fork, [0; 3])),
@@ -61,6 +67,16 @@ fn call(number: libc::c_long, [a, b, c]: [i64; 3]) -> io::Result<()> {
     }
 }
 
+/// A folder that the guest shares.
+fn shared(own: &Path) -> PathBuf {
+    own.with_extension("shared")
+}
+
+/// One that it can only read.
+fn for_reading(own: &Path) -> PathBuf {
+    own.with_extension("for-reading")
+}
+
 fn socket(family: i32) -> io::Result<()> {
     call(libc::SYS_socket, [family.into(), libc::SOCK_STREAM.into(), 0])
 }
@@ -82,6 +98,7 @@ fn role(name: &str) -> Option<Role> {
         "virtqueue 0" => Role::Queue,
         "disk" => Role::Disk,
         "sockets" => Role::Sockets,
+        "folder" => Role::Folder,
         "user-network" => Role::Network,
         "api" => Role::Api,
         "timers" => Role::Timers,
@@ -101,8 +118,14 @@ fn attempt(name: &str, thread: &str) {
         "user-network" => serde_json::json!([{}]),
         _ => serde_json::json!([]),
     };
+    let folders = [shared(own.path()), for_reading(own.path())];
+    folders.iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
     let config: VmConfig = serde_json::from_value(serde_json::json!({
         "name": "test", "cpus": 1, "memory_mib": 16, "boot": { "kernel": kernel }, "nets": nets,
+        "folders": [
+            { "path": folders[0], "guest": "/a" },
+            { "path": folders[1], "guest": "/b", "readonly": true },
+        ],
     }))
     .unwrap();
     let sandbox = begin(&config, &SoftAccelerator::default()).unwrap();
@@ -122,11 +145,13 @@ fn attempt(name: &str, thread: &str) {
     }
 }
 
-fn attempt_elsewhere(name: &str, thread: &str) -> Output {
+/// `place` is for its files, which it may not remove itself.
+fn attempt_elsewhere(name: &str, thread: &str, place: &Path) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "confinement::tests::forbidden_things_are_refused", "--nocapture"])
         .env(ATTEMPT, name)
         .env(THREAD, thread)
+        .env("TMPDIR", place)
         .output()
         .unwrap()
 }
@@ -169,6 +194,20 @@ fn forbidden_things_are_refused() {
         ("read own", "virtqueue 0", Fails),
         ("unix", "virtqueue 0", Ends("socket")),
         ("unix", "disk", Ends("socket")),
+        ("make in folder", main, Done),
+        ("make in folder", "folder", Done),
+        ("link in folder", "folder", Done),
+        ("read in folder for reading", "folder", Done),
+        ("make in folder for reading", "folder", Fails),
+        ("make in folder for reading", main, Fails),
+        ("make in folder", "virtqueue 0", Fails),
+        ("make in folder", "disk", Fails),
+        ("read own", "folder", Fails),
+        ("make own", "folder", Fails),
+        ("read passwd", "folder", Fails),
+        ("unix", "folder", Ends("socket")),
+        ("execve", "folder", Ends("execve")),
+        ("thread", "folder", EndsMutely),
         ("inet", "sockets", Ends("socket")),
         ("unix", "sockets", Done),
         ("inet", "user-network", Done),
@@ -182,8 +221,9 @@ fn forbidden_things_are_refused() {
         ("read own", "timers", Fails),
         ("unix", "console", Ends("socket")),
     ];
+    let place = TempDir::new().unwrap();
     for (name, thread, expected) in attempts {
-        let output = attempt_elsewhere(name, thread);
+        let output = attempt_elsewhere(name, thread, place.path());
         let said = String::from_utf8_lossy(&output.stderr);
         if said.contains("this host's kernel has ") && name.contains(' ') {
             eprintln!("SKIPPED: {name} from {thread}: this host has no Landlock, or an early one");

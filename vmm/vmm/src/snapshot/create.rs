@@ -2,17 +2,18 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
-use state::{Sections, memory};
+use state::Sections;
+use state::memory::{self, Contents};
 use vmm_api::{Failure, Snapshot, VmConfig};
 
 use super::contents::{ClockState, Cpuid, Disks, put, section};
-use super::{ABOUT, MEMORY, SNAPSHOTS, STATE};
+use super::{ABOUT, MEMORY, Parent, SNAPSHOTS, STATE};
 use crate::api::Shown;
 use crate::journal::unix_ms;
 use crate::running::Running;
@@ -30,18 +31,23 @@ pub fn create(
     running.machine().check_disks()?;
     let place = Place::new(directory, name)?;
     let memory = place.create(MEMORY)?;
+    let mut parents = running.parents().iter();
+    let parent = parents.find(|parent| parent.link_into(&place.directory)).cloned();
 
     // Most of what is to be written goes to disk while the guest runs.
     running.machine().flush_disks()?;
     let was_paused = running.is_paused();
     let begun = Instant::now();
     running.pause()?;
-    let taken = take(running, config, &memory, &id()?);
+    let taken = take(running, config, &memory, parent.as_deref(), &id()?);
     if !was_paused {
         running.resume();
     }
     let stood_still = begun.elapsed();
-    let (state, layers) = taken?;
+    let Taken { state, memory: contents, layers } = taken?;
+    if let Some(parent) = &parent {
+        parent.unlink_from(&place.directory, &contents.older);
+    }
     tracing::info!(?stood_still, "the guest goes on after a snapshot");
 
     let about = Snapshot {
@@ -57,17 +63,28 @@ pub fn create(
     let about = serde_json::to_vec_pretty(&about).map_err(Failure::internal)?;
     place.write(STATE, &state.to_bytes())?;
     place.write(ABOUT, &about)?;
-    place.finish(&memory)
+    let directory = place.finish(&memory)?;
+    running.stand_on(Parent::made(directory, contents, memory, parent.as_deref())?);
+    Ok(())
 }
 
-/// Takes the state of a machine that stands still, and has its disks go on in new layers. The value has
-/// the names of the layers beside.
+/// What a snapshot consists of besides its own memory file.
+struct Taken {
+    state: Sections,
+    /// What the memory files hold.
+    memory: Contents,
+    /// The names of the layers that disks stood on.
+    layers: Vec<Option<String>>,
+}
+
+/// Takes the state of a machine that stands still, and has its disks go on in new layers.
 fn take(
     running: &mut Running,
     config: &VmConfig,
     memory: &File,
+    parent: Option<&Parent>,
     id: &str,
-) -> Result<(Sections, Vec<Option<String>>), Failure> {
+) -> Result<Taken, Failure> {
     let mut state = Sections::default();
     let clock = ClockState {
         guest_ns: running.clock().now(),
@@ -81,13 +98,13 @@ fn take(
     }
     put(&mut state, section::CHIPS, &running.save_chips()?)?;
     running.machine().save(&mut state)?;
-    let contents = memory::write(running.memory(), memory)
+    let contents = memory::write(running.memory(), memory, parent.map(Parent::memory))
         .map_err(|e| Failure::host(format!("cannot write the guest's memory: {e}")))?;
     put(&mut state, section::MEMORY, &contents)?;
     // Last: all else can be undone by forgetting it.
     let layers = running.machine().freeze_disks(id)?;
     put(&mut state, section::DISKS, &Disks { layers: layers.clone() })?;
-    Ok((state, layers))
+    Ok(Taken { state, memory: contents, layers })
 }
 
 /// A name that no other layer has, of this guest or another.
@@ -144,15 +161,16 @@ impl Place {
     }
 
     /// Everything is there: gives it its name.
-    fn finish(mut self, memory: &File) -> Result<(), Failure> {
+    fn finish(mut self, memory: &File) -> Result<OwnedFd, Failure> {
         settle(memory).map_err(cannot("write", MEMORY))?;
+        let directory = self.directory.try_clone().map_err(cannot("name", &self.name))?;
         let sync = |directory: &OwnedFd| rustix::fs::fsync(directory);
         sync(&self.directory)
             .and_then(|()| renameat(&self.snapshots, &self.partial, &self.snapshots, &self.name))
             .and_then(|()| sync(&self.snapshots))
             .map_err(cannot("name", &self.name))?;
         self.is_finished = true;
-        Ok(())
+        Ok(directory)
     }
 }
 
@@ -174,8 +192,9 @@ fn settle(file: &File) -> io::Result<()> {
 fn remove(snapshots: &OwnedFd, name: &str) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let Ok(directory) = openat(snapshots, name, flags, Mode::empty()) else { return };
-    for file in [STATE, MEMORY, ABOUT] {
-        let _ = unlinkat(directory.as_fd(), file, AtFlags::empty());
+    for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
+        // Those of the directory itself and of its parent are no files.
+        let _ = unlinkat(&directory, entry.file_name(), AtFlags::empty());
     }
     let _ = unlinkat(snapshots, name, AtFlags::REMOVEDIR);
 }

@@ -3,25 +3,25 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use accel::{CpuidTable, VcpuState, VmState};
-use mem::{GuestMemory, RamRange};
+use mem::{GuestMemory, Patch, RamRange};
 use runtime::thread::{Role, spawn};
 use rustix::fs::{Mode, OFlags, openat};
-use state::memory::{self, Contents};
+use state::memory::{self, Base, Contents, PAGE, Part};
 use state::{MAX_FILE, Sections};
 use vmm_api::Failure;
 
 use super::contents::{ClockState, Cpuid, Disks, get, section};
-use super::{MEMORY, STATE};
+use super::{MEMORY, Parent, STATE};
 
 /// A snapshot, read and found whole but for its memory.
 pub struct Opened {
     sections: Sections,
-    memory: File,
-    contents: Contents,
+    directory: OwnedFd,
+    memory: Arc<Base>,
     /// Reads the memory to compare its checksums, while the guest goes on.
     verification: Mutex<Option<JoinHandle<Result<(), memory::Error>>>>,
 }
@@ -48,15 +48,15 @@ impl Opened {
             Failure::artifact(format!("the snapshot's state file is damaged: {damage}"))
         })?;
         let contents: Contents = get(&sections, section::MEMORY)?;
-        let memory = open(MEMORY)?;
-        memory::check_size(&memory, &contents).map_err(unusable)?;
-        let verification = {
-            let memory = memory.try_clone().map_err(no_descriptor)?;
-            let contents = contents.clone();
-            spawn(Role::Verification, "verification", move || memory::verify(&memory, &contents))
-                .map_err(crate::assembly::no_thread)?
-        };
-        Ok(Self { sections, memory, contents, verification: Mutex::new(Some(verification)) })
+        let own = open(MEMORY)?;
+        let older =
+            contents.older.iter().map(|it| open(&it.name())).collect::<Result<Vec<_>, _>>()?;
+        let memory = Arc::new(Base::new(contents, own, older).map_err(unusable)?);
+        let verified = memory.clone();
+        let verification = spawn(Role::Verification, "verification", move || verified.verify())
+            .map_err(crate::assembly::no_thread)?;
+        let verification = Mutex::new(Some(verification));
+        Ok(Self { sections, directory, memory, verification })
     }
 
     /// All sections.
@@ -105,20 +105,25 @@ impl Opened {
 
     /// The guest's memory, for these ranges.
     pub fn map_memory(&self, ranges: &[RamRange]) -> Result<GuestMemory, Failure> {
-        let same = ranges.len() == self.contents.regions.len()
-            && ranges
-                .iter()
-                .zip(&self.contents.regions)
-                .all(|(a, b)| (a.start, a.len) == (b.start, b.len));
+        let regions = &self.memory.contents().regions;
+        let same = ranges.len() == regions.len()
+            && ranges.iter().zip(regions).all(|(a, b)| (a.start, a.len) == (b.start, b.len));
         if !same {
-            let mib = self.contents.regions.iter().map(|r| r.len).sum::<u64>().div_ceil(1 << 20);
+            let mib = regions.iter().map(|r| r.len).sum::<u64>().div_ceil(1 << 20);
             return Err(Failure::configuration(format!(
                 "the guest had another amount of memory when the snapshot was made, {mib} MiB: \
                  restore it with as much"
             )));
         }
-        let file = self.memory.try_clone().map_err(no_descriptor)?;
-        mem::copy_on_write(ranges, file).map_err(Failure::host)
+        let patch = |part: Part| -> io::Result<Patch> {
+            let places = part.pages.runs().map(|run| run.start * PAGE..run.end * PAGE).collect();
+            Ok(Patch { file: part.file.try_clone()?, places })
+        };
+        let parts: io::Result<Vec<Patch>> = self.memory.parts().map(patch).collect();
+        let mut older = parts.map_err(no_descriptor)?;
+        // The snapshot's own file is first, and has all that is in no other.
+        let own = older.remove(0).file;
+        mem::copy_on_write(ranges, own, &older).map_err(Failure::host)
     }
 
     /// When it was.
@@ -166,6 +171,11 @@ impl Opened {
         get(&self.sections, section::CHIPS)
     }
 
+    /// What the guest stands on from now on.
+    pub fn into_parent(self) -> Parent {
+        Parent::new(self.directory, self.memory)
+    }
+
     /// Waits until the memory has been read and found as it was written.
     pub fn finish_verification(&self) -> Result<(), Failure> {
         let thread = self.verification.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -177,14 +187,12 @@ impl Opened {
     }
 }
 
-fn unusable(error: memory::Error) -> Failure {
+pub fn unusable(error: memory::Error) -> Failure {
     match error {
         memory::Error::Host(error) => {
             Failure::host(format!("cannot read the snapshot's memory file: {error}"))
         }
-        damage @ memory::Error::Damaged { .. } => {
-            Failure::artifact(format!("the snapshot's memory is damaged: {damage}"))
-        }
+        damage => Failure::artifact(format!("the snapshot's memory is damaged: {damage}")),
     }
 }
 
