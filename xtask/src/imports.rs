@@ -35,6 +35,8 @@ const EXCEPTIONS: &[Exception] = &[
     Exception { from: "networks", to: "links", allowed: true },
     // What runs in guests is spoken to by what people type.
     Exception { from: "cli", to: "agent-protocol", allowed: true },
+    // And images hold what it reads.
+    Exception { from: "images", to: "agent-protocol", allowed: true },
     // The machine is built for any accelerator: it knows their traits only.
     Exception { from: "machine", to: "accel-soft", allowed: false },
     Exception { from: "machine", to: "accel-kvm", allowed: false },

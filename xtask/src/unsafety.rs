@@ -20,7 +20,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("block", "locks and holes in files"),
     ("vmm", "inherited descriptors, signals"),
     ("cli", "terminals, signals"),
-    ("agent", "what a child does before it becomes another program"),
+    ("agent", "what a child does before it becomes another program; interfaces, the exit port"),
     ("guest-tests", "signals to processes"),
 ];
 

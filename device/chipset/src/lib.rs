@@ -10,6 +10,7 @@
 mod a20;
 mod at;
 pub mod debug;
+mod exit_port;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod pm;
@@ -24,6 +25,7 @@ mod test_wiring;
 pub use a20::{A20, SystemControlPortA};
 pub use at::At;
 pub use debug::{DebugConsole, DebugExit};
+pub use exit_port::ExitPort;
 pub use fw_cfg::FwCfg;
 pub use i8042::I8042;
 pub use pm::PowerManagement;

@@ -13,6 +13,11 @@ pub enum PowerRequest {
     PowerOff,
     /// Reset the whole machine.
     Reset,
+    /// End the guest, whose only program has ended with this status.
+    Exit {
+        /// What the guest wrote.
+        status: u8,
+    },
     /// A test kernel ends the VMM with a result: see [`PowerRequest::debug_exit_status`].
     DebugExit {
         /// What the guest wrote.

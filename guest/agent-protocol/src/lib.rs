@@ -18,6 +18,7 @@ pub mod archive;
 pub mod data;
 pub mod frame;
 mod message;
+pub mod program;
 
 pub use message::{Control, Exec, Kind, Reply, Request, Size, Task};
 

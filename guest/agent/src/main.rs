@@ -4,9 +4,12 @@
 //!
 //! It is a program of its own that needs nothing of the guest but a kernel: it is linked statically,
 //! so that it also runs in an initial RAM disk. Each connection has a thread.
+//!
+//! As the first process of a guest it is that guest's [`init`], and starts itself as the agent.
 
 mod exec;
 mod forward;
+mod init;
 mod session;
 mod spawn;
 mod users;
@@ -34,6 +37,9 @@ fn announce() {
 }
 
 fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::run();
+    }
     if std::env::args_os().len() > 1 {
         eprintln!("lodge-agent {}: takes no arguments", env!("CARGO_PKG_VERSION"));
         return ExitCode::from(2);

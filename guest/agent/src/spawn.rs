@@ -13,7 +13,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use crate::users::{self, User};
 
 /// Where programs are looked for, unless the request says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A command that runs.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ pub fn resize(terminal: &OwnedFd, size: Size) -> io::Result<()> {
 
 /// Makes a command start in a session of its own, of which the terminal is its standard input, and
 /// as this user.
-fn become_user(command: &mut Command, user: User, has_terminal: bool) {
+pub fn become_user(command: &mut Command, user: User, has_terminal: bool) {
     let User { uid, gid, groups, .. } = user;
     // SAFETY: the closure runs in the child between fork and exec, where only calls that are safe
     // in a signal handler are allowed (signal-safety(7)): it makes system calls on values it owns,

@@ -11,6 +11,7 @@ mod image;
 pub mod lifecycle;
 mod net;
 mod network;
+mod program;
 mod rate;
 pub mod snapshot;
 
@@ -18,7 +19,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use images::ImageName;
 use vmm_api::{
     Accelerator, BlockConfig, ConsoleConfig, CpuModel, CpuShare, DiskFormat, DiskLimits, OnFull,
     Rate, SandboxMode,
@@ -39,6 +39,7 @@ use lifecycle::{
 pub use lifecycle::{ShellArg, StatsArgs};
 pub use net::{ForwardArg, NetArg};
 pub use network::{NetworkCommand, reach};
+pub use program::{ImageArg, ProgramArgs};
 use rate::{BURST_ALONE, parse_bandwidth, parse_bytes};
 use snapshot::{CloneArgs, SnapshotCommand};
 
@@ -47,6 +48,7 @@ Examples:
   lodge image build debian:12              build a Debian 12 image (once)
   lodge run debian:12                      start a fresh guest from it, here
   lodge run debian:12 --cpus 2 --memory 1G -p 2222:22
+  lodge run oci:./app.tar -p 8080:80       a guest that runs the program of an OCI image
   lodge run --kernel bzImage --initrd initrd.img --cmdline console=ttyS0
   lodge run -d debian:12 --name web        start one in the background
   lodge ps                                 what runs; with --all, what is there
@@ -61,6 +63,7 @@ Examples:
 const EXIT_STATUS: &str = "\
 Exit status:
   0    done; for `run`: the guest switched itself off or was stopped by you
+  any  for `run` of an OCI image: that of its program; 126 and 127 if it cannot be run or is not there
   odd  for `run`: the guest's own status, from its debug exit port
   2    the command line or the configuration asks for what cannot be
   4    a file is missing, damaged or not what it should be
@@ -94,6 +97,9 @@ Examples:
       Folders of this machine, which the guest sees at /srv/www and /work; the first it can only read.
   lodge run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 root=/dev/vda' --disk d.raw
       No image: a kernel and disks of your own. ELF and multiboot kernels work too.
+  lodge run oci:./layout -e DEBUG=1 -- /bin/sh -c 'exit 7'
+      A machine of its own for the program of an OCI image: an image layout, an archive of one or of
+      `docker save`. The program's exit status is that of `lodge run`.
   lodge run debian:12 --gdb 1234 --gdb-wait
       Before its first instruction, the guest waits for `target remote :1234` in gdb.
 
@@ -278,8 +284,11 @@ pub struct RunArgs {
 /// What a guest is made of.
 #[derive(Args, Debug, Default)]
 pub struct GuestArgs {
-    /// The image to start from: `lodge image ls` lists them
-    pub image: Option<ImageName>,
+    /// The image to start from: `lodge image ls` lists them; or an OCI image, as oci:PATH[:TAG]
+    /// or docker://[HOST/]NAME[:TAG]
+    pub image: Option<ImageArg>,
+    #[command(flatten)]
+    pub program: ProgramArgs,
 
     /// Boot this kernel: a Linux bzImage, an ELF kernel or a multiboot kernel [default: the image's]
     #[arg(long, value_name = "FILE", help_heading = "Boot")]

@@ -9,6 +9,7 @@ use vmm_api::Failure;
 
 use crate::args::ImageCommand;
 use crate::long_work::long_work;
+use crate::run::find_image;
 use crate::{failure, guests, output, size};
 
 /// Does what was asked for; the value is the exit status.
@@ -52,6 +53,11 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
                 Ok(ready(name))
             })
         }
+        ImageCommand::Pull { reference } => {
+            let image = find_image(&store, reference)?;
+            eprintln!("{}", ready(image.name()));
+            Ok(0)
+        }
         ImageCommand::Verify { name } => {
             let image = store.get(name).map_err(failure::image)?;
             long_work(|show, cancel| {
@@ -75,7 +81,7 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
 }
 
 /// `$LODGE_AGENT`, else the `lodge-agent` beside this program, which is put into images.
-fn agent_program() -> Result<PathBuf, Failure> {
+pub fn agent_program() -> Result<PathBuf, Failure> {
     if let Some(program) = std::env::var_os("LODGE_AGENT").filter(|value| !value.is_empty()) {
         return Ok(program.into());
     }
@@ -86,8 +92,8 @@ fn agent_program() -> Result<PathBuf, Failure> {
         return Ok(program);
     }
     Err(Failure::host(format!(
-        "{} is missing, which is installed in images for `lodge exec`: build it with `make build`, \
-         name it in LODGE_AGENT, or build the image with --no-agent",
+        "{} is missing, which is in images for `lodge exec`, and the init of OCI images: build it with \
+         `make build`, name it in LODGE_AGENT, or build an image of Debian with --no-agent",
         program.display()
     )))
 }
@@ -137,18 +143,18 @@ fn list(store: &Store) -> Result<u8, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let mut damaged = 0;
     let mut table =
-        format!("{:<20} {:>9} {:>9}  {:<14} SOURCE\n", "IMAGE", "DISK", "ON HOST", "CREATED");
+        format!("{:<36} {:>9} {:>9}  {:<14} SOURCE\n", "IMAGE", "DISK", "ON HOST", "CREATED");
     for entry in entries {
         match entry.image {
             Ok(image) => {
                 let manifest = image.manifest();
                 let source = match &manifest.source {
                     Source::Built { what, .. } => what.clone(),
-                    Source::Imported { from } => from.clone(),
+                    Source::Imported { from } | Source::Oci { from, .. } => from.clone(),
                 };
                 let _ = writeln!(
                     table,
-                    "{:<20} {:>9} {:>9}  {:<14} {source}",
+                    "{:<36} {:>9} {:>9}  {:<14} {source}",
                     entry.name.as_str(),
                     size::format_bytes(manifest.disk.bytes),
                     size::format_bytes(image.bytes_on_host()),
@@ -157,7 +163,7 @@ fn list(store: &Store) -> Result<u8, Failure> {
             }
             Err(error) => {
                 damaged += 1;
-                let _ = writeln!(table, "{:<20} {error}", entry.name.as_str());
+                let _ = writeln!(table, "{:<36} {error}", entry.name.as_str());
             }
         }
     }

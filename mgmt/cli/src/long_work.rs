@@ -1,6 +1,8 @@
 //! Work that takes so long that people want to see how far it is, and to give it up.
 
-use std::thread;
+use std::io::{self, PipeWriter};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
 
 use images::Cancel;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,42 +40,76 @@ impl From<block::Error> for Stopped {
 pub fn long_work(
     work: impl FnOnce(&mut Show, &Cancel) -> Result<String, Stopped>,
 ) -> Result<u8, Failure> {
-    let (cancel, signal) = cancel_on_signal()?;
-    let mut show = Show::new();
-    let result = work(&mut show, &cancel);
-    drop(show);
-    match result {
+    match cancellable(work)? {
         Ok(text) => {
             eprintln!("{text}");
             Ok(0)
         }
-        Err(Stopped::Cancelled) => {
+        Err(number) => {
             eprintln!("lodge: {}", images::Error::Cancelled);
-            let number = signal.try_recv().unwrap_or(libc::SIGINT);
             Ok(u8::try_from(number).map_or(u8::MAX, |number| 128 | number))
         }
+    }
+}
+
+/// Does such work, for its result. The error within is the signal by which it was given up.
+pub fn cancellable<T>(
+    work: impl FnOnce(&mut Show, &Cancel) -> Result<T, Stopped>,
+) -> Result<Result<T, i32>, Failure> {
+    let watch = Watch::begin()?;
+    let mut show = Show::new();
+    let result = work(&mut show, &watch.cancel);
+    drop(show);
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(Stopped::Cancelled) => Ok(Err(watch.signal.try_recv().unwrap_or(libc::SIGINT))),
         Err(Stopped::Failed(failure)) => Err(failure),
     }
 }
 
-/// Makes the ending signals give work up instead of ending the program.
-fn cancel_on_signal() -> Result<(Cancel, std::sync::mpsc::Receiver<i32>), Failure> {
-    let signals = Signals::block()
-        .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
-    let cancel = Cancel::default();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    thread::spawn({
-        let cancel = cancel.clone();
-        move || {
-            loop {
-                let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+/// Makes the ending signals give work up instead of ending the program, as long as it is there.
+struct Watch {
+    cancel: Cancel,
+    /// Which signal has come.
+    signal: Receiver<i32>,
+    /// Closed, it ends the thread.
+    end: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn begin() -> Result<Watch, Failure> {
+        let broken = |error: io::Error| Failure::host(format!("cannot receive signals: {error}"));
+        let signals = Signals::block().map_err(broken)?;
+        let (ended, end) = io::pipe().map_err(broken)?;
+        let cancel = Cancel::default();
+        let (sender, signal) = channel();
+        let thread = thread::spawn({
+            let cancel = cancel.clone();
+            move || loop {
+                let mut sources =
+                    [PollFd::new(&signals, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+                let _ = poll(&mut sources, None);
+                if !sources[1].revents().is_empty() {
+                    return;
+                }
                 if let Some(number) = signals.next() {
                     let _ = sender.send(number);
                     cancel.cancel();
                     return;
                 }
             }
+        });
+        Ok(Watch { cancel, signal, end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-    });
-    Ok((cancel, receiver))
+        Signals::unblock();
+    }
 }

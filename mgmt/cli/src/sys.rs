@@ -32,6 +32,13 @@ impl Signals {
         Signals::of(&set)
     }
 
+    /// Makes the ending signals for this thread what they were.
+    pub fn unblock() {
+        let set = ending_set();
+        // SAFETY: `set` is an initialised signal set; the old mask is not wanted (null).
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut()) };
+    }
+
     /// Whether a signal says that the terminal has another size.
     pub fn is_size(signal: i32) -> bool {
         signal == libc::SIGWINCH

@@ -151,6 +151,15 @@ pub enum Error {
         /// What is wrong with it and what to do.
         why: String,
     },
+    /// No kernel for guests that are made of OCI images.
+    #[error(
+        "guests that are made of OCI images run on the kernel of Debian's image, which is not here: \
+         build it with `lodge image build debian:12`"
+    )]
+    NoKernel,
+    /// An OCI image cannot be read.
+    #[error(transparent)]
+    Oci(oci::Error),
     /// Given up because someone asked for it. Nothing is left behind.
     #[error("given up; nothing was changed")]
     Cancelled,
@@ -175,7 +184,9 @@ impl Error {
             | Error::NotFound { .. }
             | Error::Exists { .. }
             | Error::UnknownRelease { .. }
-            | Error::DiskSize { .. } => FailureKind::Configuration,
+            | Error::DiskSize { .. }
+            | Error::NoKernel => FailureKind::Configuration,
+            Error::Oci(error) => error.kind(),
             Error::Damaged { .. } | Error::OtherVersion { .. } | Error::Import { .. } => {
                 FailureKind::Artifact
             }
@@ -196,5 +207,14 @@ impl Error {
     pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { what, path, source }
+    }
+}
+
+impl From<oci::Error> for Error {
+    fn from(error: oci::Error) -> Error {
+        match error {
+            oci::Error::Cancelled => Error::Cancelled,
+            error => Error::Oci(error),
+        }
     }
 }

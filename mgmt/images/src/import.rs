@@ -76,6 +76,7 @@ impl Store {
                 .unwrap_or_else(|| "root=/dev/vda rw console=ttyS0".to_owned()),
             logins: Vec::new(),
             agent: false,
+            program: None,
             folders: false,
         };
         staging.commit(self, &manifest)

@@ -12,6 +12,7 @@ mod hash;
 mod import;
 mod manifest;
 mod name;
+mod oci;
 mod progress;
 mod store;
 

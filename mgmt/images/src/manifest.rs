@@ -1,5 +1,6 @@
 //! What is known of an image.
 
+use agent_protocol::program::Program;
 use serde::{Deserialize, Serialize};
 use vmm_api::DiskFormat;
 
@@ -34,6 +35,9 @@ pub struct Manifest {
     /// Whether Lodge's agent is in it and starts with the system.
     #[serde(default)]
     pub agent: bool,
+    /// What its guests run, if it was made of an OCI image: Lodge's init is their first program then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
     /// Whether it mounts shared folders by itself, as the kernel's command line says.
     #[serde(default)]
     pub folders: bool,
@@ -65,6 +69,13 @@ pub enum Source {
     Imported {
         /// The file at that time.
         from: String,
+    },
+    /// Made of an OCI image.
+    Oci {
+        /// The name by which it was found then.
+        from: String,
+        /// Its digest, which says which image it is.
+        digest: String,
     },
 }
 
@@ -129,6 +140,7 @@ pub(crate) mod tests {
             cmdline: "console=ttyS0".into(),
             logins: vec![Login { user: "root".into(), password: "lodge".into() }],
             agent: false,
+            program: None,
             folders: false,
         }
     }

@@ -454,13 +454,18 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
 
 /// Refuses work for which there is too little room.
 pub(crate) fn require_space(dir: &Path, need: u64, variable: &'static str) -> Result<(), Error> {
-    let stat = rustix::fs::statvfs(dir)
-        .map_err(|errno| Error::io("look at", dir)(io::Error::from(errno)))?;
-    let have = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let have = free_space(dir)?;
     if have < need {
         return Err(Error::Space { dir: dir.to_owned(), need, have, variable });
     }
     Ok(())
+}
+
+/// How many bytes can be written to the file system of a directory.
+pub(crate) fn free_space(dir: &Path) -> Result<u64, Error> {
+    let stat = rustix::fs::statvfs(dir)
+        .map_err(|errno| Error::io("look at", dir)(io::Error::from(errno)))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Seconds since 1970.

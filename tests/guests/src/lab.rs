@@ -87,6 +87,32 @@ impl Lab {
         Some(lab)
     }
 
+    /// A lab that has Debian's image in a store of its own, for tests that make further images.
+    /// `None`, said loudly, if there is no image and none can be built.
+    ///
+    /// # Panics
+    ///
+    /// If the host does not let it be made.
+    #[must_use]
+    pub fn debian_apart() -> Option<Lab> {
+        let image = Image::find()?;
+        let mut lab = Lab::empty();
+        let directory = image.kernel().parent().expect("an image is a directory");
+        let images = lab.path("home/images");
+        fs::create_dir(&images).expect("a directory");
+        let name = directory.file_name().expect("a directory has a name");
+        symlink(directory, images.join(name)).expect("a link");
+        lab.image = Some(image);
+        Some(lab)
+    }
+
+    /// Whether there is a program of the agent, which is in images.
+    #[must_use]
+    pub fn has_agent_program(&self) -> bool {
+        std::env::var_os("LODGE_AGENT").is_some()
+            || program().with_file_name("lodge-agent").is_file()
+    }
+
     /// A file or directory in the lab.
     ///
     /// # Panics

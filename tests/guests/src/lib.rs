@@ -19,6 +19,7 @@ mod host;
 pub mod hostile;
 mod image;
 mod lab;
+pub mod oci;
 mod program;
 mod shell;
 pub mod small;

@@ -60,6 +60,7 @@ impl Bench {
             serial: Default::default(),
             serial2: Default::default(),
             virtio_console: None,
+            exit_port: true,
             debug: DebugDevices { debugcon: false, debug_exit: true, testdev: true },
             cloud_init: None,
             gdb: None,
@@ -204,6 +205,8 @@ fn the_guest_switches_off_and_resets() {
     assert_eq!(machine.power_requests().take(), Some(PowerRequest::Reset));
     outl(&machine, 0xf4, 0x10);
     assert_eq!(machine.power_requests().take(), Some(PowerRequest::DebugExit { value: 0x10 }));
+    machine.port_write(0xf8, &[7]);
+    assert_eq!(machine.power_requests().take(), Some(PowerRequest::Exit { status: 7 }));
 }
 
 #[test]

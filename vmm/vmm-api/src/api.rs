@@ -130,6 +130,7 @@ mod tests {
             Event::DeviceDetached { id: "disk-24".into() },
             Event::Warning { message: "slow".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
+            Event::Stopped { reason: StopReason::Exited { status: 0 } },
             Event::Error(Failure::host("port 22 is in use")),
         ] {
             let record = EventRecord { number: 7, time_ms: 1_700_000_000_000, event };

@@ -55,6 +55,9 @@ pub struct VmConfig {
     /// What its cloud-init is told, on a disk behind all others. `None`: nothing.
     #[serde(default)]
     pub cloud_init: Option<CloudInitConfig>,
+    /// A port (0xf8) by which the guest ends with an exit status, that of its only program.
+    #[serde(default)]
+    pub exit_port: bool,
     /// Devices that only test kernels want.
     #[serde(default)]
     pub debug: DebugDevices,

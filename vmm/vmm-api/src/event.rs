@@ -106,6 +106,11 @@ impl Event {
 pub enum StopReason {
     /// The guest switched its power off (ACPI S5).
     PowerOff,
+    /// The program that the guest is for has ended, and the guest said so at its exit port.
+    Exited {
+        /// The program's exit status.
+        status: u8,
+    },
     /// The guest wrote to a debug exit port (isa-debug-exit or pc-testdev).
     DebugExit {
         /// The exit status that results, `(N << 1) | 1` for a write of N to isa-debug-exit.
@@ -116,12 +121,12 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// The VMM's exit status: 0 or, from a debug exit port, an odd number.
+    /// The VMM's exit status: 0, that of the guest's program or, from a debug exit port, an odd number.
     #[must_use]
     pub fn exit_status(self) -> u8 {
         match self {
             StopReason::PowerOff | StopReason::Requested => 0,
-            StopReason::DebugExit { status } => status,
+            StopReason::Exited { status } | StopReason::DebugExit { status } => status,
         }
     }
 }
@@ -223,6 +228,7 @@ mod tests {
             Event::Reset,
             Event::Warning { message: "two\nlines".into() },
             Event::Stopped { reason: StopReason::DebugExit { status: 3 } },
+            Event::Stopped { reason: StopReason::Exited { status: 0 } },
             Event::Error(Failure::host("port 22 is in use")),
         ];
         let mut bytes = Vec::new();

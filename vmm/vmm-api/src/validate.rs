@@ -355,6 +355,7 @@ mod tests {
             serial: Default::default(),
             serial2: Default::default(),
             virtio_console: None,
+            exit_port: false,
             debug: Default::default(),
             cloud_init: None,
             gdb: None,

@@ -199,6 +199,7 @@ fn pause(
 /// What a guest's request leads to. One that was asked to end does not come back by a reset.
 fn after_power_request(request: PowerRequest, was_asked: bool) -> Ending {
     Ending::Stop(match request {
+        PowerRequest::Exit { status } => StopReason::Exited { status },
         PowerRequest::DebugExit { value } => {
             StopReason::DebugExit { status: PowerRequest::debug_exit_status(value) }
         }

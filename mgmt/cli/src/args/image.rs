@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use images::{ImageName, PackageName};
+use oci::Reference;
 
 use crate::size;
 
@@ -57,6 +58,20 @@ Example:
         /// Take the place of an image of the same name
         #[arg(long)]
         force: bool,
+    },
+    /// Make an image of an OCI image, from a registry or from files, so that it is there for `lodge run`
+    #[command(after_help = "\
+Examples:
+  lodge image pull docker://registry.example/team/app:1.2
+  lodge image pull docker://debian:12           without a host, from Docker Hub
+  lodge image pull oci:./layout:latest
+  lodge run docker://registry.example/team/app:1.2
+
+Registries of this machine (localhost) are spoken to without TLS, others with it. Images that need a login are not
+pulled: `skopeo copy` makes files of them.")]
+    Pull {
+        /// docker://[HOST/]NAME[:TAG|@DIGEST] or oci:PATH[:TAG]
+        reference: Reference,
     },
     /// List images
     Ls,

@@ -135,7 +135,9 @@ fn tell(event: &Event) -> String {
         Event::Stopped { reason } => match reason {
             StopReason::PowerOff => "switched itself off".to_owned(),
             StopReason::Requested => "was stopped".to_owned(),
-            StopReason::DebugExit { status } => format!("ended with status {status}"),
+            StopReason::Exited { status } | StopReason::DebugExit { status } => {
+                format!("ended with status {status}")
+            }
         },
         Event::Error(failure) => format!("failed: {failure}"),
     }

@@ -102,7 +102,10 @@ pub fn assemble(
     config.disks.extend(args.disk.iter().map(|arg| arg.0.clone()));
     config.folders.extend(args.folders.volume.iter().map(|arg| arg.0.clone()));
     set_network(args, &mut config, without_nets)?;
-    cloud_init::set(args, &mut config.cloud_init)?;
+    // Lodge's init takes its name from elsewhere, and there is no cloud-init.
+    if super::program::of(image).is_none() {
+        cloud_init::set(args, &mut config.cloud_init)?;
+    }
     match &args.serial {
         Some(SerialArg::There(console)) => config.serial = console.clone(),
         Some(SerialArg::Here) => config.serial = ConsoleConfig::Null,

@@ -10,6 +10,7 @@ use vmm_api::{Accelerator, Event, Failure, StopReason};
 use crate::sys::Signals;
 
 use super::escape::{Escape, Wish};
+use super::preamble::Preamble;
 use super::terminal::{notice, write_stdout};
 use super::vmm::Vmm;
 
@@ -21,6 +22,9 @@ const STOP_TIME: Duration = Duration::from_secs(10);
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// Keys that a guest has not taken yet, at most; further ones wait in the terminal.
 const TYPED_AHEAD: usize = 4096;
+
+/// Ctrl-D ends a line that is begun, and input where none is: one of them does so in any case.
+const END_OF_INPUT: &[u8] = b"\x04\x04";
 
 const KEYS: &str = "press Ctrl-] then q to stop the guest, Ctrl-] twice to send it one Ctrl-]";
 
@@ -47,6 +51,10 @@ pub struct Console<'a> {
     raw: bool,
     name: &'a str,
     input_open: bool,
+    /// There is a program behind the console that has no terminal, but an input that ends.
+    is_plain: bool,
+    /// What comes before that program; `None` once it has begun.
+    preamble: Option<Preamble>,
     escape: Escape,
     /// Typed and not yet taken.
     typed: Vec<u8>,
@@ -75,6 +83,8 @@ impl<'a> Console<'a> {
             status,
             input_open: console.is_some(),
             console,
+            is_plain: false,
+            preamble: None,
             raw,
             name,
             escape: Escape::default(),
@@ -84,6 +94,12 @@ impl<'a> Console<'a> {
             asked: 0,
             end: End::default(),
         }
+    }
+
+    /// Behind the console is a program without a terminal: only its output is shown, and it sees the
+    /// end of its input.
+    pub fn for_plain_program(self) -> Self {
+        Console { is_plain: true, preamble: Some(Preamble::default()), ..self }
     }
 
     /// Relays until the VMM closes its status.
@@ -135,9 +151,11 @@ impl<'a> Console<'a> {
             PollFd::new(&self.status, PollFlags::IN),
         ];
         if let Some(console) = &self.console {
-            let out = if self.typed.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            let waits = self.typed.is_empty() || self.preamble.is_some();
+            let out = if waits { PollFlags::empty() } else { PollFlags::OUT };
             fds.push(PollFd::new(console, PollFlags::IN | out));
-            if self.input_open && self.typed.len() < TYPED_AHEAD {
+            // Before the program is there, the guest would lose it.
+            if self.input_open && self.typed.len() < TYPED_AHEAD && self.preamble.is_none() {
                 fds.push(PollFd::new(&stdin, PollFlags::IN));
             }
         }
@@ -178,6 +196,9 @@ impl<'a> Console<'a> {
         let bytes = bytes.get(..count).unwrap_or_default();
         if bytes.is_empty() {
             self.input_open = false;
+            if self.is_plain {
+                self.typed.extend_from_slice(END_OF_INPUT);
+            }
         } else if !self.raw {
             // A script's bytes mean nothing but themselves.
             self.typed.extend_from_slice(bytes);
@@ -222,7 +243,7 @@ impl<'a> Console<'a> {
             Ok(0) => self.console = None,
             Ok(count) => {
                 let bytes = bytes.get(..count).unwrap_or_default();
-                if let Err(error) = write_stdout(bytes) {
+                if let Err(error) = show(&mut self.preamble, bytes) {
                     // Whoever read the output is gone, and so is the reason to run.
                     self.console = None;
                     self.end.failure = Some(Failure::host(format!(
@@ -347,13 +368,28 @@ impl<'a> Console<'a> {
             let mut bytes = [0; 8192];
             match console.read(&mut bytes) {
                 Ok(count) if count > 0 && Instant::now() < deadline => {
-                    let _ = write_stdout(bytes.get(..count).unwrap_or_default());
+                    let _ = show(&mut self.preamble, bytes.get(..count).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _ => self.console = None,
             }
         }
+        if let Some(preamble) = &self.preamble {
+            let _ = io::stderr().write_all(preamble.said());
+        }
         Ok(())
+    }
+}
+
+/// Shows what the guest says, but nothing from before its program.
+fn show(preamble: &mut Option<Preamble>, bytes: &[u8]) -> io::Result<()> {
+    let Some(before) = preamble else { return write_stdout(bytes) };
+    match before.take(bytes) {
+        Some(first) => {
+            *preamble = None;
+            write_stdout(&first)
+        }
+        None => Ok(()),
     }
 }
 

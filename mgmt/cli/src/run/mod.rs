@@ -6,6 +6,8 @@ mod config;
 mod console;
 pub mod definition;
 mod escape;
+mod preamble;
+mod program;
 mod terminal;
 mod vmm;
 
@@ -14,11 +16,12 @@ use std::path::{Path, PathBuf};
 use images::{Cancel, Check, Image};
 use vmm_api::{BlockConfig, ConsoleConfig, Failure, FailureKind, FolderConfig, VmConfig};
 
-use crate::args::{GuestArgs, RunArgs, SerialArg};
+use crate::args::{GuestArgs, ImageArg, RunArgs, SerialArg};
 use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
 use crate::{agent, failure, network, output};
 pub use escape::{Escape, Wish};
+pub use program::find_image;
 pub use terminal::{RawTerminal, notice, write_stdout};
 use vmm::Launch;
 pub use vmm::find_program;
@@ -104,7 +107,9 @@ pub fn start(name: &str, attach: bool) -> Result<u8, Failure> {
 
 /// Runs a guest to its end, in this terminal if its serial port is to lead here.
 fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
-    let config = network::connect(&plan.config)?;
+    let mut config = network::connect(&plan.config)?;
+    let has_program = program::of(plan.image.as_ref()).is_some();
+    let plain = has_program && !program::at_start(&mut config, plan.here) && plan.here;
     let api = guest.as_ref().map(Guest::listen).transpose().unwrap_or_else(|error| {
         eprintln!("lodge: other commands will not reach this guest: {error}");
         None
@@ -116,7 +121,7 @@ fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
     }
     let launch =
         Launch { config: &config, guest: guest.as_ref(), api, detached: false, snapshot: None };
-    let result = vmm::run_to_end(launch, plan.here);
+    let result = vmm::run_to_end(launch, plan.here, plain);
     drop(guest);
     if config.nets.iter().any(|card| card.lease.is_some()) {
         network::sweep();
@@ -128,6 +133,9 @@ fn run_here(plan: &Plan, guest: Option<Guest>) -> Result<u8, Failure> {
 fn start_detached(mut plan: Plan, guest: Guest) -> Result<(), Failure> {
     if plan.here {
         plan.config.serial = ConsoleConfig::Api;
+    }
+    if program::of(plan.image.as_ref()).is_some() {
+        program::at_start(&mut plan.config, false);
     }
     launch_detached(&plan.config, guest, None)
 }
@@ -164,12 +172,17 @@ fn plan(args: &GuestArgs) -> Result<Plan, Failure> {
     if let Some(name) = &name {
         vmm_api::validate_name(name).map_err(failure::config)?;
     }
-    let image = find_image(args, file.image()?, name.as_deref())?;
+    let image = image_of(args, file.image()?, name.as_deref())?;
     let name = name.unwrap_or_else(|| {
-        let stem = image.as_ref().map_or("guest".to_owned(), |i| i.name().to_guest_name());
+        let stem = match (&args.image, &image) {
+            (Some(ImageArg::Oci(reference)), _) => reference.stem(),
+            (_, Some(image)) => image.name().to_guest_name(),
+            (_, None) => "guest".to_owned(),
+        };
         format!("{stem}-{}", std::process::id())
     });
     let mut config = config::assemble(args, file, image.as_ref(), &name)?;
+    program::set(args, &mut config, image.as_ref())?;
     let definition = definition::text(&config, image.as_ref())?;
     if let Some(image) = &image {
         let home = images::home().map_err(failure::image)?;
@@ -198,7 +211,7 @@ fn tell_of_mounts(config: &VmConfig, image: Option<&Image>) {
 }
 
 /// The image that the guest starts from: as asked for, else that of the kept guest.
-fn find_image(
+fn image_of(
     args: &GuestArgs,
     from_file: Option<images::ImageName>,
     guest: Option<&str>,
@@ -208,7 +221,16 @@ fn find_image(
         (Some(guest), Ok(home)) => guests::kept(home, guest)?,
         _ => None,
     };
-    let asked = args.image.clone().or(from_file);
+    let mut made = None;
+    let asked = match &args.image {
+        Some(ImageArg::Stored(name)) => Some(name.clone()),
+        Some(ImageArg::Oci(reference)) => {
+            let store = images::Store::at(home.as_ref().map_err(|_| no_home())?);
+            let image = find_image(&store, reference)?;
+            Some(made.insert(image).name().clone())
+        }
+        None => from_file,
+    };
     let name = match (&asked, &kept) {
         (Some(asked), Some(kept)) if kept.image.as_deref() != Some(asked.as_str()) => {
             return Err(Failure::configuration(format!(
@@ -222,8 +244,15 @@ fn find_image(
         (None, Some(Record { image: Some(image), .. })) => image.parse().map_err(failure::image)?,
         (None, _) => return Ok(None),
     };
+    if made.is_some() {
+        return Ok(made);
+    }
     let store = images::Store::at(&home.map_err(failure::image)?);
     store.get(&name).map(Some).map_err(failure::image)
+}
+
+fn no_home() -> Failure {
+    failure::image(images::Error::NoHome)
 }
 
 /// The image's disk, read only through an overlay that takes the guest's writes.
@@ -313,6 +342,7 @@ fn empty_config() -> vmm_api::VmConfig {
         serial: Default::default(),
         serial2: Default::default(),
         virtio_console: None,
+        exit_port: false,
         debug: Default::default(),
         cloud_init: None,
         gdb: None,

@@ -211,8 +211,9 @@ fn log(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
-/// Starts a guest, is its console if `here`, and waits for its end. The value is the exit status.
-pub fn run_to_end(launch: Launch<'_>, here: bool) -> Result<u8, Failure> {
+/// Starts a guest, is its console if `here`, and waits for its end. `plain`: its program has no
+/// terminal. The value is the exit status.
+pub fn run_to_end(launch: Launch<'_>, here: bool, plain: bool) -> Result<u8, Failure> {
     let signals = Signals::block()
         .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
     let plumbing = |error: io::Error| Failure::host(format!("cannot start a guest: {error}"));
@@ -220,14 +221,15 @@ pub fn run_to_end(launch: Launch<'_>, here: bool) -> Result<u8, Failure> {
     let (console, vmm_console) = UnixStream::pair().map_err(plumbing)?;
     let Launched { vmm, status } = launch.start(here.then(|| vmm_console.into()))?;
 
-    let terminal = if here {
+    let terminal = if here && !plain {
         RawTerminal::enter()
             .map_err(|error| Failure::host(format!("cannot use this terminal: {error}")))?
     } else {
         None
     };
     let raw = terminal.is_some();
-    let end = Console::new(&vmm, &signals, status, here.then_some(console), raw, &name).run();
+    let console = Console::new(&vmm, &signals, status, here.then_some(console), raw, &name);
+    let end = if plain { console.for_plain_program().run() } else { console.run() };
     drop(terminal);
     let status = vmm.wait().map_err(plumbing)?;
     conclude(end, status)

@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 
 const SECTOR: u64 = 512;
 /// Where the partition begins: at 1 MiB, as every partitioning program places it.
-const PARTITION_OFFSET: u64 = 1 << 20;
+pub(crate) const PARTITION_OFFSET: u64 = 1 << 20;
+/// What the guest's kernel calls the partition.
+pub(crate) const PARTITION_DEVICE: &str = "/dev/vda1";
 
 /// Where on the disk the file system is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ impl Layout {
 
     /// What the guest's kernel calls the root file system's device.
     pub(super) fn root_device(self) -> &'static str {
-        if self.partitioned { "/dev/vda1" } else { "/dev/vda" }
+        if self.partitioned { PARTITION_DEVICE } else { "/dev/vda" }
     }
 }
 

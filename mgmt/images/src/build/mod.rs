@@ -7,9 +7,9 @@
 
 mod archive;
 mod debian;
-mod disk;
+pub(crate) mod disk;
 mod package;
-mod process;
+pub(crate) mod process;
 
 use std::fs::{self, File};
 use std::io;
@@ -171,15 +171,16 @@ impl Store {
                 .map(|user| Login { user: user.into(), password: "lodge".into() })
                 .to_vec(),
             agent: options.agent.is_some(),
+            program: None,
             folders: true,
         };
         staging.commit(self, &manifest)
     }
 }
 
-const DISK: &str = "disk.raw";
-const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd.img";
+pub(crate) const DISK: &str = "disk.raw";
+pub(crate) const KERNEL: &str = "vmlinuz";
+pub(crate) const INITRD: &str = "initrd.img";
 
 /// How and where packages are installed.
 struct Job<'a> {
@@ -191,7 +192,7 @@ struct Job<'a> {
 
 /// How the build comes by the rights of root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(crate) enum Mode {
     /// It has them.
     Root,
     /// In a user namespace.
@@ -199,7 +200,7 @@ enum Mode {
 }
 
 impl Mode {
-    fn of_this_process() -> Mode {
+    pub(crate) fn of_this_process() -> Mode {
         if rustix::process::geteuid().is_root() { Mode::Root } else { Mode::Namespace }
     }
 
@@ -229,8 +230,23 @@ impl Mode {
         }
     }
 
+    /// Refuses work for which there are not the rights of root.
+    pub(crate) fn require(self) -> Result<(), Error> {
+        if self == Mode::Root {
+            return Ok(());
+        }
+        require_program("mmdebstrap", "mmdebstrap")?;
+        let tried = self.shell().args(["-c", "exit 0"]).output();
+        let detail = match tried {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::NoUserNamespace { detail })
+    }
+
     /// A command that runs the shell as root or as a namespace's root.
-    fn shell(self) -> Command {
+    pub(crate) fn shell(self) -> Command {
         match self {
             Mode::Root => host_command("sh"),
             Mode::Namespace => {
@@ -243,7 +259,7 @@ impl Mode {
 }
 
 /// A command with the environment that builds are to see, whatever the user's is.
-fn host_command(program: &str) -> Command {
+pub(crate) fn host_command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", search_path()).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
     command
@@ -258,11 +274,8 @@ fn search_path() -> String {
 fn require_tools(mode: Mode) -> Result<(), Error> {
     let tools =
         [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("tar", "tar"), ("apt-get", "apt")];
-    let path = search_path();
     for (tool, package) in tools {
-        if !path.split(':').any(|dir| Path::new(dir).join(tool).is_file()) {
-            return Err(Error::Tool { tool, package });
-        }
+        require_program(tool, package)?;
     }
     if !Path::new(archive::KEYRING).is_file() {
         return Err(Error::Tool {
@@ -270,27 +283,26 @@ fn require_tools(mode: Mode) -> Result<(), Error> {
             package: "debian-archive-keyring",
         });
     }
-    if mode == Mode::Namespace {
-        let tried = mode.shell().args(["-c", "exit 0"]).output();
-        let detail = match tried {
-            Ok(output) if output.status.success() => return Ok(()),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            Err(error) => error.to_string(),
-        };
-        return Err(Error::NoUserNamespace { detail });
+    mode.require()
+}
+
+/// Refuses work that a program is missing for, which Debian has in `package`.
+pub(crate) fn require_program(tool: &'static str, package: &'static str) -> Result<(), Error> {
+    if search_path().split(':').any(|dir| Path::new(dir).join(tool).is_file()) {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Tool { tool, package })
 }
 
 /// Where packages are unpacked. Outside of the store: a namespace's root is a stranger there.
-struct WorkDirectory {
+pub(crate) struct WorkDirectory {
     path: PathBuf,
     mode: Mode,
 }
 
 impl WorkDirectory {
     /// Where work directories are made.
-    fn parent() -> PathBuf {
+    pub(crate) fn parent() -> PathBuf {
         std::env::var_os("TMPDIR")
             .filter(|dir| !dir.is_empty())
             .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
@@ -298,7 +310,7 @@ impl WorkDirectory {
 
     /// Makes the work directory that belongs to `staging`, after removing what a killed build
     /// left there. The caller holds the lock of `staging`.
-    fn create(staging: &Path, mode: Mode) -> Result<WorkDirectory, Error> {
+    pub(crate) fn create(staging: &Path, mode: Mode) -> Result<WorkDirectory, Error> {
         let parent = WorkDirectory::parent();
         let sum = Sha256::digest(staging.as_os_str().as_encoded_bytes());
         let tag: String = sum.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -319,6 +331,10 @@ impl WorkDirectory {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))
             .map_err(Error::io("open up", &path))?;
         Ok(WorkDirectory { path, mode })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -17,16 +17,16 @@ use crate::{Cancel, Error};
 const KEPT_LINES: usize = 400;
 
 /// How a program ended, and what it said last on standard error.
-pub(super) struct Ended {
-    pub(super) status: ExitStatus,
-    pub(super) lines: VecDeque<String>,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    lines: VecDeque<String>,
 }
 
 /// Runs a program to its end, showing each line of its standard error to `line`.
 ///
 /// The program is the leader of its own process group, so that it and its children can be ended
 /// together, and Ctrl-C at the terminal reaches it by way of `cancel` only.
-pub(super) fn run(
+pub(crate) fn run(
     command: &mut Command,
     cancel: &Cancel,
     mut line: impl FnMut(&str),
@@ -100,7 +100,7 @@ impl Drop for Watchman {
 
 impl Ended {
     /// What to show of a failed program: its own errors if it printed any, else its last lines.
-    pub(super) fn complaint(&self) -> String {
+    pub(crate) fn complaint(&self) -> String {
         let errors: Vec<&str> = self
             .lines
             .iter()

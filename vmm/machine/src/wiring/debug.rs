@@ -1,9 +1,9 @@
-//! Devices that only test kernels want.
+//! Ports that end the machine, and devices that only test kernels want.
 
 use std::sync::{Arc, Mutex};
 
 use chipset::testdev::{TestIrqs, TestMemory, TestPorts};
-use chipset::{DebugConsole, DebugExit};
+use chipset::{DebugConsole, DebugExit, ExitPort};
 
 use super::{Board, gsi, port};
 use crate::BuildError;
@@ -20,6 +20,10 @@ pub fn attach(board: &Board) -> Result<(), BuildError> {
     if let Some(console) = &board.parts.debug_console {
         let device = Arc::new(Mutex::new(DebugConsole::new(console.clone())));
         board.attach_ports("debug console", port::DEBUG_CONSOLE, 1, device)?;
+    }
+    if board.parts.config.exit_port {
+        let device = Arc::new(Mutex::new(ExitPort::new(board.power.clone())));
+        board.attach_ports("exit port", port::EXIT, 1, device)?;
     }
     if debug.debug_exit {
         let device = Arc::new(Mutex::new(DebugExit::new(board.power.clone())));

@@ -44,6 +44,7 @@ mod port {
     pub const DEBUG_CONSOLE: u16 = 0xe9;
     pub const TEST_VALUE: u16 = 0xe0;
     pub const DEBUG_EXIT: u16 = 0xf4;
+    pub const EXIT: u16 = 0xf8;
     pub const COM1: u16 = 0x3f8;
     pub const COM2: u16 = 0x2f8;
     pub const POWER_MANAGEMENT: u16 = 0x600;

@@ -303,7 +303,7 @@ fn a_machine_that_cannot_be_built_says_why() {
 
 #[test]
 fn a_guest_that_was_asked_to_end_does_not_come_back() {
-    use PowerRequest::{DebugExit, PowerOff, Reset};
+    use PowerRequest::{DebugExit, Exit, PowerOff, Reset};
     let stop = Ending::Stop;
     assert_eq!(after_power_request(Reset, false), Ending::Reset);
     assert_eq!(after_power_request(Reset, true), stop(StopReason::Requested));
@@ -311,4 +311,6 @@ fn a_guest_that_was_asked_to_end_does_not_come_back() {
     assert_eq!(after_power_request(PowerOff, true), stop(StopReason::Requested));
     let exit = stop(StopReason::DebugExit { status: 33 });
     assert_eq!(after_power_request(DebugExit { value: 16 }, true), exit);
+    let exited = stop(StopReason::Exited { status: 7 });
+    assert_eq!(after_power_request(Exit { status: 7 }, true), exited);
 }
