@@ -178,9 +178,9 @@ mod tests {
             assert_eq!((after.disks, after.nets.len()), (before.disks, nets_before));
             assert!(document.to_string().starts_with("# mine\nname = 'a' # a name\n"));
         }
-        let mut wrong: DocumentMut = "disks = 1".parse().unwrap();
+        let mut wrong: DocumentMut = "disks = 1\n".parse().unwrap();
         assert!(add(&mut wrong, &disk(24)).is_err());
         remove(&mut wrong, &disk(24));
-        assert_eq!(wrong.to_string(), "disks = 1");
+        assert_eq!(wrong.to_string(), "disks = 1\n");
     }
 }
