@@ -39,6 +39,10 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
     (0x8000_0008, 0, Ebx, 0),
 ];
 
+/// What the model says of itself, not of the host: BTC_NO, that branch types are not confused. Where
+/// KVM does not say so, guests know better than to miss it.
+const UNTOLD: (u32, u32, Register, u32) = (0x8000_0008, 0, Ebx, 1 << 29);
+
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
 const XSAVE: u32 = 1 << 26;
@@ -129,8 +133,11 @@ impl Supported {
                 offered &= !(TSC_DEADLINE & !self.get(1, 0).ecx);
             }
             let word = field(&mut answer, register);
-            let missing = *word & !offered;
+            let mut missing = *word & !offered;
             *word &= offered;
+            if (leaf, subleaf, register) == (UNTOLD.0, UNTOLD.1, UNTOLD.2) {
+                missing &= !UNTOLD.3;
+            }
             refused.extend((0..32).filter(|bit| missing >> bit & 1 != 0).map(|bit| Refused {
                 leaf,
                 subleaf,
@@ -285,6 +292,15 @@ mod tests {
         assert_eq!(table.get(0xd, 0).unwrap(), result(3, 576, 576, 0));
         assert_eq!(table.get(0xd, 2).unwrap(), CpuidResult::default());
         assert_eq!(components(&table), (3, true));
+    }
+
+    #[test]
+    fn what_is_no_feature_goes_without_a_word() {
+        let mut model = model();
+        model.set(0x8000_0008, None, result(46, 1 << 29 | 1, 0, 0));
+        let (table, refused) = supported(XSAVE | 1 << 28 | 1 << 21, 7).restrict(&model, Some(1));
+        assert_eq!(names(&refused), ["XSAVEOPT", "CLZERO"]);
+        assert_eq!(table.get(0x8000_0008, 0).unwrap(), result(46, 0, 0, 0));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub enum Obstacle {
     Missing(PathBuf),
     /// The file is something else.
     NotADevice(PathBuf),
+    /// The file is there, but no module serves it: systemd makes it before one is loaded.
+    Unserved(PathBuf),
     /// This user may not open it.
     Forbidden(PathBuf),
     /// Opening fails for another reason.
@@ -99,6 +101,7 @@ impl Obstacle {
         match self {
             Self::Missing(path)
             | Self::NotADevice(path)
+            | Self::Unserved(path)
             | Self::Forbidden(path)
             | Self::Unopenable(path, _) => format!("cannot open {}", path.display()),
             Self::Foreign(path) => format!("cannot use {}", path.display()),
@@ -110,6 +113,7 @@ impl Obstacle {
         match self {
             Self::Missing(_) => io::Error::from_raw_os_error(libc::ENOENT),
             Self::NotADevice(_) => io::Error::other("it is not a device"),
+            Self::Unserved(_) => io::Error::other("no kernel module serves it"),
             Self::Forbidden(_) => io::Error::from_raw_os_error(libc::EACCES),
             Self::Unopenable(_, error) => match error.raw_os_error() {
                 Some(number) => io::Error::from_raw_os_error(number),
@@ -127,6 +131,10 @@ impl Obstacle {
         match self {
             Self::Missing(_) => {
                 "load the module (modprobe kvm_intel or kvm_amd), or choose the accelerator \"soft\""
+            }
+            Self::Unserved(_) => {
+                "load the module (modprobe kvm_intel or kvm_amd; if it refuses, dmesg says why, and \
+                 `lodge check` what to do), or choose the accelerator \"soft\""
             }
             Self::Forbidden(_) => {
                 "have this user join the group that the file belongs to (usually kvm: usermod -aG \
@@ -178,17 +186,23 @@ pub fn open(path: &Path) -> Result<Kvm, Obstacle> {
         _ => {}
     }
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Obstacle::Missing(own()))?;
-    let kvm = Kvm::new_with_path(&name).map_err(|error| match error.errno() {
-        libc::ENOENT => Obstacle::Missing(own()),
-        libc::EACCES | libc::EPERM => Obstacle::Forbidden(own()),
-        _ => Obstacle::Unopenable(own(), error.into()),
-    })?;
+    let kvm = Kvm::new_with_path(&name).map_err(|error| unopened(own(), error))?;
     let version = kvm.get_api_version();
     if version < 0 {
         return Err(Obstacle::Foreign(own()));
     }
     judge(version, |cap| kvm.check_extension(cap))?;
     Ok(kvm)
+}
+
+/// Why the file does not open.
+fn unopened(path: PathBuf, error: kvm_ioctls::Error) -> Obstacle {
+    match error.errno() {
+        libc::ENOENT => Obstacle::Missing(path),
+        libc::ENODEV | libc::ENXIO => Obstacle::Unserved(path),
+        libc::EACCES | libc::EPERM => Obstacle::Forbidden(path),
+        _ => Obstacle::Unopenable(path, error.into()),
+    }
 }
 
 /// Whether a KVM with this version and these capabilities will do.
@@ -228,6 +242,19 @@ mod tests {
         assert!(forbidden.contains("group"), "{forbidden}");
         assert!(matches!(open(Path::new("/dev/null")), Err(Obstacle::Foreign(_))));
         assert!(matches!(open(Path::new("/etc/passwd")), Err(Obstacle::NotADevice(_))));
+    }
+
+    #[test]
+    fn each_failure_to_open_has_its_obstacle() {
+        let why = |errno| unopened("/dev/kvm".into(), kvm_ioctls::Error::new(errno));
+        assert!(matches!(why(libc::ENOENT), Obstacle::Missing(_)));
+        assert!(matches!(why(libc::EPERM), Obstacle::Forbidden(_)));
+        assert!(matches!(why(libc::EMFILE), Obstacle::Unopenable(..)));
+        for errno in [libc::ENODEV, libc::ENXIO] {
+            let unserved = message(why(errno));
+            assert!(unserved.contains("no kernel module serves it"), "{unserved}");
+            assert!(unserved.contains("modprobe"), "{unserved}");
+        }
     }
 
     #[test]

@@ -287,6 +287,9 @@ impl KvmVcpu {
             InFlight::Interrupt(vector) => cpu.interrupt(vector),
             InFlight::Nmi => cpu.nmi(),
             InFlight::DebugTrap => cpu.exception(Exception::new(vector::DB)),
+            InFlight::PageFault(code) => {
+                cpu.exception(Exception::page_fault(cpu.state.cr2, code));
+            }
         })
     }
 }

@@ -73,7 +73,7 @@ impl Filters {
     /// What runs processors.
     fn engine(&self) -> &'static [&'static [Rule]] {
         match self.needs.kvm {
-            true => &[rules::KVM],
+            true => &[rules::KVM, rules::ASSISTANCE, rules::CODE],
             false => &[rules::MIRROR, rules::CODE],
         }
     }

@@ -105,6 +105,9 @@ pub const BASIC: &[Rule] = &[
 /// Requests to KVM: all have its letter (Documentation/userspace-api/ioctl/ioctl-number.rst).
 pub const KVM: &[Rule] = &[Bits(SYS_ioctl, 1, 0xff00, 0xae00)];
 
+/// The interpreter helps KVM out, and generates code for what it has the host's processor do.
+pub const ASSISTANCE: &[Rule] = &[Any(SYS_memfd_create), Any(SYS_ftruncate)];
+
 /// Those of KVM's requests by which devices raise interrupts: a line, a message, and what messages are
 /// led by (KVM_IRQ_LINE, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING, KVM_IRQFD).
 pub const INTERRUPTS: &[Rule] = &[

@@ -29,6 +29,8 @@ pub enum KvmState {
     Missing,
     /// The file is something else.
     NotADevice,
+    /// The file is there, but no module serves it.
+    Unserved,
     /// This user may not open it.
     Forbidden,
     /// Opening fails for another reason.

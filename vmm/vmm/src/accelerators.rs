@@ -134,6 +134,7 @@ fn state_of(obstacle: &Obstacle) -> KvmState {
     match obstacle {
         Obstacle::Missing(_) => KvmState::Missing,
         Obstacle::NotADevice(_) => KvmState::NotADevice,
+        Obstacle::Unserved(_) => KvmState::Unserved,
         Obstacle::Forbidden(_) => KvmState::Forbidden,
         Obstacle::Unopenable(_, error) => KvmState::Unopenable(error.to_string()),
         Obstacle::Foreign(_) => KvmState::Foreign("it does not answer as KVM does".to_owned()),
@@ -225,6 +226,7 @@ mod tests {
     fn every_obstacle_is_told() {
         let path = std::path::PathBuf::from("/dev/kvm");
         assert_eq!(state_of(&Obstacle::Missing(path.clone())), KvmState::Missing);
+        assert_eq!(state_of(&Obstacle::Unserved(path.clone())), KvmState::Unserved);
         assert_eq!(state_of(&Obstacle::Forbidden(path)), KvmState::Forbidden);
         assert!(
             matches!(state_of(&Obstacle::Version(11)), KvmState::Outdated(why) if why.contains("11"))

@@ -68,10 +68,13 @@ pub enum InFlight {
     Nmi,
     /// A debug trap: the instruction that it follows is done.
     DebugTrap,
+    /// A page fault with this error code. It may be one of KVM's own, by which it tells a guest that a
+    /// page takes long to come (MSR_KVM_ASYNC_PF_EN): that it tells once.
+    PageFault(u32),
 }
 
 /// Takes what KVM was about to deliver away from it. What comes again when the instruction is
-/// executed anew, faults and software interrupts, is forgotten.
+/// executed anew, other faults and software interrupts, is forgotten.
 pub fn take_in_flight(vcpu: &VcpuFd) -> Result<Option<InFlight>, Fault> {
     let mut events =
         vcpu.get_vcpu_events().map_err(|e| failed("cannot read a processor's events", e))?;
@@ -86,6 +89,8 @@ pub fn take_in_flight(vcpu: &VcpuFd) -> Result<Option<InFlight>, Fault> {
         Some(InFlight::Nmi)
     } else if raised && exception.nr == vector::DB {
         Some(InFlight::DebugTrap)
+    } else if raised && exception.nr == vector::PF {
+        Some(InFlight::PageFault(exception.error_code))
     } else {
         None
     };

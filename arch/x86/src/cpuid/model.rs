@@ -202,8 +202,18 @@ pub fn build(
         if is_amd && model == Model::Host { host(0x8000_0008, 0).ebx & bits::X8_EBX } else { 0 };
     // Linux asks Intel's processors for it as well.
     let x8_ebx = x8_ebx | bits::X8_EBX_BTC_NO;
-    set(0x8000_0008, None, MAX_PHYSICAL_BITS | 48 << 8, x8_ebx, 0, 0);
+    set(0x8000_0008, None, physical_bits(&host) | 48 << 8, x8_ebx, 0, 0);
     Ok(table)
+}
+
+/// How wide physical addresses are: no wider than the host's, since under hardware virtualization
+/// guests' page tables may not have what that cannot address.
+fn physical_bits(host: &impl Fn(u32, u32) -> CpuidResult) -> u32 {
+    match host(0x8000_0008, 0).eax & 0xff {
+        // Without the leaf (SDM Vol. 3, 4.1.4).
+        0 => 36,
+        bits => bits.min(MAX_PHYSICAL_BITS),
+    }
 }
 
 /// The local APIC's timer counts nanoseconds.
@@ -299,6 +309,21 @@ mod tests {
         };
         assert_eq!(build(Model::V3, poor, 1).unwrap_err().leaf, 7);
         assert!(build(Model::V2, poor, 1).is_ok());
+    }
+
+    #[test]
+    fn addresses_are_no_wider_than_the_hosts() {
+        let bits = |host: u32| {
+            let host = move |leaf, subleaf| match leaf {
+                0x8000_0008 => CpuidResult { eax: host | 48 << 8, ..Default::default() },
+                _ => rich(leaf, subleaf),
+            };
+            build(Model::Host, host, 1).unwrap().get(0x8000_0008, 0).unwrap().eax
+        };
+        assert_eq!(bits(36), 36 | 48 << 8);
+        assert_eq!(bits(39), 39 | 48 << 8);
+        assert_eq!(bits(52), MAX_PHYSICAL_BITS | 48 << 8);
+        assert_eq!(bits(0), 36 | 48 << 8);
     }
 
     #[test]

@@ -173,6 +173,15 @@ fn device(facts: &Facts) -> Finding {
             "/dev/kvm is not a character device",
             "remove what is there and load the kvm module anew",
         ),
+        KvmState::Unserved => no(
+            ID,
+            "/dev/kvm is there, but no kernel module serves it",
+            if facts.container {
+                "load the module on the container's host"
+            } else {
+                "it works when kvm_intel or kvm_amd is loaded"
+            },
+        ),
         _ => yes(ID, "/dev/kvm is there"),
     }
 }
@@ -180,7 +189,9 @@ fn device(facts: &Facts) -> Finding {
 fn permission(facts: &Facts) -> Finding {
     const ID: &str = "permission";
     match &facts.host.kvm {
-        KvmState::Missing | KvmState::NotADevice => info(ID, "without /dev/kvm, not to be known"),
+        KvmState::Missing | KvmState::NotADevice | KvmState::Unserved => {
+            info(ID, "without /dev/kvm, not to be known")
+        }
         KvmState::Forbidden => {
             no(ID, "this user may not open /dev/kvm", "adduser $USER kvm, then log in anew")
         }
@@ -314,6 +325,7 @@ pub(super) mod tests {
         let kvms = [
             KvmState::Missing,
             KvmState::NotADevice,
+            KvmState::Unserved,
             KvmState::Forbidden,
             KvmState::Unopenable("x".into()),
             KvmState::Foreign("x".into()),
@@ -381,6 +393,9 @@ pub(super) mod tests {
         assert_eq!(answer(&report, "device"), Answer::Yes);
         assert_eq!(answer(&report, "permission"), Answer::No);
         assert_eq!(answer(&report, "working"), Answer::Info);
+        let report = Report::of(&facts(KvmState::Unserved));
+        assert_eq!(answer(&report, "device"), Answer::No);
+        assert_eq!(answer(&report, "permission"), Answer::Info);
         let report = Report::of(&facts(KvmState::NoMachines("busy".into())));
         assert_eq!(answer(&report, "permission"), Answer::Yes);
         assert_eq!(answer(&report, "working"), Answer::No);
