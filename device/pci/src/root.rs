@@ -59,7 +59,14 @@ pub enum AddError {
 /// A device that is off the bus. Its work ends, and is waited for, when this is dropped: not on a processor's
 /// thread.
 pub struct Unplugged {
-    _function: Arc<Mutex<Function>>,
+    function: Arc<Mutex<Function>>,
+}
+
+impl Drop for Unplugged {
+    /// An access that is on its way may keep the function for longer than this, and starts nothing any more.
+    fn drop(&mut self) {
+        self.function.lock().unwrap_or_else(PoisonError::into_inner).device_mut().pause();
+    }
 }
 
 /// Bus 0 with its host bridge.
@@ -130,7 +137,7 @@ impl PciRoot {
         for (bar, address) in addresses {
             allocator.give_back(&bar, address);
         }
-        Some(Unplugged { _function: function })
+        Some(Unplugged { function })
     }
 
     fn insert(&self, number: u8, device: Box<dyn PciDevice>) -> Result<(), AddError> {

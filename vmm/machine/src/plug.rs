@@ -113,6 +113,11 @@ impl Machine {
         self.ejected.as_fd()
     }
 
+    /// Whether [`Machine::take_removed`] has something.
+    pub fn has_removed(&self) -> bool {
+        !self.ejected.is_empty()
+    }
+
     /// The devices that the guest has let go of, or that were taken away.
     pub fn take_removed(&self) -> Vec<Removed> {
         let removed = |(slot, device)| Removed { slot, _device: device };

@@ -53,6 +53,11 @@ impl Ejected {
         std::mem::take(&mut *self.devices.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether [`Ejected::take`] has nothing.
+    pub fn is_empty(&self) -> bool {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn add(&self, slot: u8, device: Unplugged) {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).push((slot, device));
         self.event.signal();

@@ -12,6 +12,10 @@ use crate::{BlockConfig, ConfigError, Failure, NetConfig, VmConfig, parse_mac};
 /// for what it is started with.
 pub const HOT_SLOTS: RangeInclusive<u8> = 24..=31;
 
+/// How many disks, cards and folders there are at most besides those in such slots: device 0 is the host bridge,
+/// and five more may be console, entropy, sockets, cloud-init's disk and balloon.
+pub const MAX_FIXED: usize = 23 - 5;
+
 /// The protocol that `GET /v1/attach` switches to. The VMM sends an empty line, the client an
 /// [`AttachRequest`] as a line of JSON, whose first bytes carry the descriptors (`SCM_RIGHTS`, unix(7)), and
 /// the VMM an [`AttachAnswer`] as a line.
@@ -138,6 +142,10 @@ pub fn card_number(index: usize, card: &NetConfig) -> usize {
 }
 
 pub(crate) fn validate_slots(config: &VmConfig) -> Result<(), ConfigError> {
+    let fixed = config.devices().filter(|it| it.slot().is_none()).count() + config.folders.len();
+    if fixed > MAX_FIXED {
+        return Err(ConfigError::TooManyFixed(fixed));
+    }
     let mut taken = HashSet::new();
     match config.devices().filter_map(|it| it.slot()).find(|slot| !HOT_SLOTS.contains(slot)) {
         Some(slot) => Err(ConfigError::Slot(slot)),

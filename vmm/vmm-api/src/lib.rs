@@ -36,7 +36,8 @@ pub use folder::{FolderConfig, FolderError};
 pub use host::{HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
 pub use hotplug::{
-    ATTACH_PROTOCOL, AttachAnswer, AttachRequest, DetachRequest, Device, HOT_SLOTS, card_number,
+    ATTACH_PROTOCOL, AttachAnswer, AttachRequest, DetachRequest, Device, HOT_SLOTS, MAX_FIXED,
+    card_number,
 };
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
 pub use mac::{card_mac, default_mac};

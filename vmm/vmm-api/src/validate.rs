@@ -103,6 +103,11 @@ pub enum ConfigError {
     /// One slot twice.
     #[error("slot {0} is given to two devices: choose another for one of them")]
     SameSlot(u8),
+    /// More than there are slots for devices that stay.
+    #[error("{0} disks, cards and folders cannot be had for as long as the guest is there: {most} at most; \
+             give some disks or cards a slot, so that they can be detached, or leave some out",
+        most = crate::MAX_FIXED)]
+    TooManyFixed(usize),
     /// A limit that lets nothing pass.
     #[error("a rate of 0 lets nothing pass: leave the disk or the card out, or the limit")]
     RateZero,

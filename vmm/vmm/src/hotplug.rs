@@ -62,6 +62,8 @@ pub struct Gone {
     pub id: String,
     /// Whether all that was on its way is on stable storage.
     pub closed: Result<(), Failure>,
+    /// Who has waited for it.
+    pub orders: Vec<Order>,
 }
 
 impl Hardware {
@@ -206,7 +208,7 @@ impl Hardware {
         Failure::configuration(format!("the guest has no device {name}; it has {there}"))
     }
 
-    /// Closes what the guest has let go of, and tells who waited for it.
+    /// Closes what the guest has let go of.
     pub fn close_removed(&mut self, machine: &Machine) -> Vec<Gone> {
         let mut gone = Vec::new();
         for removed in machine.take_removed() {
@@ -215,10 +217,8 @@ impl Hardware {
             drop(removed);
             let Some((id, closed)) = self.close(machine, slot) else { continue };
             let is_its = |leaving: &mut Leaving| leaving.slot == slot;
-            for leaving in self.leaving.extract_if(.., is_its) {
-                leaving.order.answer(closed.clone().map(|()| None));
-            }
-            gone.push(Gone { id, closed });
+            let orders = self.leaving.extract_if(.., is_its).map(|leaving| leaving.order).collect();
+            gone.push(Gone { id, closed, orders });
         }
         gone
     }

@@ -77,13 +77,24 @@ pub fn attach_card(args: &AttachCardArgs) -> Result<u8, Failure> {
 /// An address that none of the guest's cards has: not one of those either that cards have which it is started
 /// with.
 fn free_mac(config: &VmConfig) -> Result<[u8; 6], Failure> {
-    let taken: Vec<_> = (0..)
-        .zip(&config.nets)
-        .filter_map(|(index, card)| vmm_api::card_mac(&config.name, index, card).ok())
-        .collect();
+    let taken = macs(config);
     let first = usize::from(*vmm_api::HOT_SLOTS.end()) + 1;
     let mut free = (first..256).map(|number| default_mac(&config.name, number));
     free.find(|mac| !taken.contains(mac)).ok_or_else(|| Failure::internal("no address is free"))
+}
+
+/// The addresses of the guest's cards.
+fn macs(config: &VmConfig) -> Vec<[u8; 6]> {
+    let cards = (0..).zip(&config.nets);
+    cards.filter_map(|(index, card)| vmm_api::card_mac(&config.name, index, card).ok()).collect()
+}
+
+/// The guest does not get this card: its address on a network is free again, unless another card has it.
+fn give_back_address(name: &str, card: &NetConfig) -> Result<(), Failure> {
+    let (Some(mac), Some(_)) = (&card.mac, &card.lease) else { return Ok(()) };
+    let mac = vmm_api::parse_mac(mac).map_err(failure::config)?;
+    let config = guests::client(name)?.config().map_err(|error| error.about(name))?;
+    if macs(&config).contains(&mac) { Ok(()) } else { network::release(name, mac) }
 }
 
 fn attach(
@@ -97,6 +108,9 @@ fn attach(
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
     let request = AttachRequest { device, descriptors };
     let attached = guests::client(name)?.attach(&request, &fds);
+    if let (Err(vmm_client::Error::Refused(_)), Device::Net(card)) = (&attached, &request.device) {
+        give_back_address(name, card)?;
+    }
     let device = attached.map_err(|error| error.about(name))?;
     if let Some(definition) = definition {
         definition.add(&device)?;

@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use super::flat::Flat;
 use super::verify::{check_size, verify_file};
 use super::{
-    Contents, Error, FILE, MAX_OLDER, MAX_RUNS, Older, PAGE, PAGE_LEN, PAGES_OF_PIECE, PIECE, Pages,
+    Contents, Error, FILE, MAX_OLDER, MAX_RUNS, MAX_SUMS, Older, PAGE, PAGE_LEN, PAGES_OF_PIECE,
+    PIECE, Pages,
 };
 
 /// How many runs of pages a snapshot may have changed; more are joined. So some snapshots fit one upon
@@ -120,7 +121,8 @@ impl Base {
             .filter(|older| older.pages.count() > 0)
             .collect();
         let runs: usize = older.iter().map(|older| older.pages.run_count()).sum();
-        Ok((runs <= MAX_RUNS).then_some((changed, older)))
+        let sums = (older.len() + 1).saturating_mul(self.contents.sums.len());
+        Ok((runs <= MAX_RUNS && sums <= MAX_SUMS).then_some((changed, older)))
     }
 
     /// The pages that are not in `memory` as they are here.

@@ -26,6 +26,9 @@ pub const PIECE: usize = 1 << 20;
 pub const MAX_OLDER: usize = 15;
 /// How many runs of pages in older files there are at most: the host maps each by itself.
 pub const MAX_RUNS: usize = 16384;
+/// How many checksums a snapshot with older files has at most: they fit a section of the state file, in which
+/// each takes up to 11 bytes.
+const MAX_SUMS: usize = 1 << 20;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 const PAGE_LEN: usize = PAGE as usize;

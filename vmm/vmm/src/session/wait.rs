@@ -134,12 +134,15 @@ impl<'a> Wait<'a> {
 
     /// Closes devices that the guest has let go of.
     fn mind_devices(&mut self) {
-        for Gone { id, closed } in self.hardware.close_removed(self.running.machine()) {
-            if let Err(failure) = closed {
-                self.launcher.tell(&Event::Warning { message: failure.message });
+        for Gone { id, closed, orders } in self.hardware.close_removed(self.running.machine()) {
+            if let Err(failure) = &closed {
+                self.launcher.tell(&Event::Warning { message: failure.message.clone() });
             }
             self.show_devices();
             self.launcher.tell(&Event::DeviceDetached { id });
+            for order in orders {
+                order.answer(closed.clone().map(|()| None));
+            }
         }
         self.hardware.lose_patience(self.running.machine());
     }

@@ -64,7 +64,11 @@ pub fn create(
     place.write(STATE, &state.to_bytes())?;
     place.write(ABOUT, &about)?;
     let directory = place.finish(&memory)?;
-    running.stand_on(Parent::made(directory, contents, memory, parent.as_deref())?);
+    match Parent::made(directory, contents, memory, parent.as_deref()) {
+        Ok(parent) => running.stand_on(parent),
+        // The snapshot is there all the same, and the next one is whole or stands on an older one.
+        Err(failure) => tracing::warn!("no snapshot will stand on {name}: {}", failure.message),
+    }
     Ok(())
 }
 
@@ -85,6 +89,12 @@ fn take(
     parent: Option<&Parent>,
     id: &str,
 ) -> Result<Taken, Failure> {
+    // It is off the bus, still in the configuration, and may still store to memory.
+    if running.machine().has_removed() {
+        return Err(Failure::configuration(
+            "the guest has just let go of a device, which is not closed yet: try again",
+        ));
+    }
     let mut state = Sections::default();
     let clock = ClockState {
         guest_ns: running.clock().now(),
