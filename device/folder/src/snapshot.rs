@@ -80,10 +80,14 @@ impl Folder {
             node: handle.node,
             flags: handle.flags.bits(),
         };
+        let has_node = |(_, handle): &(u64, &Handle)| {
+            handle.node == ROOT_ID || self.nodes.knows(handle.node)
+        };
         Ok(State {
             is_ready: self.is_ready,
             nodes: nodes.into_iter().map(node).collect(),
-            handles: self.handles.iter().map(handle).collect(),
+            // A client may have forgotten what it has open; then there is no way back to that.
+            handles: self.handles.iter().filter(has_node).map(handle).collect(),
         })
     }
 

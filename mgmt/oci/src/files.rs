@@ -135,7 +135,11 @@ fn index(path: &Path) -> Result<HashMap<String, Member>, Error> {
                 continue;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::Symlink | EntryType::Link => {}
-            _ => continue,
+            EntryType::GNULongLink => continue,
+            _ => {
+                long_name = None;
+                continue;
+            }
         }
         let offset = entry.raw_file_position();
         let name = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());

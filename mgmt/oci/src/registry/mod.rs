@@ -40,9 +40,6 @@ pub(crate) fn open(host: &str, repository: &str, version: &str) -> Result<Image,
         size: None,
     };
     for _ in 0..MAX_DEPTH {
-        if registry.get(&blob.place)?.is_none() {
-            return Err(Error::NotInRegistry { image });
-        }
         let bytes = blob.read(&registry)?;
         match Document::read(&blob.name, &bytes)? {
             Document::Index(index) => {
@@ -80,15 +77,20 @@ struct Registry {
 
 impl Registry {
     fn new(host: &str, repository: &str) -> Registry {
-        let config = Agent::config_builder()
+        let mut config = Agent::config_builder()
             .http_status_as_error(false)
+            // Wherever it sends to.
+            .https_only(scheme(host) == "https")
             .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(PATIENCE))
-            .build();
+            .timeout_recv_response(Some(PATIENCE));
+        if scheme(host) == "http" {
+            // No other machine comes between.
+            config = config.proxy(None);
+        }
         // What docker.io is called where it is spoken to.
         let server = if host == "docker.io" { "registry-1.docker.io" } else { host };
         Registry {
-            agent: config.into(),
+            agent: config.build().into(),
             host: host.to_owned(),
             base: format!("{}://{server}/v2/{repository}", scheme(host)),
             repository: repository.to_owned(),
@@ -100,7 +102,8 @@ impl Registry {
     fn get(&self, place: &str) -> Result<Option<Response<Body>>, Error> {
         let url = format!("{}/{place}", self.base);
         let mut response = self.ask(&url)?;
-        if response.status().as_u16() == 401 && self.token.borrow().is_none() {
+        // There is no token yet, or its time is over: Docker Hub's last for five minutes.
+        if response.status().as_u16() == 401 {
             let header = response.headers().get("www-authenticate");
             let challenge = header.and_then(|value| value.to_str().ok()).and_then(Challenge::read);
             let token = self.fetch_token(challenge)?;
@@ -139,7 +142,7 @@ impl Registry {
         }
         let response = request.call().map_err(|error| self.failed(error))?;
         let mut text = Vec::new();
-        let reader = response.into_body().into_reader();
+        let reader = Patient::new(response.into_body().into_reader());
         reader.take(MAX_TOKEN).read_to_end(&mut text).map_err(|error| self.failed(error))?;
         #[derive(serde::Deserialize)]
         struct Answer {
@@ -160,6 +163,10 @@ impl Registry {
 impl Blobs for Registry {
     fn open(&self, place: &str) -> Result<Option<Box<dyn Read + '_>>, Error> {
         let response = self.get(place)?;
+        if let (None, Some(version)) = (&response, place.strip_prefix("manifests/")) {
+            let image = format!("{}/{}:{version}", self.host, self.repository);
+            return Err(Error::NotInRegistry { image });
+        }
         Ok(response.map(|response| {
             Box::new(Patient::new(response.into_body().into_reader())) as Box<dyn Read>
         }))

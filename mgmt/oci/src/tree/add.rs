@@ -15,6 +15,9 @@ const OPAQUE: &[u8] = b".wh..opq";
 const OWN_MATTER: &[u8] = b".wh.";
 
 const PIECE: usize = 128 << 10;
+/// The most bytes in what extends entries, all layers together: long names and links, and extended
+/// attributes. They stay in memory.
+const MAX_EXTENSIONS: u64 = 512 << 20;
 
 /// Why a layer could not be added.
 enum Stopped {
@@ -81,6 +84,11 @@ impl Tree {
             return Err(Stopped::Error(Error::Cancelled));
         }
         if extensions.take(entry)? {
+            self.extensions = self.extensions.saturating_add(entry.size());
+            if self.extensions > MAX_EXTENSIONS {
+                let limit = format!("{} MiB in long names and attributes", MAX_EXTENSIONS >> 20);
+                return Err(Stopped::Error(Error::TooLarge { what: "the image".into(), limit }));
+            }
             return Ok(());
         }
         let item = std::mem::take(extensions).complete(entry)?;

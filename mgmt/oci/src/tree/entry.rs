@@ -10,7 +10,7 @@ use tar::{Entry, EntryType};
 use super::Attributes;
 
 /// The longest name or link, PATH_MAX.
-const MAX_PATH: usize = 4096;
+pub(super) const MAX_PATH: usize = 4096;
 /// The longest name in a directory, NAME_MAX.
 const MAX_NAME: usize = 255;
 /// More than all extended attributes of a file can have.

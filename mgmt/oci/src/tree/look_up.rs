@@ -1,7 +1,7 @@
 //! How names lead to nodes: symbolic links are followed as a guest would that has the tree as its
 //! root, where `..` of the root is the root.
 
-use super::entry::Reason;
+use super::entry::{MAX_PATH, Reason};
 use super::{Attributes, Id, Kind, Node, ROOT, Tree};
 
 /// How many links a path may have, as Linux has it (path_resolution(7)).
@@ -18,13 +18,13 @@ impl Tree {
     }
 
     fn directory(&mut self, names: &[Vec<u8>], make: bool) -> Result<Option<Id>, Reason> {
-        // The way from the root, for `..`.
-        let mut way = vec![ROOT];
+        // The way from the root, for `..`, and how long the paths are: links make them longer than names.
+        let mut way = vec![(ROOT, 0)];
         // What is still to be walked, the next one last.
         let mut left: Vec<Vec<u8>> = names.iter().rev().cloned().collect();
         let mut links = 0;
         while let Some(name) = left.pop() {
-            let here = way.last().copied().unwrap_or(ROOT);
+            let (here, length) = way.last().copied().unwrap_or((ROOT, 0));
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
@@ -35,16 +35,20 @@ impl Tree {
                 }
                 _ => {}
             }
+            let length = length + 1 + name.len();
+            if length > MAX_PATH {
+                return Err(format!("is behind a path of more than {MAX_PATH} bytes"));
+            }
             let Some(next) = self.children(here).and_then(|children| children.get(&name)).copied()
             else {
                 if !make {
                     return Ok(None);
                 }
-                way.push(self.imply(here, name)?);
+                way.push((self.imply(here, name)?, length));
                 continue;
             };
             match self.nodes.get(next).map(|node| &node.kind) {
-                Some(Kind::Directory(_)) => way.push(next),
+                Some(Kind::Directory(_)) => way.push((next, length)),
                 Some(Kind::Link(target)) => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -59,11 +63,11 @@ impl Tree {
             }
         }
         if make {
-            for id in &way {
+            for (id, _) in &way {
                 self.touch(*id);
             }
         }
-        Ok(way.last().copied())
+        Ok(way.last().map(|(id, _)| *id))
     }
 
     fn imply(&mut self, parent: Id, name: Vec<u8>) -> Result<Id, Reason> {

@@ -44,6 +44,8 @@ pub struct Tree {
     /// Which layer is being added, from 1.
     layer: u32,
     entries: usize,
+    /// How many bytes have extended entries by now.
+    extensions: u64,
     limits: Limits,
 }
 
@@ -97,7 +99,15 @@ impl Tree {
             tempfile::tempfile_in(directory).map_err(Error::io("write in", directory))?;
         let attributes = Attributes { mode: 0o755, ..Attributes::default() };
         let root = Node { attributes, kind: Kind::Directory(BTreeMap::new()), layer: 0 };
-        Ok(Tree { nodes: vec![root], contents, length: 0, layer: 0, entries: 0, limits })
+        Ok(Tree {
+            nodes: vec![root],
+            contents,
+            length: 0,
+            layer: 0,
+            entries: 0,
+            extensions: 0,
+            limits,
+        })
     }
 
     /// How much of it there is.
