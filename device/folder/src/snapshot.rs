@@ -80,9 +80,8 @@ impl Folder {
             node: handle.node,
             flags: handle.flags.bits(),
         };
-        let has_node = |(_, handle): &(u64, &Handle)| {
-            handle.node == ROOT_ID || self.nodes.knows(handle.node)
-        };
+        let has_node =
+            |(_, handle): &(u64, &Handle)| handle.node == ROOT_ID || self.nodes.knows(handle.node);
         Ok(State {
             is_ready: self.is_ready,
             nodes: nodes.into_iter().map(node).collect(),

@@ -18,6 +18,10 @@ pub const INIT_FAILED: u8 = 125;
 /// Init writes this before the first byte of a program without a terminal, so that the kernel's
 /// words can be told from the program's. Terminals show nothing of it (ECMA-48, OSC).
 pub const BEGIN: &[u8] = b"\x1b]lodge;begin\x07";
+/// On the console of such a program, this ends a line that is begun, and input where none is (Ctrl-D).
+pub const END: u8 = 0x04;
+/// And this makes the byte behind it one like any other (Ctrl-V).
+pub const LITERAL: u8 = 0x16;
 
 /// What an image says about its program (OCI image-spec, config.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

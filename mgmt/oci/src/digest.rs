@@ -71,11 +71,18 @@ pub(crate) struct Hashed<R> {
     inner: R,
     hasher: Sha256,
     length: u64,
+    /// Why it could not be read on.
+    error: Option<io::Error>,
 }
 
 impl<R: Read> Hashed<R> {
     pub(crate) fn new(inner: R) -> Hashed<R> {
-        Hashed { inner, hasher: Sha256::new(), length: 0 }
+        Hashed { inner, hasher: Sha256::new(), length: 0, error: None }
+    }
+
+    /// Why it could not be read on, whatever those made of it who read.
+    pub(crate) fn take_error(&mut self) -> Option<io::Error> {
+        self.error.take()
     }
 
     /// The digest of what has been read, and its length.
@@ -86,7 +93,11 @@ impl<R: Read> Hashed<R> {
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
+        let count = self.inner.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.error = Some(io::Error::new(error.kind(), error.to_string()));
+            }
+        })?;
         self.hasher.update(buffer.get(..count).unwrap_or_default());
         self.length = self.length.saturating_add(count as u64);
         Ok(count)

@@ -133,9 +133,13 @@ impl Image {
         if matches!(added, Err(Error::Cancelled | Error::TooLarge { .. } | Error::Io { .. })) {
             return added.map(drop);
         }
+        // What does not come is not damaged.
+        if let Some(error) = blob.take_error() {
+            return Err(Error::io("read", name.as_ref())(error));
+        }
         // That it is not what it should be goes before what is wrong with what it is.
         let rest = io::copy(&mut blob, &mut io::sink());
-        let read = rest.map_err(|error| Error::damaged(name, error));
+        let read = rest.map_err(Error::io("read", name.as_ref()));
         let (digest, length) = blob.finish();
         read?;
         layer.blob.check(digest, length)?;

@@ -128,9 +128,10 @@ fn the_programs_of_images() {
     assert!(!errors.contains("Unpacking"), "it is there already: {errors}");
 
     // Bytes that a terminal would change, and the end of input.
-    let bytes = b"one\x03\r\n\ttwo\x11 \xff\x7f without an end";
-    let output = run(&lab, &[&layout, "cat"], bytes);
-    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &bytes[..]));
+    let bytes = b"one\x03\r\n\ttwo\x11 \x04\0\x16\xff\x7f".repeat(500);
+    let bytes = [&bytes[..], &b"a long line ".repeat(1000), b" without an end"].concat();
+    let output = run(&lab, &[&layout, "cat"], &bytes);
+    assert_eq!((output.status.code(), output.stdout), (Some(0), bytes));
     let other = ["-u", "0", "-w", "/made", "--entrypoint", "sh", &layout, "--", "-c", "id -u; pwd"];
     let output = run(&lab, &other, b"");
     assert_ran(&output, 0, "0\n/made\n");

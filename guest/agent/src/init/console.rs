@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 
-use agent_protocol::program::{BEGIN, Start};
+use agent_protocol::program::{BEGIN, END, LITERAL, Start};
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Winsize, tcdrain,
     tcgetattr, tcsetattr, tcsetwinsize,
@@ -25,8 +25,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// Opens it. Where the program is to have no terminal, bytes go through as they are; only the end of input is a character still
-    /// (Ctrl-D), since a serial line has no end.
+    /// Opens it. Where the program is to have no terminal, bytes go through as they are; only the end of input is a
+    /// character still, since a serial line has no end, and what makes that one a byte like others.
     pub fn open(start: &Start) -> io::Result<Console> {
         let device = File::options()
             .read(true)
@@ -38,10 +38,19 @@ impl Console {
             let mut modes = tcgetattr(&device)?;
             modes.input_modes = InputModes::empty();
             modes.output_modes &= !OutputModes::OPOST;
-            modes.local_modes = LocalModes::ICANON;
-            for key in [SpecialCodeIndex::VERASE, SpecialCodeIndex::VKILL] {
+            modes.local_modes = LocalModes::ICANON | LocalModes::IEXTEN;
+            for key in [
+                SpecialCodeIndex::VERASE,
+                SpecialCodeIndex::VKILL,
+                SpecialCodeIndex::VWERASE,
+                SpecialCodeIndex::VREPRINT,
+                SpecialCodeIndex::VEOL,
+                SpecialCodeIndex::VEOL2,
+            ] {
                 modes.special_codes[key] = DISABLED;
             }
+            modes.special_codes[SpecialCodeIndex::VEOF] = END;
+            modes.special_codes[SpecialCodeIndex::VLNEXT] = LITERAL;
             tcsetattr(&device, OptionalActions::Now, &modes)?;
         } else {
             // A serial line does not say how large the terminal at its other end is.

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use agent_protocol::program::{END, LITERAL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_api::{Accelerator, Event, Failure, StopReason};
 
@@ -23,8 +24,10 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// Keys that a guest has not taken yet, at most; further ones wait in the terminal.
 const TYPED_AHEAD: usize = 4096;
 
-/// Ctrl-D ends a line that is begun, and input where none is: one of them does so in any case.
-const END_OF_INPUT: &[u8] = b"\x04\x04";
+/// It ends a line that is begun, and input where none is: one of them does so in any case.
+const END_OF_INPUT: &[u8] = &[END, END];
+/// Longer lines of a program's input are passed on in pieces: a terminal has room for 4095 bytes of one (termios(3)).
+const MAX_LINE: usize = 1000;
 
 const KEYS: &str = "press Ctrl-] then q to stop the guest, Ctrl-] twice to send it one Ctrl-]";
 
@@ -53,6 +56,8 @@ pub struct Console<'a> {
     input_open: bool,
     /// There is a program behind the console that has no terminal, but an input that ends.
     is_plain: bool,
+    /// How many bytes of the program's input are behind the last end of a line.
+    line_length: usize,
     /// What comes before that program; `None` once it has begun.
     preamble: Option<Preamble>,
     escape: Escape,
@@ -84,6 +89,7 @@ impl<'a> Console<'a> {
             input_open: console.is_some(),
             console,
             is_plain: false,
+            line_length: 0,
             preamble: None,
             raw,
             name,
@@ -199,6 +205,8 @@ impl<'a> Console<'a> {
             if self.is_plain {
                 self.typed.extend_from_slice(END_OF_INPUT);
             }
+        } else if self.is_plain {
+            quote(bytes, &mut self.line_length, &mut self.typed);
         } else if !self.raw {
             // A script's bytes mean nothing but themselves.
             self.typed.extend_from_slice(bytes);
@@ -390,6 +398,21 @@ fn show(preamble: &mut Option<Preamble>, bytes: &[u8]) -> io::Result<()> {
             write_stdout(&first)
         }
         None => Ok(()),
+    }
+}
+
+/// Writes a program's input so that the guest's terminal passes it on as it is.
+fn quote(bytes: &[u8], line_length: &mut usize, typed: &mut Vec<u8>) {
+    for &byte in bytes {
+        if *line_length == MAX_LINE {
+            typed.push(END);
+            *line_length = 0;
+        }
+        if matches!(byte, END | LITERAL) {
+            typed.push(LITERAL);
+        }
+        typed.push(byte);
+        *line_length = if byte == b'\n' { 0 } else { *line_length + 1 };
     }
 }
 
