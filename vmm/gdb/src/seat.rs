@@ -122,7 +122,8 @@ impl Seat {
         !state.unwrap_or_else(PoisonError::into_inner).has_ended
     }
 
-    /// Has the thread, which is here, do something with its processor, and waits for the outcome.
+    /// Has the thread do something with its processor, and waits for the outcome. It should be here; but GDB may
+    /// ask while the guest runs, if Ctrl-C came just when it let it go on, and then the thread comes by.
     /// `None` if it ended, or could not.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
@@ -138,7 +139,11 @@ impl Seat {
             let _ = answer.send(question(vcpu)?);
             Ok(())
         }));
+        let is_here = state.is_here;
         drop(state);
+        if !is_here {
+            self.kicker.kick();
+        }
         self.changed.notify_all();
         answered.recv().ok()
     }
