@@ -114,13 +114,22 @@ impl Gdb {
         value.unwrap_or_else(|| panic!("{expression} has no value: {said}"))
     }
 
-    /// Ctrl-C.
+    /// Ctrl-C; what GDB said until its prompt. One that comes just when GDB lets the guest go on is lost.
     ///
     /// # Panics
     ///
-    /// If GDB is gone.
-    pub fn interrupt(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("gdb is our child");
+    /// If GDB is gone, or does not come back.
+    #[track_caller]
+    pub fn interrupt(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            kill_process(Pid::from_child(&self.child), Signal::INT).expect("gdb is our child");
+            match self.console.wait_for(PROMPT, Duration::from_secs(5)) {
+                Ok(said) => return said,
+                Err(_) if Instant::now() < deadline => {}
+                Err(why) => panic!("gdb does not come back ({why:?}):\n{}", self.console.tail()),
+            }
+        }
     }
 }
 

@@ -28,6 +28,12 @@ pub fn echo() -> Vec<u8> {
     )
 }
 
+/// A flat multiboot kernel that counts in EAX: `inc eax; nop; jmp .-2`.
+#[must_use]
+pub fn counter() -> Vec<u8> {
+    multiboot(&[0x40, 0x90, 0xeb, 0xfc])
+}
+
 /// A flat multiboot kernel that goes to 64-bit mode, where it for ever makes a little loop, calls a
 /// function and asks for CPUID, which no processor of the host answers for it.
 ///

@@ -57,8 +57,7 @@ fn debians_kernel_under_gdb() {
     assert_eq!(guest.finish(begun).output.trim(), "behind-gdb");
 
     // Ctrl-C; a watchpoint in the kernel's data; a store of our own.
-    gdb.interrupt();
-    let said = gdb.wait();
+    let said = gdb.interrupt();
     assert!(said.contains("SIGINT"), "{said}");
     gdb.ask(&format!("watch *(int *){panic_timeout:#x}"));
     gdb.go_on();
@@ -73,7 +72,6 @@ fn debians_kernel_under_gdb() {
 
     // A hardware breakpoint, and a processor that is not what the guest believes it to be.
     gdb.interrupt();
-    gdb.wait();
     gdb.ask(&format!("hbreak *{sethostname:#x}"));
     gdb.go_on();
     let begun = guest.begin("hostname again; hostname");
@@ -106,26 +104,8 @@ fn a_guest_waits_for_gdb_and_is_killed_by_it() {
         return;
     }
     let lab = Lab::empty();
-    let kernel = lab.file("kernel", tiny::busy64());
     let errors = lab.path("tiny.stderr");
-    /// Ends it when the test ends in whatever way.
-    struct Running(Child);
-    impl Drop for Running {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-    let lodge = lab
-        .lodge()
-        .args(["run", "--name", "tiny", "--memory", "64M", "--net", "none"])
-        .args(["--gdb", "0", "--gdb-wait", "--kernel"])
-        .arg(kernel)
-        .stdout(Stdio::null())
-        .stderr(File::create(&errors).expect("a file in the lab"))
-        .spawn()
-        .expect("lodge starts");
-    let mut lodge = Running(lodge);
+    let mut lodge = waiting(&lab, tiny::busy64(), &[]);
     let mut gdb = Gdb::connect(&lab, &errors);
     assert_eq!(gdb.value("$rip"), 0x10_0020, "something ran before GDB came");
     assert_eq!(gdb.value("$cr0 & 1"), 1);
@@ -137,10 +117,80 @@ fn a_guest_waits_for_gdb_and_is_killed_by_it() {
     gdb.ask("delete");
     gdb.go_on();
     gdb.interrupt();
-    gdb.wait();
     gdb.begin("kill");
     let status = lodge.0.wait().expect("our child");
     assert_eq!(status.code(), Some(0), "{}", std::fs::read_to_string(&errors).unwrap_or_default());
     drop(gdb);
     lab.close();
+}
+
+/// The same on KVM, where breakpoints and steps are KVM's, and what they raise is the interpreter's to pass on.
+#[test]
+fn a_guest_on_kvm_waits_for_gdb_and_is_killed_by_it() {
+    if !Gdb::is_here() {
+        return;
+    }
+    let lab = Lab::empty();
+    let check = lab.lodge().args(["check", "--json"]).output().expect("lodge runs");
+    let check: serde_json::Value = serde_json::from_slice(&check.stdout).expect("JSON");
+    let working = |finding: &&serde_json::Value| finding["id"] == "working";
+    let working = check["findings"].as_array().and_then(|findings| findings.iter().find(working));
+    if working.is_none_or(|finding| finding["answer"] != "yes") {
+        eprintln!("SKIPPED: GDB on KVM: `lodge check` says of it {working:?}");
+        return;
+    }
+    let errors = lab.path("tiny.stderr");
+    let mut lodge = waiting(&lab, tiny::counter(), &["--accel", "kvm"]);
+    let mut gdb = Gdb::connect(&lab, &errors);
+    assert_eq!(gdb.value("$rip"), 0x10_0020, "something ran before GDB came");
+    gdb.ask("set $rax = 5");
+    gdb.ask("break *0x100021");
+    for count in 6..9 {
+        let said = gdb.ask("continue");
+        assert!(said.contains("Breakpoint 1, "), "{said}");
+        assert_eq!(gdb.value("$rip"), 0x10_0021);
+        assert_eq!(gdb.value("$rax"), count);
+    }
+    assert_eq!(gdb.value("*(unsigned char *)0x100021"), 0x90, "the breakpoint shows");
+    gdb.ask("stepi");
+    assert_eq!(gdb.value("$rip"), 0x10_0022);
+    gdb.ask("delete");
+    // From now on it counts downwards.
+    gdb.ask("set var *(unsigned char *)0x100020 = 0x48");
+    gdb.ask("stepi 2");
+    assert_eq!((gdb.value("$rip"), gdb.value("$rax")), (0x10_0021, 7));
+    gdb.go_on();
+    gdb.interrupt();
+    gdb.begin("kill");
+    let status = lodge.0.wait().expect("our child");
+    assert_eq!(status.code(), Some(0), "{}", std::fs::read_to_string(&errors).unwrap_or_default());
+    drop(gdb);
+    lab.close();
+}
+
+/// Ends it when the test ends in whatever way.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A guest with this kernel that waits for GDB, and says so in `tiny.stderr`.
+fn waiting(lab: &Lab, kernel: Vec<u8>, options: &[&str]) -> Running {
+    let kernel = lab.file("kernel", kernel);
+    let errors = File::create(lab.path("tiny.stderr")).expect("a file in the lab");
+    let lodge = lab
+        .lodge()
+        .args(["run", "--name", "tiny", "--memory", "64M", "--net", "none"])
+        .args(["--gdb", "0", "--gdb-wait"])
+        .args(options)
+        .arg("--kernel")
+        .arg(kernel)
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .spawn();
+    Running(lodge.expect("lodge starts"))
 }
