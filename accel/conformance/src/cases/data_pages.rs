@@ -217,12 +217,58 @@ fn programs(cases: &mut Vec<Case>) {
     }
 }
 
+type Op = fn(&mut CodeAssembler) -> Result;
+/// The status flags.
+const STATUS: u64 = 0x8d5;
+/// CMP of 5 with 7: CF, AF and SF.
+const LESS: u64 = 0x91;
+
+/// Behind `before`, `op` faults at `place`, with RSP `top` before both and `then` in between. There is memory on
+/// either side of what is missing. RBX points to that, RDI to where it goes on.
+fn fault_on_stack(
+    cases: &mut Vec<Case>,
+    name: &str,
+    before: Op,
+    op: Op,
+    [top, then]: [u64; 2],
+    place: u64,
+    code: u32,
+) {
+    cases.push(case(format!("data pages: the state at a fault of {name}"), Long, move |g| {
+        g.map(PRESENT, FRAME[0], USER);
+        g.map(MISSING - 0x1000, FRAME[1], USER);
+        program(
+            g,
+            |_| Ok(()),
+            |g| {
+                for [at, after] in &MARKS[..3] {
+                    g.recover(after)?;
+                    let to = g.addr(after);
+                    g.a.mov(edi, to as u32)?;
+                    g.a.mov(rsp, top)?;
+                    g.a.mov(rbx, MISSING)?;
+                    g.a.mov(edx, 11)?;
+                    g.a.mov(eax, 5)?;
+                    g.a.cmp(eax, 7)?;
+                    before(&mut g.a)?;
+                    g.mark(at)?;
+                    op(&mut g.a)?;
+                    g.mark(after)?;
+                    g.a.mov(rsp, USER_STACK)?;
+                    g.a.mov(eax, edx)?;
+                    g.out_eax()?;
+                    let want = fault(PF).code(4 | code).cr2(place).at(at);
+                    g.want(want.flags(STATUS, LESS).rsp(then));
+                    g.want(out(11));
+                }
+                Ok(())
+            },
+        )
+    }));
+}
+
 /// What the frame of a fault has of the program's state.
 fn faults(cases: &mut Vec<Case>) {
-    const STATUS: u64 = 0x8d5;
-    /// CMP of 5 with 7: CF, AF and SF.
-    const LESS: u64 = 0x91;
-    type Op = fn(&mut CodeAssembler) -> Result;
     /// What faults, and whether it is by a store.
     const OPS: [(&str, Op, u32); 12] = [
         ("MOV from memory", |a| a.mov(edx, dword_ptr(rbx)), 0),
@@ -285,34 +331,8 @@ fn faults(cases: &mut Vec<Case>) {
         ("RET with an operand", |a| a.ret_1(16), MISSING, 0),
     ];
     for (name, op, top, code) in ON_STACK {
-        cases.push(case(format!("data pages: the state at a fault of {name}"), Long, move |g| {
-            let at_fault = if code == 2 { top - 8 } else { top };
-            program(
-                g,
-                |_| Ok(()),
-                |g| {
-                    for [at, after] in &MARKS[..3] {
-                        g.recover(after)?;
-                        let to = g.addr(after);
-                        g.a.mov(edi, to as u32)?;
-                        g.a.mov(rsp, top)?;
-                        g.a.mov(edx, 11)?;
-                        g.a.mov(eax, 5)?;
-                        g.a.cmp(eax, 7)?;
-                        g.mark(at)?;
-                        op(&mut g.a)?;
-                        g.mark(after)?;
-                        g.a.mov(rsp, USER_STACK)?;
-                        g.a.mov(eax, edx)?;
-                        g.out_eax()?;
-                        let want = fault(PF).code(4 | code).cr2(at_fault).at(at);
-                        g.want(want.flags(STATUS, LESS).rsp(top));
-                        g.want(out(11));
-                    }
-                    Ok(())
-                },
-            )
-        }));
+        let place = if code == 2 { top - 8 } else { top };
+        fault_on_stack(cases, name, |_| Ok(()), op, [top, top], place, code);
     }
     /// The same behind others that use the stack: what comes before, what faults, where the stack ends and RSP
     /// is then, what is accessed.
@@ -355,36 +375,8 @@ fn faults(cases: &mut Vec<Case>) {
         a.pop(rsi)?;
         a.pop(rsi)
     }
-    for (name, before, op, [top, then], place, code) in SEVERAL {
-        cases.push(case(format!("data pages: the state at a fault of {name}"), Long, move |g| {
-            g.map(PRESENT, FRAME[0], USER);
-            g.map(MISSING - 0x1000, FRAME[1], USER);
-            program(
-                g,
-                |_| Ok(()),
-                |g| {
-                    for [at, after] in &MARKS[..3] {
-                        g.recover(after)?;
-                        g.a.mov(rsp, top)?;
-                        g.a.mov(rbx, MISSING)?;
-                        g.a.mov(edx, 11)?;
-                        g.a.mov(eax, 5)?;
-                        g.a.cmp(eax, 7)?;
-                        before(&mut g.a)?;
-                        g.mark(at)?;
-                        op(&mut g.a)?;
-                        g.mark(after)?;
-                        g.a.mov(rsp, USER_STACK)?;
-                        g.a.mov(eax, edx)?;
-                        g.out_eax()?;
-                        let want = fault(PF).code(4 | code).cr2(place).at(at);
-                        g.want(want.flags(STATUS, LESS).rsp(then));
-                        g.want(out(11));
-                    }
-                    Ok(())
-                },
-            )
-        }));
+    for (name, before, op, stack, place, code) in SEVERAL {
+        fault_on_stack(cases, name, before, op, stack, place, code);
     }
     cases.push(case("data pages: addresses that are not canonical", Long, |g| {
         program(
