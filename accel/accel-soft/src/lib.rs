@@ -14,6 +14,7 @@ pub mod ram;
 mod statistics;
 mod transcode;
 mod vcpu;
+mod zeroed;
 
 use std::collections::HashSet;
 use std::io;

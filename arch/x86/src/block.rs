@@ -15,7 +15,9 @@ use crate::env::Env;
 pub(crate) const MAX_OPS: usize = 32;
 /// Nor does it cover more bytes: with them, a [`Slot`] fills a cache line.
 pub(crate) const MAX_BYTES: usize = 48;
-const SLOTS: usize = 1 << 15;
+/// How many slots a cache begins with and may come to have, powers of two.
+const FEWEST_SLOTS: usize = 1 << 10;
+const MOST_SLOTS: usize = 1 << 15;
 /// How many operations are kept. When there is no more room, all are forgotten.
 const CAPACITY: usize = 1 << 16;
 
@@ -65,17 +67,72 @@ impl Block {
     }
 }
 
-/// A direct-mapped cache of blocks. Their operations stand in one list, in the order in which
-/// they were decoded: code that runs together lies together.
+/// Blocks by their keys, each in the one slot where it belongs. It grows with their number: a guest that idles
+/// has few.
+#[derive(Default)]
+struct Table {
+    slots: Box<[Block]>,
+    /// How many slots are taken.
+    taken: usize,
+}
+
+impl Table {
+    fn new(slots: usize) -> Self {
+        Self { slots: (0..slots).map(|_| Block::EMPTY).collect(), taken: 0 }
+    }
+
+    #[inline(always)]
+    fn slot(&self, key: Key) -> usize {
+        let hash = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
+        hash as usize & self.slots.len().wrapping_sub(1)
+    }
+
+    #[inline(always)]
+    fn find(&self, key: Key) -> Option<&Block> {
+        self.slots.get(self.slot(key)).filter(|block| block.key == key)
+    }
+
+    /// Puts a block where it belongs, in place of another one that is there.
+    fn put(&mut self, block: Block) {
+        let at = self.slot(block.key);
+        if let Some(slot) = self.slots.get_mut(at) {
+            self.taken += usize::from(slot.key == Key::NONE);
+            *slot = block;
+        }
+    }
+
+    /// Makes it twice as large if it fills up, to [`MOST_SLOTS`].
+    #[inline]
+    fn make_room(&mut self) {
+        if self.taken > self.slots.len() / 2 && self.slots.len() < MOST_SLOTS {
+            self.grow();
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let more = Self::new(self.slots.len() * 2);
+        let less = core::mem::replace(self, more);
+        less.slots.iter().filter(|block| block.key != Key::NONE).for_each(|block| self.put(*block));
+    }
+
+    fn clear(&mut self) {
+        self.slots.fill(Block::EMPTY);
+        self.taken = 0;
+    }
+}
+
+/// A cache of blocks. Their operations stand in one list, in the order in which they were decoded: code that
+/// runs together lies together.
 pub(crate) struct BlockCache<E: Env> {
-    blocks: Box<[Block]>,
+    blocks: Table,
     pub ops: Vec<Op<E>>,
 }
 
 impl<E: Env> Default for BlockCache<E> {
     /// A stand-in that holds nothing, for while the processor uses the real one.
     fn default() -> Self {
-        Self { blocks: Box::default(), ops: Vec::new() }
+        Self { blocks: Table::default(), ops: Vec::new() }
     }
 }
 
@@ -83,27 +140,22 @@ impl<E: Env> BlockCache<E> {
     pub fn new() -> Self {
         // Never moved, so that there are never two of it.
         let ops = Vec::with_capacity(CAPACITY);
-        Self { blocks: (0..SLOTS).map(|_| Block::EMPTY).collect(), ops }
-    }
-
-    #[inline(always)]
-    fn slot(key: Key) -> usize {
-        let hash = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
-        hash as usize % SLOTS
+        Self { blocks: Table::new(FEWEST_SLOTS), ops }
     }
 
     /// The block with this key, if it is there.
     #[inline(always)]
     pub fn find(&self, key: Key) -> Option<&Block> {
-        self.blocks.get(Self::slot(key)).filter(|block| block.key == key)
+        self.blocks.find(key)
     }
 
-    /// Makes sure that the operations of one more block find room.
+    /// Makes sure that one more block and its operations find room.
     pub fn reserve(&mut self) {
         if self.ops.len() + MAX_OPS > CAPACITY {
             self.ops.clear();
-            self.blocks.fill(Block::EMPTY);
+            self.blocks.clear();
         }
+        self.blocks.make_room();
     }
 
     /// Keeps the block whose operations are those from `start` on, decoded from `bytes` (at most
@@ -117,9 +169,46 @@ impl<E: Env> BlockCache<E> {
             bytes: [0; MAX_BYTES],
         };
         block.bytes[..bytes.len()].copy_from_slice(bytes);
-        if let Some(slot) = self.blocks.get_mut(Self::slot(key)) {
-            *slot = block;
-        }
+        self.blocks.put(block);
         block
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_stay_while_the_table_grows() {
+        let mut table = Table::new(4);
+        let block = |n: u64| Block { key: Key::new(n << 4, 64), start: n as u32, ..Block::EMPTY };
+        let mut kept = Vec::new();
+        for n in 0..1000 {
+            table.make_room();
+            // What is put on another's slot takes that one's place; it grows before many must go.
+            let at = table.slot(block(n).key);
+            kept.retain(|&old| table.slot(block(old).key) != at);
+            table.put(block(n));
+            kept.push(n);
+            assert_eq!(table.taken, kept.len());
+        }
+        assert!(table.slots.len() >= 1024 && kept.len() > 500, "{} kept", kept.len());
+        for n in kept {
+            assert_eq!(table.find(block(n).key).map(|block| block.start), Some(n as u32));
+        }
+        table.clear();
+        assert!(table.find(block(999).key).is_none() && table.taken == 0);
+    }
+
+    #[test]
+    fn a_table_grows_no_further_than_it_may() {
+        let mut table = Table::new(FEWEST_SLOTS);
+        for n in 0..4 * MOST_SLOTS as u64 {
+            table.make_room();
+            table.put(Block { key: Key::new(n, 64), ..Block::EMPTY });
+        }
+        assert_eq!(table.slots.len(), MOST_SLOTS);
+        assert!(table.taken <= MOST_SLOTS);
+        assert!(Table::default().find(Key::new(0, 64)).is_none());
     }
 }

@@ -19,6 +19,7 @@ use x86::state::{Rflags, X87State};
 use x86::{CpuState, Exception, NativeOperand, features, vector};
 
 use crate::code_memory::CodeMemory;
+use crate::zeroed::{Table, Zero};
 use plan::{Environment, Plan};
 use stub::{Frame, HOST_MXCSR, Width};
 
@@ -97,6 +98,21 @@ impl Stub {
     const REFUSED: Self = Self { entry: None, environment: Environment::None, uses_flags: false };
 }
 
+/// A slot of the table of stubs. An empty one is zero.
+#[derive(Clone, Copy)]
+struct Slot {
+    key: Key,
+    stub: Stub,
+}
+
+impl Slot {
+    const EMPTY: Self = Self { key: Key::EMPTY, stub: Stub::REFUSED };
+}
+
+// SAFETY: a key is numbers, an entry that is zero is none, the environment has a value of number 0, and
+// `uses_flags` is false.
+unsafe impl Zero for Slot {}
+
 /// An FXSAVE area.
 #[repr(C, align(64))]
 struct FxsaveArea {
@@ -107,7 +123,7 @@ struct FxsaveArea {
 /// Runs single instructions on the host. Each processor has its own.
 pub struct NativeUnit {
     code: CodeMemory,
-    slots: Box<[(Key, Stub)]>,
+    slots: Table<Slot>,
     frame: Frame,
     fxsave: Box<FxsaveArea>,
     width: Width,
@@ -120,7 +136,7 @@ impl NativeUnit {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             code: CodeMemory::new(CODE_SIZE)?,
-            slots: vec![(Key::EMPTY, Stub::REFUSED); SLOTS].into_boxed_slice(),
+            slots: Table::new(SLOTS)?,
             frame: Frame { mxcsr: 0, host_mxcsr: HOST_MXCSR, rflags: 0 },
             fxsave: Box::new(FxsaveArea {
                 x87: x86::state::VectorState::default().x87,
@@ -244,23 +260,23 @@ impl NativeUnit {
     #[inline(always)]
     fn find(&mut self, insn: &Instruction) -> Stub {
         let key = Key::of(insn);
-        let (found, stub) = self.slots[key.slot()];
-        if found == key { stub } else { self.find_slow(key, insn) }
+        let slot = self.slots[key.slot()];
+        if slot.key == key { slot.stub } else { self.find_slow(key, insn) }
     }
 
     #[inline(never)]
     fn find_slow(&mut self, key: Key, insn: &Instruction) -> Stub {
         let probes = (0..MAX_PROBES).map(|i| (key.slot() + i) % SLOTS);
         for at in probes.clone() {
-            if self.slots[at].0 == key {
-                return self.slots[at].1;
+            if self.slots[at].key == key {
+                return self.slots[at].stub;
             }
         }
         let stub = self.generate(insn);
-        let free = probes.clone().find(|&at| self.slots[at].0 == Key::EMPTY);
+        let free = probes.clone().find(|&at| self.slots[at].key == Key::EMPTY);
         // With no slot free, the first makes room; its code is lost until all is cleared.
         let at = free.unwrap_or(key.slot());
-        self.slots[at] = (key, stub);
+        self.slots[at] = Slot { key, stub };
         stub
     }
 
@@ -280,7 +296,7 @@ impl NativeUnit {
             }
         };
         let entry = self.code.add(&code).or_else(|| {
-            self.slots.fill((Key::EMPTY, Stub::REFUSED));
+            self.slots.fill(Slot::EMPTY);
             self.code.clear();
             self.code.add(&code)
         });

@@ -1,6 +1,8 @@
 //! What becomes of an instruction: re-encoded, made from a template, or left to the interpreter.
 
-use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use super::strings::StringOp;
 
@@ -186,8 +188,8 @@ pub fn classify(insn: &Instruction) -> Kind {
     {
         return Kind::Interpret;
     }
-    // Most of what is left of 32-bit code that 64-bit code cannot say: decimal arithmetic, say.
-    if !renamable(insn.code()).op_code().mode64() {
+    // Most of what is left of 32-bit code that 64-bit code cannot say: decimal arithmetic, say. To ask takes memory.
+    if insn.code_size() != CodeSize::Code64 && !renamable(insn.code()).op_code().mode64() {
         return Kind::Interpret;
     }
     if is_system(insn.mnemonic()) || !insn.cpuid_features().iter().all(|&f| is_plain_extension(f)) {

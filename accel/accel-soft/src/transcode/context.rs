@@ -23,6 +23,7 @@ use super::journal::{self, Journal};
 use super::placed_jumps::{CodePage, CodeTlb, PLACED, PlacedJump, PlacedJumps};
 
 use crate::host_pages;
+use crate::zeroed::{Table, Zero};
 
 /// Bytes below the stack pointer while translated code runs.
 pub const STACK: usize = 16 << 10;
@@ -90,6 +91,9 @@ pub struct SecondEntry {
     pub epoch: u64,
 }
 
+// SAFETY: all fields are numbers, of which zero is one.
+unsafe impl Zero for SecondEntry {}
+
 impl SecondEntry {
     /// No page has this tag: numbers of address spaces are below 4095.
     pub const EMPTY: Self = Self { read: u64::MAX, write: u64::MAX, host: 0, epoch: 0 };
@@ -98,11 +102,10 @@ impl SecondEntry {
     pub const ZERO: Self = Self { read: 0, write: 0, host: 0, epoch: 0 };
 
     /// A table of empty entries.
-    pub fn table(entries: usize) -> Box<[Self]> {
-        // SAFETY: all fields are numbers, of which zero is one.
-        let mut table = unsafe { Box::<[Self]>::new_zeroed_slice(entries).assume_init() };
+    pub fn table(entries: usize) -> io::Result<Table<Self>> {
+        let mut table = Table::new(entries)?;
         table[0] = Self::EMPTY;
-        table
+        Ok(table)
     }
 
     /// Empties a table.
@@ -624,6 +627,6 @@ mod tests {
         (0..VIEWS).for_each(|view| context.jump[view].clear());
         context.mirrored_jump.clear();
         assert!(look(context) == new);
-        assert_eq!(SecondEntry::table(4)[0].read, SecondEntry::EMPTY.read);
+        assert_eq!(SecondEntry::table(4).unwrap()[0].read, SecondEntry::EMPTY.read);
     }
 }

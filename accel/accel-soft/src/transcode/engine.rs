@@ -27,6 +27,7 @@ use super::watch::Became;
 use super::{entry, flat};
 use crate::env::SoftEnv;
 use crate::ram::{Page, Ram};
+use crate::zeroed::Table;
 pub(super) use state::status_from_ax;
 
 /// Entries of the table that counts how often code was entered.
@@ -74,7 +75,7 @@ pub struct Transcoder {
     /// Vector registers as the host has them: 0 is XMM, 1 is YMM, 2 is ZMM.
     width: u32,
     /// The second level of the soft TLB, by view; the context points at it.
-    second: [Box<[SecondEntry]>; VIEWS],
+    second: [Table<SecondEntry>; VIEWS],
     is_second_empty: [bool; VIEWS],
     /// Linear pages that jump caches lead to.
     code_pages: Set<u64>,
@@ -131,7 +132,8 @@ impl Transcoder {
         if !entry::is_possible() {
             return Ok(None);
         }
-        let mut second = SECOND_ENTRIES.map(SecondEntry::table);
+        let [user, supervisor, supervisor_ac] = SECOND_ENTRIES.map(SecondEntry::table);
+        let mut second = [user?, supervisor?, supervisor_ac?];
         // SAFETY: nobody else has the context yet.
         let tables = unsafe { &mut *context.get() };
         tables.second = second.each_mut().map(|entries| entries.as_mut_ptr());

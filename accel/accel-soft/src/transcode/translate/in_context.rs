@@ -1,12 +1,16 @@
 //! Operands in registers that live in the context, left there.
 
-use iced_x86::{Code, OpCodeOperandKind};
+use iced_x86::Code;
 
 use super::*;
 
 /// Lets one register operand that lives in the context stay there, where the instruction has a
-/// form with a memory operand in its place; returns which.
-pub(super) fn leave_operand(host: &mut Instruction, fact: &Fact) -> Option<u32> {
+/// form with a memory operand in its place, as `has_form` knows; returns which.
+pub(super) fn leave_operand(
+    host: &mut Instruction,
+    fact: &Fact,
+    mut has_form: impl FnMut(&Instruction) -> bool,
+) -> Option<u32> {
     let candidate = |host: &Instruction, i: u32| {
         let reg = (host.op_kind(i) == OpKind::Register).then(|| host.op_register(i))?;
         if !reg.is_gpr() || is_high_byte(reg) {
@@ -27,22 +31,21 @@ pub(super) fn leave_operand(host: &mut Instruction, fact: &Fact) -> Option<u32> 
     if !means_the_same(host.mnemonic()) {
         return None;
     }
-    let mut chosen = None;
     for i in 0..host.op_count() {
         let Some(n) = candidate(host, i) else { continue };
-        if !may_be_memory(host.code(), i) {
+        let mut left = *host;
+        left.set_op_kind(i, OpKind::Memory);
+        point_at(&mut left, Register::RSP, offset::gpr(n));
+        if !has_form(&left) {
             match with_memory_last(host.code()) {
-                Some(code) if i == 1 => host.set_code(code),
+                Some(code) if i == 1 => left.set_code(code),
                 _ => continue,
             }
         }
-        chosen = Some((i, n));
-        break;
+        *host = left;
+        return Some(i);
     }
-    let (i, n) = chosen?;
-    host.set_op_kind(i, OpKind::Memory);
-    point_at(host, Register::RSP, offset::gpr(n));
-    Some(i)
+    None
 }
 
 /// Whether an instruction does to memory just what it does to a register. XCHG locks it, bit tests
@@ -90,15 +93,6 @@ fn means_the_same(mnemonic: Mnemonic) -> bool {
             | M::Cmovle
             | M::Cmovs
             | M::Cmovns
-    )
-}
-
-/// Whether operand `i` of an instruction of this form may be in memory.
-fn may_be_memory(code: Code, i: u32) -> bool {
-    use OpCodeOperandKind as K;
-    matches!(
-        code.op_code().op_kind(i),
-        K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem
     )
 }
 

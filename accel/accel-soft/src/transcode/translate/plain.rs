@@ -88,7 +88,7 @@ impl Translator {
         let left = if has_memory || implied.iter().any(|&n| matches!(home(n), Home::Memory(_))) {
             None
         } else {
-            leave_operand(&mut host, fact)
+            leave_operand(&mut host, fact, |insn| self.has_form(insn))
         };
 
         // Temporaries for registers that live in memory, and for high bytes.
@@ -173,6 +173,15 @@ impl Translator {
     /// What was checked, after an instruction that leaves RBX alone.
     fn moved(&self, cached: Checked, insn: &Instruction, fact: &Fact) -> Option<Checked> {
         cached.moved(constant_step(insn, fact, cached.base, self.setting.word())?)
+    }
+
+    /// Whether there is such an instruction. (iced's descriptions of all instructions would say so, too, but take
+    /// more than half a megabyte once anybody looks at them.)
+    fn has_form(&mut self, insn: &Instruction) -> bool {
+        let len = self.asm.code.len();
+        let has_form = self.encode(insn).is_ok();
+        self.asm.code.truncate(len);
+        has_form
     }
 
     pub(super) fn encode(&mut self, insn: &Instruction) -> Emit {
