@@ -1,5 +1,6 @@
 //! What a block device reads and writes.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 
@@ -15,6 +16,19 @@ pub trait Disk: Send + Sync {
 
     /// Fills `data` from `offset`.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// If `len` bytes from `offset` on lie in a file of the host as they are, calls `read` with that file and
+    /// the place there, and returns whether it did. They stay there meanwhile. So they can be read to where
+    /// they are wanted at once; whoever can't tell leaves it to [`read_at`](Self::read_at).
+    fn read_in_file(
+        &self,
+        offset: u64,
+        len: u64,
+        read: &mut dyn FnMut(&File, u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let _ = (offset, len, read);
+        Ok(false)
+    }
 
     /// The next range from `offset` on that may hold anything but zeroes, if there is one before the
     /// disk's end. Whoever can't tell takes everything for data.

@@ -207,6 +207,11 @@ impl HostFile {
         }
     }
 
+    /// The file itself, to read from.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Fills `data` from `offset`.
     pub(crate) fn read_at(&self, mut offset: u64, mut data: &mut [u8]) -> io::Result<()> {
         while !data.is_empty() {

@@ -4,6 +4,7 @@ use crate::disk::{Disk, SECTOR, check_range, readonly};
 use crate::error::{Cause, Error};
 use crate::file::HostFile;
 use crate::probe::{PROBE_LEN, Probed, probe};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, Once, PoisonError};
@@ -109,6 +110,16 @@ impl Disk for RawDisk {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         check_range(offset, data.len() as u64, self.size)?;
         self.host.read_at(offset, data)
+    }
+
+    fn read_in_file(
+        &self,
+        offset: u64,
+        len: u64,
+        read: &mut dyn FnMut(&File, u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        check_range(offset, len, self.size)?;
+        read(self.host.file(), offset).map(|()| true)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {

@@ -1,5 +1,6 @@
 //! A disk whose image can be exchanged for another with the same contents.
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -36,7 +37,7 @@ impl Switch {
         Ok(())
     }
 
-    fn with(&self, act: impl FnOnce(&dyn Disk) -> io::Result<()>) -> io::Result<()> {
+    fn with<T>(&self, act: impl FnOnce(&dyn Disk) -> io::Result<T>) -> io::Result<T> {
         let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
         match &*image {
             Some(image) => act(&**image),
@@ -56,6 +57,15 @@ impl Disk for Switch {
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.with(|image| image.read_at(offset, data))
+    }
+
+    fn read_in_file(
+        &self,
+        offset: u64,
+        len: u64,
+        read: &mut dyn FnMut(&File, u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        self.with(|image| image.read_in_file(offset, len, read))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

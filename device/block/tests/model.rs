@@ -6,6 +6,8 @@ mod common;
 use block::{Backing, Disk, Format, OpenOptions, create_qcow2, open};
 use common::{Rng, check, contents, have_qemu_img, qemu_img, text};
 use proptest::prelude::*;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,6 +87,15 @@ fn compare(disk: &dyn Disk, model: &[u8], offset: u64, len: u64) {
     let expected = &model[offset as usize..(offset + len) as usize];
     if let Some(at) = data.iter().zip(expected).position(|(a, b)| a != b) {
         panic!("byte {:#x} is {:#x}, not {:#x}", offset + at as u64, data[at], expected[at]);
+    }
+    // If it lies in a file as it is, then the same is found there.
+    let mut place = |file: &File, at: u64| {
+        let read = file.read_at(&mut data, at)?;
+        data[read..].fill(0);
+        Ok(())
+    };
+    if disk.read_in_file(offset, len, &mut place).unwrap() {
+        assert!(data == expected, "the file has something else at {offset:#x}");
     }
 }
 

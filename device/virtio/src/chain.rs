@@ -1,5 +1,8 @@
 //! Descriptor chains, checked.
 
+use std::fs::File;
+use std::io;
+
 use mem::{GuestAddress, GuestMemory};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryBackend};
@@ -107,6 +110,24 @@ impl Buffer {
             rest = after;
             memory.write_slice(piece, start).map_err(|_| QueueError::NotMemory(start.0))
         })
+    }
+
+    /// Fills `len` bytes from byte `offset` on with what `file` holds from `place` on, and zeroes beyond its
+    /// end. Fails if the buffer ends before.
+    pub fn fill_from_file(
+        &self,
+        memory: &GuestMemory,
+        (offset, len): (usize, usize),
+        file: &File,
+        place: u64,
+    ) -> io::Result<()> {
+        let mut runs = Vec::with_capacity(self.segments.len());
+        self.each(offset, len, |start, len| {
+            runs.push((start, len));
+            Ok(())
+        })
+        .map_err(io::Error::other)?;
+        mem::fill_from_file(memory, runs.into_iter(), file, place)
     }
 
     /// The runs of memory that it consists of, in their order.

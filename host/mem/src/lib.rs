@@ -6,6 +6,7 @@
 //! map it as well.
 
 mod copied;
+mod from_file;
 mod give_back;
 mod huge;
 mod marks;
@@ -19,6 +20,7 @@ use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
 pub use copied::{Patch, copy_on_write};
+pub use from_file::fill_from_file;
 pub use give_back::give_back;
 pub use huge::allocate_huge;
 pub use marks::{CodeMarks, MarksFrom};

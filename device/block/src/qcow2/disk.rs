@@ -6,6 +6,7 @@ use crate::disk::{Disk, check_range, readonly, write_zeroes};
 use crate::file::HostFile;
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping, ShallowMapping};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -236,6 +237,22 @@ impl Disk for Qcow2Disk {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         check_range(offset, data.len() as u64, self.size)?;
         self.shared(|image| image.read(data, offset))
+    }
+
+    fn read_in_file(
+        &self,
+        offset: u64,
+        len: u64,
+        read: &mut dyn FnMut(&File, u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        check_range(offset, len, self.size)?;
+        // What would move the data elsewhere waits for the image.
+        self.shared(|image| match image.get_mapping(offset, len)? {
+            (Mapping::Raw { storage, offset, .. }, there) if there >= len => {
+                read(storage.file(), offset).map(|()| true)
+            }
+            _ => Ok(false),
+        })
     }
 
     fn write_at(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {

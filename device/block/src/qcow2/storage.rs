@@ -24,6 +24,7 @@ use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -49,6 +50,11 @@ impl ImageFile {
     /// The file of an image that is written.
     pub(super) fn writable(host: Arc<HostFile>, len: u64, order: Arc<WriteOrder>) -> Self {
         ImageFile { order: Some(order), ..ImageFile::readonly(host, len) }
+    }
+
+    /// The file itself, to read data from.
+    pub(super) fn file(&self) -> &File {
+        self.host.file()
     }
 
     fn write_one(&self, offset: u64, data: &[u8]) -> io::Result<()> {

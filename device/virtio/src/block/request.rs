@@ -180,9 +180,15 @@ impl Requests {
         for at in pieces(data_len, stop) {
             let at = at?;
             let len = PIECE.min(data_len - at);
-            let result = self.disk.read_at(start + at as u64, &mut self.piece[..len]);
-            self.host(result)?;
-            chain.writable.write(memory, at, &self.piece[..len])?;
+            let from = start + at as u64;
+            let done = self.disk.read_in_file(from, len as u64, &mut |file, place| {
+                chain.writable.fill_from_file(memory, (at, len), file, place)
+            });
+            if !self.host(done)? {
+                let result = self.disk.read_at(from, &mut self.piece[..len]);
+                self.host(result)?;
+                chain.writable.write(memory, at, &self.piece[..len])?;
+            }
         }
         Ok(())
     }
@@ -265,7 +271,7 @@ impl Requests {
 
     /// An error of the host: logged, once per worker, and the guest sees an I/O error, unless the host has no
     /// room and that can wait.
-    fn host(&mut self, result: io::Result<()>) -> Result<(), Failure> {
+    fn host<T>(&mut self, result: io::Result<T>) -> Result<T, Failure> {
         result.map_err(|error| {
             let is_full =
                 matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);

@@ -96,7 +96,7 @@ pub fn guest(disk: &Arc<MemDisk>) -> Guest {
 
 const HEADER: u64 = DATA;
 const STATUS: u64 = DATA + 0x100;
-const BUFFER: u64 = DATA + 0x1000;
+pub const BUFFER: u64 = DATA + 0x1000;
 
 /// Writes a request header to guest memory.
 pub fn header(guest: &Guest, kind: u32, sector: u64) -> Piece {
@@ -111,7 +111,7 @@ pub fn header(guest: &Guest, kind: u32, sector: u64) -> Piece {
 pub const STATUS_PIECE: Piece = (STATUS, 1, true);
 
 /// A whole request: status and used length.
-fn request(g: &Guest, q: &mut Queue, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+pub fn request(g: &Guest, q: &mut Queue, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
     let mut pieces = vec![header(g, kind, sector)];
     pieces.extend(data);
     pieces.push(STATUS_PIECE);

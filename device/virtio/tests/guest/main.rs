@@ -7,6 +7,7 @@ mod console;
 mod driver;
 mod fs;
 mod hostile;
+mod image;
 mod net;
 mod rng;
 mod saved;
