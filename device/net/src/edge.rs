@@ -130,10 +130,11 @@ impl Backend for Edge {
 /// Whether what a guest sends is for the services: what goes to them, questions of who they are, and
 /// all that looks for a DHCP server.
 fn is_for_services(frame: &[u8], mac: EthernetAddress, server: Ipv4Addr) -> bool {
-    let Ok(frame) = EthernetFrame::new_checked(frame) else { return false };
-    if frame.dst_addr() == mac {
+    // Whatever goes there, also what is no whole frame.
+    if frame.starts_with(mac.as_bytes()) {
         return true;
     }
+    let Ok(frame) = EthernetFrame::new_checked(frame) else { return false };
     match frame.ethertype() {
         EthernetProtocol::Arp => arp(frame.payload()).is_some_and(|(_, wanted)| wanted == server),
         EthernetProtocol::Ipv4 => udp_port(frame.payload()) == Some(DHCP_SERVER),
