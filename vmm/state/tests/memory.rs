@@ -40,11 +40,20 @@ fn bytes(memory: &GuestMemory) -> Vec<u8> {
 fn written(memory: &GuestMemory, base: Option<&Base>) -> Base {
     let file = tempfile::tempfile().unwrap();
     let contents = memory::write(memory, &file, base).unwrap();
-    let written = match base {
-        Some(base) => base.successor(contents, file),
-        None => Base::new(contents, file, Vec::new()),
-    };
-    let written = written.unwrap();
+    // The files of the snapshot that it stands on, by the numbers that they have in this one.
+    let mut files = Vec::new();
+    if let Some(base) = base {
+        let Contents { older, .. } = base.contents();
+        let numbers = older.iter().map(|older| older.number);
+        let numbers = std::iter::once(base.contents().number()).chain(numbers);
+        files.extend(numbers.zip(base.parts().map(|part| part.file)));
+    }
+    let older = contents.older.iter().map(|older| {
+        let (_, file) = files.iter().find(|(number, _)| *number == older.number).unwrap();
+        file.try_clone().unwrap()
+    });
+    let older = older.collect();
+    let written = Base::new(contents, file, older).unwrap();
     written.verify().unwrap();
     written
 }

@@ -51,24 +51,6 @@ impl Base {
         Ok(base)
     }
 
-    /// The memory of a snapshot that stands on this one: its contents, and its own file.
-    ///
-    /// # Errors
-    ///
-    /// As for [`new`](Self::new), and the host's.
-    pub fn successor(&self, contents: Contents, own: File) -> Result<Self, Error> {
-        let numbers = self.contents.older.iter().map(|older| older.number);
-        let files: Vec<(u32, &File)> =
-            std::iter::once((self.number(), &self.own)).chain(numbers.zip(&self.older)).collect();
-        let find = |older: &Older| -> Result<File, Error> {
-            let found = files.iter().find(|(number, _)| *number == older.number);
-            let (_, file) = found.ok_or(Error::Contradictory("an older file is of nobody"))?;
-            Ok(file.try_clone()?)
-        };
-        let older = contents.older.iter().map(find).collect::<Result<_, _>>()?;
-        Self::new(contents, own, older)
-    }
-
     /// What the files must hold.
     pub fn contents(&self) -> &Contents {
         &self.contents
@@ -97,20 +79,14 @@ impl Base {
         self.parts().try_for_each(|part| verify_file(&part))
     }
 
-    /// The number that this snapshot's own file has as an older one.
-    pub fn number(&self) -> u32 {
-        let highest = self.contents.older.iter().map(|older| older.number).max();
-        highest.map_or(1, |number| number.saturating_add(1))
-    }
-
     /// What a snapshot of `memory` writes that stands on this one, and the files that it stands on then.
     /// `None`: it would have too many.
     pub(super) fn succeeded_by(&self, memory: &Flat) -> Result<Option<(Pages, Vec<Older>)>, Error> {
-        if self.older.len() >= MAX_OLDER || self.number() == u32::MAX {
+        if self.older.len() >= MAX_OLDER || self.contents.number() == u32::MAX {
             return Ok(None);
         }
         let changed = self.changed_in(memory)?.in_runs(MAX_CHANGED_RUNS);
-        let numbers = std::iter::once(self.number())
+        let numbers = std::iter::once(self.contents.number())
             .chain(self.contents.older.iter().map(|older| older.number));
         let older: Vec<Older> = numbers
             .zip(self.parts())

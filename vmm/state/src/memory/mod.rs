@@ -112,6 +112,12 @@ impl Contents {
         self.regions.iter().try_fold(0u64, |sum, region| sum.checked_add(region.len))
     }
 
+    /// The number that this snapshot's own file has as an older one.
+    pub fn number(&self) -> u32 {
+        let highest = self.older.iter().map(|older| older.number).max();
+        highest.map_or(1, |number| number.saturating_add(1))
+    }
+
     /// The pages that are in the snapshot's own file.
     fn own_pages(&self) -> Pages {
         let all = Pages::all(self.len().unwrap_or(0).div_ceil(PAGE));

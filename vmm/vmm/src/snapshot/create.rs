@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use state::Sections;
-use state::memory::{self, Contents};
+use state::memory::{self, Base, Contents};
 use vmm_api::{Failure, Snapshot, VmConfig};
 
 use super::contents::{ClockState, Cpuid, Disks, put, section};
@@ -32,20 +32,22 @@ pub fn create(
     let place = Place::new(directory, name)?;
     let memory = place.create(MEMORY)?;
     let mut parents = running.parents().iter();
-    let parent = parents.find(|parent| parent.link_into(&place.directory)).cloned();
+    let parent =
+        parents.find_map(|parent| Some((parent.clone(), parent.link_into(&place.directory)?)));
 
     // Most of what is to be written goes to disk while the guest runs.
     running.machine().flush_disks()?;
     let was_paused = running.is_paused();
     let begun = Instant::now();
     running.pause()?;
-    let taken = take(running, config, &memory, parent.as_deref(), &id()?);
+    let base = parent.as_ref().map(|(_, base)| base);
+    let taken = take(running, config, &memory, base, &id()?);
     if !was_paused {
         running.resume();
     }
     let stood_still = begun.elapsed();
     let Taken { state, memory: contents, layers } = taken?;
-    if let Some(parent) = &parent {
+    if let Some((parent, _)) = &parent {
         parent.unlink_from(&place.directory, &contents.older);
     }
     tracing::info!(?stood_still, "the guest goes on after a snapshot");
@@ -64,11 +66,7 @@ pub fn create(
     place.write(STATE, &state.to_bytes())?;
     place.write(ABOUT, &about)?;
     let directory = place.finish(&memory)?;
-    match Parent::made(directory, contents, memory, parent.as_deref()) {
-        Ok(parent) => running.stand_on(parent),
-        // The snapshot is there all the same, and the next one is whole or stands on an older one.
-        Err(failure) => tracing::warn!("no snapshot will stand on {name}: {}", failure.message),
-    }
+    running.stand_on(Parent::new(directory, contents));
     Ok(())
 }
 
@@ -86,7 +84,7 @@ fn take(
     running: &mut Running,
     config: &VmConfig,
     memory: &File,
-    parent: Option<&Parent>,
+    base: Option<&Base>,
     id: &str,
 ) -> Result<Taken, Failure> {
     // It is off the bus, still in the configuration, and may still store to memory.
@@ -108,7 +106,7 @@ fn take(
     }
     put(&mut state, section::CHIPS, &running.save_chips()?)?;
     running.machine().save(&mut state)?;
-    let contents = memory::write(running.memory(), memory, parent.map(Parent::memory))
+    let contents = memory::write(running.memory(), memory, base)
         .map_err(|e| Failure::host(format!("cannot write the guest's memory: {e}")))?;
     put(&mut state, section::MEMORY, &contents)?;
     // Last: all else can be undone by forgetting it.

@@ -173,7 +173,7 @@ impl Opened {
 
     /// What the guest stands on from now on.
     pub fn into_parent(self) -> Parent {
-        Parent::new(self.directory, self.memory)
+        Parent::new(self.directory, self.memory.contents().clone())
     }
 
     /// Waits until the memory has been read and found as it was written.
@@ -187,7 +187,7 @@ impl Opened {
     }
 }
 
-pub fn unusable(error: memory::Error) -> Failure {
+fn unusable(error: memory::Error) -> Failure {
     match error {
         memory::Error::Host(error) => {
             Failure::host(format!("cannot read the snapshot's memory file: {error}"))
