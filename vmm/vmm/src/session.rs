@@ -114,9 +114,9 @@ fn run_on(
                 assembly
             }
         };
+        let begun = Instant::now();
         let mut running = Running::start(assembly, &affinity, debugging.as_ref())?;
         let pty = |chardev: &chardev::Chardev| chardev.pty().map(|p| p.display().to_string());
-        let begun = Instant::now();
         api.show(Shown {
             config: config.clone(),
             state: RunState::Running,

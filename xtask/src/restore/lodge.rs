@@ -1,6 +1,8 @@
 //! Lodge's side.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +25,14 @@ pub struct Lodge<'a> {
     memory: &'a str,
 }
 
+/// How long a start took.
+pub struct Started {
+    /// Until the command was over.
+    pub returned: Duration,
+    /// How much of that was after the guest's start, at most.
+    pub since_start: Duration,
+}
+
 /// How long a restore took.
 pub struct Restored {
     /// Until the guest's first answer.
@@ -33,7 +43,7 @@ pub struct Restored {
 
 /// Memory in MiB.
 pub struct Memory {
-    /// What it has changed, or has made (Private_Dirty of smaps).
+    /// What it has changed, or has made (Pss_Dirty of smaps: translated code, which is mapped twice, counts once).
     pub own: f64,
     /// With pages of files that nobody else has mapped (Private_Clean): the host may forget them.
     pub mapped: f64,
@@ -64,12 +74,28 @@ impl<'a> Lodge<'a> {
     }
 
     /// How long `lodge run -d` takes. The guest goes again.
-    pub fn start(&self) -> anyhow::Result<Duration> {
+    pub fn start(&self) -> anyhow::Result<Started> {
         let begun = Instant::now();
         self.say(&self.small.run(GUEST, self.memory))?;
-        let took = begun.elapsed();
+        let returned = begun.elapsed();
+        // This is asked when the command is over, so that the guest has run for longer than until then.
+        let since_start = self.running(GUEST)?;
         self.say(&["rm", "--force", GUEST])?;
-        Ok(took)
+        Ok(Started { returned, since_start })
+    }
+
+    /// How long ago the guest's processors were started, as its VMM says.
+    fn running(&self, guest: &str) -> anyhow::Result<Duration> {
+        let mut stream = UnixStream::connect(self.directory(guest).join("api.sock"))?;
+        stream.write_all(
+            b"GET /v1/statistics HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n",
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("the VMM does not speak HTTP")?;
+        let statistics: serde_json::Value = serde_json::from_str(body)?;
+        let ns = statistics["running_ns"].as_u64().context("no time in the VMM's statistics")?;
+        Ok(Duration::from_nanos(ns))
     }
 
     /// Starts the guest and makes the snapshot.
@@ -118,7 +144,7 @@ impl<'a> Lodge<'a> {
             let value = facts::field(&rollup, name).context("smaps_rollup has another form")?;
             Ok(value.trim_end_matches(" kB").trim().parse::<f64>()? / 1024.0)
         };
-        let own = mib("Private_Dirty")?;
+        let own = mib("Pss_Dirty")?;
         Ok(Memory { own, mapped: own + mib("Private_Clean")?, share: mib("Pss")? })
     }
 }

@@ -44,8 +44,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let small = Small::make(&lab).context("a small guest cannot be made here")?;
     let memory = format!("{}M", arguments.memory);
     let lodge = lodge::Lodge::new(&lab, &small, &memory);
-    let starts: Vec<Duration> =
-        (0..arguments.rounds).map(|_| lodge.start()).collect::<anyhow::Result<_>>()?;
+    let mut starts = [const { Vec::new() }; 2];
+    for _ in 0..arguments.rounds {
+        let lodge::Started { returned, since_start } = lodge.start()?;
+        starts[0].push(returned);
+        starts[1].push(since_start);
+    }
     lodge.prepare()?;
     let qemu = qemu::Qemu::prepare(&lab, &small, arguments.memory)?;
     let mut restores = [const { Vec::new() }; 3];
@@ -59,9 +63,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     drop(qemu);
     println!("{:<58} {:>8} {:>8}", "", "median", "least");
+    let [started, since_start] = starts;
     let [answered, returned, qemu] = restores;
     for (what, mut times) in [
-        ("`lodge run -d` returns", starts),
+        ("`lodge run -d` returns", started),
+        ("`lodge run -d` returns, from the guest's start", since_start),
         ("`lodge snapshot restore` until the first answer", answered),
         ("`lodge snapshot restore` returns", returned),
         ("QEMU -incoming until the first answer", qemu),

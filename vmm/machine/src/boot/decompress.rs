@@ -4,9 +4,7 @@
 //! gzip that is the format's own last field (Linux, `scripts/Makefile.lib`, "size_append"). It
 //! bounds what is decompressed.
 
-use std::io::{self, BufRead, Read};
-
-use super::source::Fields;
+use std::io::{self, Read};
 
 /// No kernel decompresses to more than this.
 const MAX_LEN: u32 = 512 << 20;
@@ -55,7 +53,7 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
         Format::Lzma => lzma_rust2::LzmaReader::new_mem_limit(body, kib, None)
             .and_then(|reader| read(reader, size)),
         Format::Xz => read(lzma_rust2::XzReader::new_mem_limit(body, false, kib), size),
-        Format::Lz4Legacy => read(Lz4Legacy::new(body), size),
+        Format::Lz4Legacy => lz4_legacy(body, size),
         Format::Zstd => ruzstd::decoding::StreamingDecoder::new(body)
             .map_err(io::Error::other)
             .and_then(|reader| read(reader, size)),
@@ -69,52 +67,30 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Option<Vec<u8>>, String> {
 
 /// Reads all of `reader`, but no more than one byte beyond `size`.
 fn read(reader: impl Read, size: u32) -> io::Result<Vec<u8>> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(size as usize + 1);
     reader.take(u64::from(size) + 1).read_to_end(&mut out)?;
     Ok(out)
 }
 
-/// The LZ4 legacy frame: after the magic number, blocks with a 32-bit length each.
-struct Lz4Legacy<'a> {
-    input: &'a [u8],
-    block: Vec<u8>,
-    used: usize,
-    len: usize,
-}
-
-impl<'a> Lz4Legacy<'a> {
-    fn new(body: &'a [u8]) -> Self {
-        Self { input: body.get(4..).unwrap_or_default(), block: Vec::new(), used: 0, len: 0 }
+/// Decompresses an LZ4 legacy frame to at most `size` bytes: after the magic number, blocks with a 32-bit length
+/// each, which go where they belong at once.
+fn lz4_legacy(body: &[u8], size: u32) -> io::Result<Vec<u8>> {
+    let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "a block is truncated");
+    let mut out = vec![0; size as usize];
+    let mut used = 0;
+    let mut input = body.get(4..).unwrap_or_default();
+    while !input.is_empty() {
+        let (len, rest) = input.split_first_chunk().ok_or_else(truncated)?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let (block, rest) = rest.split_at_checked(len).ok_or_else(truncated)?;
+        let room = &mut out[used..];
+        let room_of_block = room.len().min(LZ4_LEGACY_BLOCK);
+        used += lz4_flex::block::decompress_into(block, &mut room[..room_of_block])
+            .map_err(io::Error::other)?;
+        input = rest;
     }
-}
-
-impl BufRead for Lz4Legacy<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.used == self.len && !self.input.is_empty() {
-            let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "a block is truncated");
-            let len = self.input.u32(0) as usize;
-            let rest = self.input.get(4..).ok_or_else(truncated)?;
-            let (block, rest) = rest.split_at_checked(len).ok_or_else(truncated)?;
-            self.block.resize(LZ4_LEGACY_BLOCK, 0);
-            self.len = lz4_flex::block::decompress_into(block, &mut self.block)
-                .map_err(io::Error::other)?;
-            self.used = 0;
-            self.input = rest;
-        }
-        Ok(&self.block[self.used..self.len])
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.used = self.len.min(self.used + amount);
-    }
-}
-
-impl Read for Lz4Legacy<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.fill_buf()?.read(buf)?;
-        self.consume(n);
-        Ok(n)
-    }
+    out.truncate(used);
+    Ok(out)
 }
 
 #[cfg(test)]

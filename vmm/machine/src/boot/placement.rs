@@ -123,6 +123,11 @@ impl<'a> Placement<'a> {
         len: u64,
         addr: u64,
     ) -> Result<(), BootError> {
+        if let Some(bytes) = source.in_memory() {
+            let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
+            let part = end.and_then(|end| bytes.get(offset as usize..end));
+            return self.write(addr, part.ok_or_else(|| source.too_short(offset, len))?);
+        }
         let mut buf = vec![0; len.min(CHUNK as u64) as usize];
         let mut done = 0;
         while done < len {

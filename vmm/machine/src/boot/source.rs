@@ -59,11 +59,7 @@ impl Source {
     pub(super) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), BootError> {
         let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.len());
         let Some(end) = end else {
-            return Err(self.damaged(format!(
-                "it has {} bytes, but {} more are needed at offset {offset}",
-                self.len(),
-                buf.len()
-            )));
+            return Err(self.too_short(offset, buf.len() as u64));
         };
         match &self.data {
             Data::File { file, .. } => file.read_exact_at(buf, offset).map_err(|source| {
@@ -76,14 +72,19 @@ impl Source {
         }
     }
 
+    /// The bytes themselves, where they are in memory; `None` if they must be read.
+    pub(super) fn in_memory(&self) -> Option<&[u8]> {
+        match &self.data {
+            Data::File { .. } => None,
+            Data::Bytes(bytes) => Some(bytes),
+        }
+    }
+
     /// The `len` bytes at `offset`. The length is checked against the file's before memory is
     /// allocated for it.
     pub(super) fn bytes(&self, offset: u64, len: u64) -> Result<Vec<u8>, BootError> {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(self.damaged(format!(
-                "it has {} bytes, but {len} are needed at offset {offset}",
-                self.len()
-            )));
+            return Err(self.too_short(offset, len));
         }
         let mut bytes = vec![0; len as usize];
         self.read_at(offset, &mut bytes)?;
@@ -93,6 +94,12 @@ impl Source {
     /// The first bytes, at most `max` of them.
     pub(super) fn head(&self, max: u64) -> Result<Vec<u8>, BootError> {
         self.bytes(0, self.len().min(max))
+    }
+
+    /// It ends before `len` bytes from `offset` on.
+    pub(super) fn too_short(&self, offset: u64, len: u64) -> BootError {
+        let has = self.len();
+        self.damaged(format!("it has {has} bytes, but {len} are needed at offset {offset}"))
     }
 
     pub(super) fn damaged(&self, why: impl Into<String>) -> BootError {
