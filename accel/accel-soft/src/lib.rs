@@ -196,7 +196,10 @@ impl Accelerator for SoftAccelerator {
                     }
                 };
                 let env = SoftEnv::new(shared.clone(), index as usize, cpuid, native, tsc_offset);
-                let cpu = Cpu::new(state, env);
+                let mut cpu = Cpu::new(state, env);
+                if transcoder.is_some() {
+                    cpu.keep_little_code();
+                }
                 Ok(Some(SoftVcpu { cpu, transcoder, processor_signature, skipped: 0 }))
             })
             .collect::<Result<Vec<_>, Fault>>()?;

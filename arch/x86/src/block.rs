@@ -20,6 +20,8 @@ const FEWEST_SLOTS: usize = 1 << 10;
 const MOST_SLOTS: usize = 1 << 15;
 /// How many operations are kept. When there is no more room, all are forgotten.
 const CAPACITY: usize = 1 << 16;
+/// The same where somebody else runs what is run often.
+const LITTLE: usize = 1 << 14;
 
 /// What a block is found by: the guest physical address of its first byte, and the code size it
 /// was decoded for.
@@ -127,12 +129,14 @@ impl Table {
 pub(crate) struct BlockCache<E: Env> {
     blocks: Table,
     pub ops: Vec<Op<E>>,
+    /// How many operations are kept.
+    capacity: usize,
 }
 
 impl<E: Env> Default for BlockCache<E> {
     /// A stand-in that holds nothing, for while the processor uses the real one.
     fn default() -> Self {
-        Self { blocks: Table::default(), ops: Vec::new() }
+        Self { blocks: Table::default(), ops: Vec::new(), capacity: 0 }
     }
 }
 
@@ -140,7 +144,12 @@ impl<E: Env> BlockCache<E> {
     pub fn new() -> Self {
         // Never moved, so that there are never two of it.
         let ops = Vec::with_capacity(CAPACITY);
-        Self { blocks: Table::new(FEWEST_SLOTS), ops }
+        Self { blocks: Table::new(FEWEST_SLOTS), ops, capacity: CAPACITY }
+    }
+
+    /// Keeps less from now on: most of it is not asked for again.
+    pub fn keep_little(&mut self) {
+        self.capacity = LITTLE;
     }
 
     /// The block with this key, if it is there.
@@ -151,7 +160,7 @@ impl<E: Env> BlockCache<E> {
 
     /// Makes sure that one more block and its operations find room.
     pub fn reserve(&mut self) {
-        if self.ops.len() + MAX_OPS > CAPACITY {
+        if self.ops.len() + MAX_OPS > self.capacity {
             self.ops.clear();
             self.blocks.clear();
         }

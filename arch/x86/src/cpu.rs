@@ -116,6 +116,12 @@ impl<E: Env> Cpu<E> {
         cpu
     }
 
+    /// Tells that somebody else runs what is run often: less of what was decoded is kept, in a quarter of the
+    /// memory.
+    pub fn keep_little_code(&mut self) {
+        self.blocks.keep_little();
+    }
+
     /// Takes note of changes that were made to `state` from outside.
     pub fn state_changed(&mut self) {
         self.single_step = false;
