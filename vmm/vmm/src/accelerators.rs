@@ -136,6 +136,7 @@ fn state_of(obstacle: &Obstacle) -> KvmState {
         Obstacle::NotADevice(_) => KvmState::NotADevice,
         Obstacle::Unserved(_) => KvmState::Unserved,
         Obstacle::Forbidden(_) => KvmState::Forbidden,
+        Obstacle::Denied(_) => KvmState::Denied,
         Obstacle::Unopenable(_, error) => KvmState::Unopenable(error.to_string()),
         Obstacle::Foreign(_) => KvmState::Foreign("it does not answer as KVM does".to_owned()),
         Obstacle::Version(_) | Obstacle::Lacks(_) => KvmState::Outdated(obstacle.to_string()),
@@ -227,7 +228,8 @@ mod tests {
         let path = std::path::PathBuf::from("/dev/kvm");
         assert_eq!(state_of(&Obstacle::Missing(path.clone())), KvmState::Missing);
         assert_eq!(state_of(&Obstacle::Unserved(path.clone())), KvmState::Unserved);
-        assert_eq!(state_of(&Obstacle::Forbidden(path)), KvmState::Forbidden);
+        assert_eq!(state_of(&Obstacle::Forbidden(path.clone())), KvmState::Forbidden);
+        assert_eq!(state_of(&Obstacle::Denied(path)), KvmState::Denied);
         assert!(
             matches!(state_of(&Obstacle::Version(11)), KvmState::Outdated(why) if why.contains("11"))
         );
