@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use accel::Fault;
-use kvm_bindings::{KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_VCPU_ATTRIBUTES, KVM_MAX_CPUID_ENTRIES,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::cpuid::Supported;
@@ -67,6 +69,12 @@ impl Host {
             return 0;
         }
         u32::try_from(self.kvm.check_extension_raw(cap.into())).unwrap_or(0)
+    }
+
+    /// Whether guests' TSCs can have another rate than the host's. Where their offsets cannot be set,
+    /// they could not go on from a saved state to the tick.
+    pub fn scales_tsc(&self) -> bool {
+        self.has(KVM_CAP_TSC_CONTROL) && self.has(KVM_CAP_VCPU_ATTRIBUTES)
     }
 
     /// Whether KVM has it.

@@ -213,6 +213,7 @@ fn run_to_hlt(vcpu: &mut VcpuFd, kick: &Kick) -> Result<(u64, u64), Fault> {
     let plain = Abilities {
         sregs2: false,
         tsc_offset: false,
+        scaling: None,
         blocks_interrupts: false,
         components: 3,
         xsave: false,
