@@ -218,6 +218,7 @@ fn run_to_hlt(vcpu: &mut VcpuFd, kick: &Kick) -> Result<(u64, u64), Fault> {
         components: 3,
         xsave: false,
         msrs: KnownMsrs::default(),
+        arch_capabilities: false,
         hyperv: false,
     };
     state::store(vcpu, &plain, Sections::GENERAL | Sections::SYSTEM, &state)?;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MCE,
     KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_VCPU_ATTRIBUTES,
     KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use runtime::{Clock, Doorbells};
-use x86::cpuid::KVM_TIMING;
+use x86::cpuid::{KVM_TIMING, MACHINE_CHECK_BANKS};
 
 use crate::chips;
 use crate::cpuid;
@@ -162,6 +162,10 @@ fn processors(
             failed(format!("KVM makes no more than {index} processors for this guest"), e)
         })?;
         let enlightenments = config.hyperv.then(|| hyperv::enlighten(host, &fd)).transpose()?;
+        if host.has(KVM_CAP_MCE) {
+            sys::set_machine_check_banks(&fd, MACHINE_CHECK_BANKS)
+                .map_err(|e| failed("KVM refuses a processor's bank of machine checks", e))?;
+        }
         shared.stores.add_processor(&fd)?;
         rate = tune(&fd, &config.cpuid, scaling)?;
         let (table, abilities) = match &common {
@@ -183,6 +187,7 @@ fn processors(
                     components,
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,
+                    arch_capabilities: cpuid::has_arch_capabilities(&table),
                     hyperv: config.hyperv,
                 };
                 common.insert((table, abilities))

@@ -167,20 +167,24 @@ pub fn check_hugepages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
 pub fn cpuid(model: CpuModel, accelerator: &dyn Accelerator) -> Result<CpuidTable, Failure> {
     let (model, name) = match model {
         CpuModel::Host => (Model::Host, "host"),
+        CpuModel::X86_64 => (Model::V1, "x86-64"),
         CpuModel::X86_64V2 => (Model::V2, "x86-64-v2"),
         CpuModel::X86_64V3 => (Model::V3, "x86-64-v3"),
     };
-    let tsc_hz = match kind(accelerator) {
-        vmm_api::Accelerator::Kvm => 0,
-        _ => runtime::tsc::frequency_hz(),
-    };
-    let table = cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
+    let is_kvm = kind(accelerator) == vmm_api::Accelerator::Kvm;
+    let tsc_hz = if is_kvm { 0 } else { runtime::tsc::frequency_hz() };
+    let mut table = cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
         Failure::host(format!(
             "this host's processor has not all features of the processor model {name} (bits \
-             {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\"",
+             {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\", or \"x86-64\" for a \
+             guest that is to go on elsewhere",
             missing.bits, missing.leaf
         ))
     })?;
+    // Guests that run on the processor itself need what protects from its flaws.
+    if is_kvm && model == Model::Host {
+        cpuid::add_speculation_controls(&mut table, host_cpuid);
+    }
     accelerator.offered(&table).map_err(fault)
 }
 

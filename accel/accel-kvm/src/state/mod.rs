@@ -1,5 +1,6 @@
 //! A processor's state between KVM's structures and [`CpuState`].
 
+mod arch_capabilities;
 mod events;
 pub mod hypervisor;
 pub mod lapic;
@@ -32,6 +33,8 @@ pub struct Abilities {
     pub xsave: bool,
     /// MSRs of [`CpuState`] that KVM has.
     pub msrs: KnownMsrs,
+    /// The guest has IA32_ARCH_CAPABILITIES.
+    pub arch_capabilities: bool,
     /// Hyper-V's interface is served.
     pub hyperv: bool,
 }

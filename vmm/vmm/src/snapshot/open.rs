@@ -92,7 +92,7 @@ impl Opened {
             return Err(Failure::configuration(format!(
                 "the guest had another processor when the snapshot was made: CPUID leaf {leaf:#x}, \
                  subleaf {subleaf}, was {}, and is {} here; restore it on a host with the same \
-                 processor and the same accelerator, or make guests that move with --cpu x86-64-v2",
+                 processor and the same accelerator, or make guests that move with --cpu x86-64",
                 show(&saved, leaf, subleaf),
                 show(offered, leaf, subleaf)
             )));
