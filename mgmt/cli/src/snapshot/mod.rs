@@ -91,6 +91,9 @@ fn restore(args: &RestoreArgs) -> Result<u8, Failure> {
         let mac = default_mac(&snapshot.config.name, card_number(index, net));
         net.mac.get_or_insert_with(|| mac.map(|byte| format!("{byte:02x}")).join(":"));
     }
+    if let Some(accel) = args.accel {
+        config.accelerator = accel.into();
+    }
     let directory = store::directory(guest.directory(), &snapshot.name);
     run::launch_detached(&config, guest, Some(&directory))?;
     Ok(0)
