@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod exec;
+pub mod program;
 pub mod ssh;
 
 use std::os::unix::net::UnixStream;
