@@ -326,7 +326,7 @@ fn fits(guest: &Guest, image: &Image, name: &str) -> Result<(), Failure> {
 
 /// A configuration with nothing in it but what must be, for the tests of this module.
 #[cfg(test)]
-fn empty_config() -> vmm_api::VmConfig {
+pub fn empty_config() -> vmm_api::VmConfig {
     vmm_api::VmConfig {
         name: "guest".into(),
         cpus: 1,
