@@ -69,6 +69,8 @@ pub struct Stubs<'a> {
     /// Jumped to in order to leave, with the number of an exit in EBP. It keeps RAX and the
     /// registers that are the guest's for the guest to see.
     pub leave: u64,
+    /// The same, but it makes RAX of the status flags.
+    pub leave_with_flags: u64,
     /// Jumped to in order to leave with the number of an exit that one of `misses` put in the
     /// context, and the linear address in RBX.
     pub crossing: u64,
@@ -450,7 +452,7 @@ impl Checker {
         if state.leaks() {
             return Err(Problem::Leak);
         }
-        if target == block.stubs.leave {
+        if target == block.stubs.leave || target == block.stubs.leave_with_flags {
             return self.leave(state, false, block);
         }
         if target == block.stubs.crossing {

@@ -96,6 +96,7 @@ fn parse(line: &str) -> Golden {
         links: list(links, number),
         stubs: Stubs {
             leave: number(leave).into(),
+            leave_with_flags: u64::MAX,
             crossing: number(crossing).into(),
             branch: number(branch).into(),
             load_vectors: number(load).into(),
@@ -221,7 +222,7 @@ proptest! {
             flags: u64::from(first),
             time: true,
             mirrored: None,
-            stubs: Stubs { leave: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3], strings: &[] },
+            stubs: Stubs { leave: !address, leave_with_flags: !address, crossing: 4, branch: 1, load_vectors: address, misses: [2, 3], strings: &[] },
         };
         let _ = Checker::new(layout()).check(&block);
     }
@@ -280,7 +281,7 @@ proptest! {
             flags: 0,
             time: false,
             mirrored: None,
-            stubs: Stubs { leave: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60], strings: &[] },
+            stubs: Stubs { leave: 0, leave_with_flags: 0, crossing: 0x8, branch: 0x10, load_vectors: 0x20, misses: [0x40, 0x60], strings: &[] },
         };
         let _ = Checker::new(layout()).check(&block);
     }

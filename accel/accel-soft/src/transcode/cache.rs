@@ -13,7 +13,7 @@ use super::far_links::Linked;
 use super::packed_exit::PackedExit;
 use super::sites::{Site, Sites};
 use super::strings::{self, STRING_OPS, StringOp};
-use super::translate::{Common, Departure, Exit, Link, Setting, Translated};
+use super::translate::{Common, Departure, Exit, Link, Setting, Translated, WITH_FLAGS};
 use super::{entry, second_level};
 use crate::code_memory::CodeMemory;
 
@@ -194,6 +194,9 @@ impl Cache {
         let leave_mirrored_label = asm.here();
         // Code memory cannot be read there.
         asm.jmp_mem(Mem::Context(offset::LEAVE_MIRRORED));
+        let leave_with_flags = asm.code.len() as u32;
+        asm.save_status();
+        asm.jmp(leave_mirrored_label);
         let load_vectors = asm.code.len() as u32;
         jump_to(&mut asm, entry::load_vectors as *const () as u64);
         let mut second_level = [[0; 2]; VIEWS];
@@ -227,6 +230,7 @@ impl Cache {
         let common = Common {
             leave: 0,
             leave_mirrored,
+            leave_with_flags,
             crossing,
             load_vectors,
             second_level,
@@ -236,6 +240,9 @@ impl Cache {
         let forgotten = [leave_label, leave_mirrored_label].map(|leave| {
             // Leaves by exit 0.
             let at = asm.code.len();
+            if leave == leave_mirrored_label {
+                asm.save_status();
+            }
             asm.mov_imm(Reg::RBP, 0);
             asm.jmp(leave);
             at
@@ -393,7 +400,7 @@ impl Cache {
     pub fn link_far(&mut self, at: u32, far: Option<u64>) -> Linked {
         let jump_cache = self.address(self.far_jumps);
         let before = self.code.read_distance(at as usize);
-        self.link(at, far.unwrap_or(jump_cache));
+        self.link(at, far.map_or(jump_cache, |far| far + u64::from(WITH_FLAGS)));
         Linked { at, before }
     }
 
@@ -417,9 +424,11 @@ impl Cache {
             forgotten.extend(crossings.map(|at| (at.0, self.crossings.remove(at))));
             for (key, block) in forgotten {
                 if let Some(Block::Code { far, .. }) = block.map(|packed| self.unpack(packed)) {
-                    let at = far.wrapping_sub(self.code.address(0)) as usize;
-                    self.code.write(at, &[0xe9]);
-                    self.link(at as u32 + 1, self.forgotten[usize::from(key.is_mirrored())]);
+                    let is_mirrored = key.is_mirrored();
+                    let at = far.wrapping_sub(self.code.address(0)) as u32
+                        + if is_mirrored { WITH_FLAGS } else { 0 };
+                    self.code.write(at as usize, &[0xe9]);
+                    self.link(at + 1, self.forgotten[usize::from(is_mirrored)]);
                 }
             }
         }

@@ -13,7 +13,7 @@ use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use checker::{Field, Layout, ViewTables};
 use x86::View;
@@ -232,6 +232,10 @@ pub struct Context {
     /// mirrored.
     pub plain_sp: u64,
     pub mirrored_sp: u64,
+    /// What user code with mirrored memory has in the place of `attention`, and loads from: its own address
+    /// at `mirrored_sp`; 0 when the processor has something else to do. That faults, and leaves the status
+    /// flags alone.
+    pub poll: AtomicU64,
     /// The address of [`entry::leave_mirrored`](super::entry::leave_mirrored).
     pub leave_mirrored: u64,
     /// PKRU as Rust code expects it, and as it is while user code with mirrored memory runs.
@@ -282,6 +286,7 @@ pub fn layout() -> Layout {
             // With `deferred` behind it.
             field(offset_of!(Context, attention), 8, NOBODY),
             field(offset_of!(Context, vectors_live), 4, NOBODY),
+            field(offset_of!(Context, poll), 8, NOBODY),
             field(offset_of!(Context, gpr), 16 * 8, ANYBODY),
             field(offset_of!(Context, code_base), 8, ANYBODY),
             field(offset_of!(Context, status), 8, ANYBODY),
@@ -565,19 +570,27 @@ impl ContextCell {
     /// Makes translated code return soon. From any thread.
     pub fn ring(&self) {
         // SAFETY: the field is atomic, and no reference to the whole context is made.
-        unsafe { &(*self.get()).attention }.store(1, Ordering::SeqCst);
+        let (attention, poll) = unsafe { (&(*self.get()).attention, &(*self.get()).poll) };
+        poll.store(0, Ordering::SeqCst);
+        attention.store(1, Ordering::SeqCst);
     }
 
     /// Whether somebody rang.
     pub fn is_rung(&self) -> bool {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.get()).attention }.load(Ordering::Relaxed) != 0
+        let (attention, poll) = unsafe { (&(*self.get()).attention, &(*self.get()).poll) };
+        // Whoever answered while somebody rang may have missed one of them.
+        attention.load(Ordering::Relaxed) != 0 || poll.load(Ordering::Relaxed) == 0
     }
 
     /// Takes the ring back; what it was about must be looked at afterwards.
     pub fn answer(&self) {
         // SAFETY: as in `ring`.
-        unsafe { &(*self.get()).attention }.swap(0, Ordering::SeqCst);
+        let (attention, poll) = unsafe { (&(*self.get()).attention, &(*self.get()).poll) };
+        // SAFETY: only this processor's thread, which calls, ever changes it.
+        let quiet = unsafe { (*self.get()).mirrored_sp }.wrapping_add_signed(offset::POLL.into());
+        poll.swap(quiet, Ordering::SeqCst);
+        attention.swap(0, Ordering::SeqCst);
     }
 
     /// The context, for its processor's thread.

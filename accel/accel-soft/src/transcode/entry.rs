@@ -84,6 +84,17 @@ macro_rules! enter_block {
     };
 }
 
+/// The same to one of a block for mirrored memory, which expects the status flags in the host's.
+macro_rules! enter_mirrored_block {
+    () => {
+        "mov rax, [rsp + {status}]
+        mov rbx, [rsp + {code_base}]
+        cmp al, 0x81
+        sahf
+        jmp qword ptr [rsp + {target}]"
+    };
+}
+
 /// Runs translated code from `context.target` until it leaves. The registers come from and go
 /// to `context`.
 ///
@@ -289,7 +300,7 @@ pub unsafe extern "sysv64" fn enter_mirrored(context: *mut Context) {
         prepare_mirrored!(),
         lock!(),
         load_registers!(),
-        enter_block!(),
+        enter_mirrored_block!(),
         stack = const STACK,
         load = sym load_vectors,
         gpr = const GPR,

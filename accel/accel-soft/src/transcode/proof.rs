@@ -98,6 +98,7 @@ impl Proof {
             stubs: match setting.mirrored {
                 true => Stubs {
                     leave: common.leave_mirrored.into(),
+                    leave_with_flags: common.leave_with_flags.into(),
                     crossing: NOWHERE,
                     load_vectors: NOWHERE,
                     branch: common.second_jumps[setting.jumps()].into(),
@@ -106,6 +107,7 @@ impl Proof {
                 },
                 false => Stubs {
                     leave: common.leave.into(),
+                    leave_with_flags: NOWHERE,
                     crossing: common.crossing.into(),
                     load_vectors: common.load_vectors.into(),
                     branch: common.second_jumps[setting.jumps()].into(),

@@ -232,10 +232,11 @@ fn emit_fill_mirrored(asm: &mut Assembler) {
 }
 
 /// Emits the code for direct jumps between pages that are not linked ([`far_links`](super::far_links)), to
-/// the address in RBX, with the number of an exit in EBP. If the first level has no block there, it goes on
+/// the address in RBX, with the number of an exit in EBP and the status flags in the host's. If the first level has no block there, it goes on
 /// behind itself, where [`emit_branch`]'s code is.
 pub fn emit_far(asm: &mut Assembler) {
     let missed = asm.label();
+    asm.save_status();
     asm.store(Mem::Context(offset::STATUS), ENTRY);
     asm.store32(Mem::Context(offset::EXIT), OTHER);
     emit_hash(asm, ENTRY, TARGET, JUMP_ENTRIES[MIRRORED_JUMPS]);

@@ -19,13 +19,16 @@ pub struct Site {
     pub back: u8,
     /// What is to be added to the register that holds RSP, in words: -7 to 7.
     pub stack: i8,
+    /// It is no access of the guest's, but that by which a block learns that the processor has something else
+    /// to do ([`Context::poll`](super::context::Context::poll)).
+    pub is_poll: bool,
 }
 
 /// All sites in code memory, ordered.
 pub struct Sites(Vec<Packed>);
 
-/// A site in eight bytes: its place, and in the other word `at` in bits 12:0, status in bits 15:13, `stack`
-/// in bits 23:16, `back` in bits 31:24.
+/// A site in eight bytes: its place, and in the other word `at` in bits 11:0, `is_poll` in bit 12, status in
+/// bits 14:13, `is_spilled` in bit 15, `stack` in bits 23:16, `back` in bits 31:24.
 #[derive(Clone, Copy)]
 struct Packed {
     host: u32,
@@ -51,7 +54,8 @@ impl Sites {
             let status = STATUS.iter().position(|&s| s == site.status).unwrap_or(0) as u32;
             Packed {
                 host: base + site.host,
-                rest: u32::from(site.at & 0x1fff)
+                rest: u32::from(site.at & 0xfff)
+                    | u32::from(site.is_poll) << 12
                     | status << 13
                     | u32::from(site.is_spilled) << 15
                     | u32::from(site.stack as u8) << 16
@@ -66,11 +70,12 @@ impl Sites {
         let Packed { host, rest } = self.0[index];
         Some(Site {
             host,
-            at: (rest & 0x1fff) as u16,
+            at: (rest & 0xfff) as u16,
             status: STATUS[(rest >> 13 & 3) as usize],
             is_spilled: rest & 1 << 15 != 0,
             back: (rest >> 24) as u8,
             stack: (rest >> 16) as i8,
+            is_poll: rest & 1 << 12 != 0,
         })
     }
 
@@ -98,6 +103,7 @@ mod tests {
             is_spilled,
             back,
             stack,
+            is_poll: host == 7,
         };
         let sites = [
             site(0, Status::Kept, true, 0, 7),

@@ -79,6 +79,7 @@ pub fn layout() -> Layout {
 /// Where blocks and stubs lie.
 pub const CODE: u64 = 0x1000;
 pub const LEAVE: u64 = 0x100;
+pub const LEAVE_WITH_FLAGS: u64 = 0x104;
 pub const CROSSING: u64 = 0x108;
 pub const BRANCH: u64 = 0x110;
 /// In the number of an exit: the stub for misses may return behind the next jump.
@@ -136,6 +137,7 @@ impl Code {
             mirrored: None,
             stubs: Stubs {
                 leave: LEAVE,
+                leave_with_flags: LEAVE_WITH_FLAGS,
                 crossing: CROSSING,
                 branch: BRANCH,
                 load_vectors: LOAD_VECTORS,

@@ -7,6 +7,7 @@ const fn from_stack(offset: usize) -> i32 {
 }
 
 pub const ATTENTION: i32 = from_stack(offset_of!(Context, attention));
+pub const POLL: i32 = from_stack(offset_of!(Context, poll));
 pub const VECTORS_LIVE: i32 = from_stack(offset_of!(Context, vectors_live));
 pub const CODE_BASE: i32 = from_stack(offset_of!(Context, code_base));
 pub const RFLAGS: i32 = from_stack(offset_of!(Context, rflags));

@@ -77,6 +77,7 @@ impl Names {
         let places = [
             (COMMON.leave, "leave"),
             (COMMON.leave_mirrored, "leave_mirrored"),
+            (COMMON.leave_with_flags, "leave_with_flags"),
             (COMMON.crossing, "crossing"),
             (COMMON.load_vectors, "load_vectors"),
             (read, "missed_load"),

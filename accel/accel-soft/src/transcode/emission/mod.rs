@@ -49,6 +49,7 @@ const FIRST_EXIT: u32 = 100;
 const COMMON: Common = Common {
     leave: 0x100,
     leave_mirrored: 0x140,
+    leave_with_flags: 0x150,
     crossing: 0x180,
     load_vectors: 0x200,
     second_level: [[0x300, 0x310], [0x320, 0x330], [0x340, 0x350]],

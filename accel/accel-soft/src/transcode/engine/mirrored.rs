@@ -7,6 +7,7 @@ use super::state::status_to_ax;
 use super::{Next, Transcoder};
 use crate::env::SoftEnv;
 use crate::transcode::entry;
+use crate::transcode::sites::Site;
 use crate::transcode::translate::Status;
 
 impl Transcoder {
@@ -28,9 +29,17 @@ impl Transcoder {
         unsafe { entry::repeat_mirrored(self.context.get()) };
     }
 
-    /// An access to mirrored memory faulted: mirrors the memory, or has the interpreter do it.
+    /// An access to mirrored memory faulted: mirrors the memory, or has the interpreter do it. Or the block
+    /// was about to be entered while there was something else to do.
     pub(super) fn after_fault(&mut self, cpu: &mut Cpu<SoftEnv>) -> Next {
         let fault = self.context().fault;
+        if fault.linear == 0
+            && let Some(Site { is_poll: true, at, .. }) = self.cache.site(fault.rip)
+        {
+            self.context().status = status_to_ax(fault.rflags);
+            self.store_state(cpu, at.into());
+            return Next::Look;
+        }
         if fault.has_address
             && let Some(mirror) = &mut self.mirror
             && mirror.fill(cpu, fault.linear, fault.write)

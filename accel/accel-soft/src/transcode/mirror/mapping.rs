@@ -128,6 +128,8 @@ impl Mapping {
         // SAFETY: the context belongs to the processor that this is made for, which does not run.
         let context = unsafe { &mut *mapping.context.get() };
         context.mirrored_sp = alias + STACK as u64;
+        // It was that of no place yet.
+        *context.poll.get_mut() = 0;
         context.mirrored_pkru = mapping.key.alone();
         context.leave_mirrored = entry::leave_mirrored as *const () as u64;
         Ok(mapping)

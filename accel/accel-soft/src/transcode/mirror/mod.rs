@@ -35,10 +35,7 @@ use policy::{Policy, SIGNAL};
 pub use fault::release_thread;
 pub use mapping::is_possible;
 
-/// How many pages before and behind one that is missed are mirrored with it, if they lie as they
-/// do in RAM.
-const AROUND: u64 = 64;
-/// Pages that share a page table.
+/// Pages that share a page table, as many as a huge page has.
 const TABLE: u64 = 512;
 /// User code does not go beyond this address.
 const USER_END: u64 = 1 << 47;
@@ -76,6 +73,9 @@ pub struct Mirror {
     pages: Map<u64, Mirrored>,
     /// Where the pages are that are writable: linear addresses by guest physical ones.
     writable: Map<u64, Vec<u64>>,
+    /// Where pages were that are forgotten, but not hidden yet: that is done before the program goes on, so
+    /// that what takes the place of a page needs no more than its own mapping.
+    stale: Vec<u64>,
     /// An access that the guest's kernel was asked to make possible: when the program goes on, it will
     /// be repeated.
     awaited: Option<(u64, bool)>,
@@ -95,6 +95,7 @@ impl Mirror {
             space: NO_SPACE,
             pages: Map::default(),
             writable: Map::default(),
+            stale: Vec::new(),
             awaited: None,
         })
     }
@@ -146,7 +147,8 @@ impl Mirror {
             && (self.root == Some(root) || self.policy.should_take(root, self.pages.len()))
     }
 
-    /// Code for mirrored memory is about to run: mirrors what it is known to access next.
+    /// Code for mirrored memory is about to run: mirrors what it is known to access next, and hides what
+    /// was forgotten.
     #[inline]
     pub fn anticipate(&mut self, cpu: &mut Cpu<SoftEnv>) {
         if let Some((linear, write)) = self.awaited.take()
@@ -155,6 +157,9 @@ impl Mirror {
             self.at_its_cost(|mirror| mirror.fill_around(cpu, linear, write));
             // Never twice for one fault.
             self.awaited = None;
+        }
+        if !self.stale.is_empty() {
+            self.at_its_cost(Self::hide_stale);
         }
     }
 
@@ -177,10 +182,7 @@ impl Mirror {
 
     /// Forgets the page at `linear`.
     pub fn forget_page(&mut self, linear: u64) {
-        let linear = linear & !0xfff;
-        if self.pages.contains_key(&linear) {
-            self.at_its_cost(|mirror| mirror.remove(vec![linear]));
-        }
+        self.forget(linear & !0xfff);
     }
 
     /// All translations may have changed.
@@ -196,8 +198,10 @@ impl Mirror {
             became.pages.iter().filter_map(|&page| ram.address(page)).collect()
         };
         let places = frames.iter().filter_map(|frame| self.writable.remove(frame));
-        let pages = places.flatten().collect();
-        self.remove(pages);
+        let pages: Vec<u64> = places.flatten().collect();
+        pages.into_iter().for_each(|linear| self.forget(linear));
+        // The program may go on without another question.
+        self.hide_stale();
     }
 
     /// Mirrors the page at `linear`, which code for mirrored memory has missed, and what lies around
@@ -209,7 +213,11 @@ impl Mirror {
             return false;
         }
         self.policy.spent(SIGNAL);
-        self.at_its_cost(|mirror| mirror.fill_around(cpu, linear, write))
+        self.at_its_cost(|mirror| {
+            let is_filled = mirror.fill_around(cpu, linear, write);
+            mirror.hide_stale();
+            is_filled
+        })
     }
 
     /// Mirrors the page at `linear` and what lies around it, if the access is one for translated code.
@@ -221,19 +229,18 @@ impl Mirror {
         if write && !page.writable {
             return false;
         }
-        // One change to take away what is there, one to map what is not.
-        if !self.mapping.has_room(2, self.pages.len()) {
+        if !self.mapping.has_room(1, self.pages.len() + self.stale.len()) {
             self.overflow();
         }
-        self.remove(vec![linear]);
+        self.forget(linear);
         let Some(piece) = self.mapping.reserve(linear) else {
             self.policy.collided();
             return false;
         };
         let number = linear >> 12;
         let table = number & !(TABLE - 1);
-        let first = number.saturating_sub(AROUND).max(table).max(piece.start >> 12);
-        let last = (number + AROUND).min(table + TABLE - 1).min((piece.end >> 12) - 1);
+        let first = table.max(piece.start >> 12);
+        let last = (table + TABLE - 1).min((piece.end >> 12) - 1);
         let fits = |cpu: &mut Cpu<SoftEnv>, number: u64| {
             let gpa = page.gpa.wrapping_add((number << 12).wrapping_sub(linear));
             !self.pages.contains_key(&(number << 12))
@@ -247,6 +254,7 @@ impl Mirror {
         if !self.mapping.map(start << 12, len, page.writable, file, offset) {
             return false;
         }
+        self.stale.retain(|page| !(start..end).contains(&(page >> 12)));
         for number in start..end {
             let (linear, gpa) = (number << 12, gpa + ((number - start) << 12));
             self.pages.insert(linear, Mirrored { gpa, ..page });
@@ -259,37 +267,20 @@ impl Mirror {
 
     /// Forgets what the page tables do not say any more.
     fn look_again(&mut self, cpu: &mut Cpu<SoftEnv>) {
-        let wrong = self
+        let wrong: Vec<u64> = self
             .pages
             .iter()
             .filter(|&(&linear, &page)| look(cpu, linear, false) != Some(page))
             .map(|(&linear, _)| linear)
             .collect();
-        self.remove(wrong);
+        wrong.into_iter().for_each(|linear| self.forget(linear));
     }
 
-    /// Forgets these pages, of which some may not be there. Those that lie side by side go together: the
-    /// host is asked less often, and has fewer mappings meanwhile.
-    fn remove(&mut self, mut pages: Vec<u64>) {
-        pages.retain(|linear| self.pages.contains_key(linear));
-        if pages.is_empty() {
-            return;
-        }
-        pages.sort_unstable();
-        let runs = pages.chunk_by(|&page, &next| page + 0x1000 == next);
-        if !self.mapping.has_room(runs.clone().count(), self.pages.len()) {
-            return self.overflow();
-        }
-        for run in runs {
-            self.mapping.unmap(run[0], run.len() << 12);
-            run.iter().for_each(|&linear| self.forget(linear));
-        }
-    }
-
-    /// Nothing is known of the page at `linear` any more, which was taken away.
+    /// Nothing is known of the page at `linear` any more, if there is one.
     fn forget(&mut self, linear: u64) {
-        if let Some(page) = self.pages.remove(&linear)
-            && page.writable
+        let Some(page) = self.pages.remove(&linear) else { return };
+        self.stale.push(linear);
+        if page.writable
             && let Some(places) = self.writable.get_mut(&page.gpa)
         {
             places.retain(|&place| place != linear);
@@ -297,6 +288,22 @@ impl Mirror {
                 self.writable.remove(&page.gpa);
             }
         }
+    }
+
+    /// Takes away what was forgotten. Pages that lie side by side go together: the host is asked less
+    /// often, and has fewer mappings meanwhile.
+    fn hide_stale(&mut self) {
+        let mut stale = std::mem::take(&mut self.stale);
+        stale.sort_unstable();
+        let runs = stale.chunk_by(|&page, &next| page + 0x1000 == next);
+        if !self.mapping.has_room(runs.clone().count(), self.pages.len() + stale.len()) {
+            return self.overflow();
+        }
+        for run in runs {
+            self.mapping.unmap(run[0], run.len() << 12);
+        }
+        stale.clear();
+        self.stale = stale;
     }
 
     /// Begins anew, as the host allows no more mappings.
@@ -310,6 +317,7 @@ impl Mirror {
         self.mapping.clear();
         self.pages.clear();
         self.writable.clear();
+        self.stale.clear();
     }
 }
 

@@ -3,11 +3,17 @@
 use super::*;
 
 impl Translator {
-    /// Goes to `target`, an offset from the start of the page. Flags are kept.
+    /// Goes to `target`, an offset from the start of the page.
     pub(super) fn jump_to(&mut self, target: i64, at: u16) {
         self.settle_stack();
-        self.keep_flags();
-        self.status = Status::Kept;
+        let Ok(distance) = i32::try_from(target) else {
+            self.keep_flags();
+            self.status = Status::Kept;
+            let exit = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
+            self.asm.jmp(exit);
+            return;
+        };
+        self.hand_flags_over();
         if let Ok(target) = u16::try_from(target)
             && target <= LAST_WHOLE
         {
@@ -17,17 +23,9 @@ impl Translator {
             self.add_link(exit, from, link, target);
             return;
         }
-        match i32::try_from(target) {
-            Ok(target) => {
-                self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
-                self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, target));
-                self.go_far(at, 0);
-            }
-            Err(_) => {
-                let exit = self.cold_exit(Exit::Interpret { at, next: 0, resume: 0 });
-                self.asm.jmp(exit);
-            }
-        }
+        self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
+        self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, distance));
+        self.go_far(at, 0);
     }
 
     pub(super) fn add_link(&mut self, exit: usize, from: Label, link: u32, target: u16) {
@@ -54,12 +52,12 @@ impl Translator {
     }
 
     /// Goes to the address in RBX, which is always the same distance from the start of the page, with RSP
-    /// moved by `stack`. Flags are kept.
+    /// moved by `stack`. Flags are where the next block expects them.
     fn go_far(&mut self, at: u16, stack: i32) {
         if !self.setting.mirrored {
             return self.look_up(at, stack);
         }
-        debug_assert!(self.status == Status::Kept);
+        debug_assert!(self.status == Status::Host);
         self.settle_stack_with(stack);
         // Leaves, until it is led elsewhere (`far_links`): the distance stands behind a MOV of the exit's
         // number and the JMP's opcode.
@@ -71,7 +69,9 @@ impl Translator {
 
     pub(super) fn jump_if(&mut self, insn: &Instruction) {
         self.need_flags();
-        self.keep_flags();
+        if !self.setting.mirrored {
+            self.keep_flags();
+        }
         let condition = condition(insn);
         let target = insn.near_branch_target() as i64;
         let at = insn.ip() as u16;
@@ -98,12 +98,15 @@ impl Translator {
         let from = self.asm.label();
         let link = self.asm.jcc(condition(insn), from) as u32;
         match u16::try_from(target) {
-            Ok(target) if self.status == Status::Both && target <= LAST_WHOLE => {
+            Ok(target)
+                if (self.status == Status::Both || self.setting.mirrored)
+                    && target <= LAST_WHOLE =>
+            {
                 let exit = self.exit(Exit::Chain { at: target });
                 self.add_link(exit, from, link, target);
             }
             _ => {
-                let is_kept = self.status == Status::Both;
+                let is_kept = self.status == Status::Both && !self.setting.mirrored;
                 self.cold.push(Cold::Side { from, is_kept, target, at });
             }
         }
@@ -140,7 +143,7 @@ impl Translator {
             self.move_stack(-word);
             self.jump_to(target, insn.ip() as u16);
         } else {
-            self.destroy_flags();
+            self.hand_flags_over();
             self.asm.load(ADDRESS, Mem::Context(offset::CODE_BASE));
             self.asm.lea_word(ADDRESS, Mem::Base(ADDRESS, far));
             self.go_far(insn.ip() as u16, -word);

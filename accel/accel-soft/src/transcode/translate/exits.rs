@@ -20,8 +20,11 @@ impl Translator {
     }
 
     pub(super) fn leave_by(&mut self, exit: usize) {
-        let leave =
-            if self.setting.mirrored { self.common.leave_mirrored } else { self.common.leave };
+        let leave = match self.exits[exit].exit {
+            _ if !self.setting.mirrored => self.common.leave,
+            Exit::Chain { .. } | Exit::FarChain { .. } => self.common.leave_with_flags,
+            _ => self.common.leave_mirrored,
+        };
         self.go_with_exit(exit, leave);
     }
 

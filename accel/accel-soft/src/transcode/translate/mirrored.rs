@@ -87,6 +87,22 @@ impl Translator {
         Ok(())
     }
 
+    /// Has a block left when it is entered while the processor has something else to do. The status flags are
+    /// the host's, and stay.
+    pub(super) fn poll(&mut self, start: u16) {
+        self.asm.load(ADDRESS, Mem::Context(offset::POLL));
+        self.sites.push(Site {
+            host: self.asm.code.len() as u32,
+            at: start,
+            status: Status::Host,
+            is_spilled: false,
+            back: 0,
+            stack: 0,
+            is_poll: true,
+        });
+        self.asm.load32(ADDRESS, Mem::Base(ADDRESS, 0));
+    }
+
     /// The next instruction of the host accesses memory for `insn`.
     pub(super) fn access(&mut self, insn: &Instruction) {
         self.access_with(insn, false);
@@ -104,6 +120,7 @@ impl Translator {
                 is_spilled,
                 back,
                 stack: (self.stack / self.setting.word()) as i8,
+                is_poll: false,
             });
         }
     }

@@ -3,7 +3,9 @@
 //! Blocks are position-independent in the guest: what they need of their linear address they
 //! take from the context's `code_base`, so that one translation serves every process that maps
 //! the page. Between blocks, the status flags are in AX. Within one, they move to the host's
-//! flags when an instruction produces or needs them, and back before a check destroys them.
+//! flags when an instruction produces or needs them, and back before a check destroys them. Where
+//! memory is mirrored, there are hardly any checks: there, they are in the host's flags between blocks,
+//! too, but for branches that look in the jump cache.
 
 mod address;
 mod branch;
@@ -144,6 +146,10 @@ pub struct Link {
     pub narrow: bool,
 }
 
+/// How far behind the far entry of a block for mirrored memory the status flags are out of AX: jumps that
+/// know where they lead enter it there.
+pub const WITH_FLAGS: u32 = 3;
+
 /// The result of a translation. Offsets are relative to the start of the code.
 #[derive(Clone, Copy, Debug)]
 pub struct Translated {
@@ -234,6 +240,8 @@ pub struct Common {
     pub leave: u32,
     /// The same for code for mirrored memory.
     pub leave_mirrored: u32,
+    /// The same with the status flags in the host's.
+    pub leave_with_flags: u32,
     /// Leaves by the exit whose number is in the context.
     pub crossing: u32,
     pub load_vectors: u32,
@@ -349,12 +357,21 @@ impl Translator {
         self.is_lost = false;
 
         // The far entry: RBX holds the instruction pointer.
+        if self.setting.mirrored {
+            self.asm.restore_status();
+            debug_assert!(self.asm.code.len() == WITH_FLAGS as usize);
+            self.status = Status::Host;
+        }
         self.asm.lea(ADDRESS, Mem::Base(ADDRESS, -i32::from(start)));
         self.asm.store(Mem::Context(offset::CODE_BASE), ADDRESS);
         let near = self.asm.code.len() as u32;
-        self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::ATTENTION), 0);
-        let attention = self.cold_exit(Exit::Attention { at: start });
-        self.asm.jump_if(Cond::NotEqual, attention);
+        if self.setting.mirrored {
+            self.poll(start);
+        } else {
+            self.asm.alu32_mem_imm(Alu::Cmp, Mem::Context(offset::ATTENTION), 0);
+            let attention = self.cold_exit(Exit::Attention { at: start });
+            self.asm.jump_if(Cond::NotEqual, attention);
+        }
         self.make_vectors_live();
 
         let mut ends = false;
@@ -485,7 +502,7 @@ impl Translator {
                 Ok(())
             }
             Kind::JumpIfCounterZero => {
-                self.keep_flags();
+                self.hand_flags_over();
                 // JRCXZ over the next jump: it reaches no further.
                 self.asm.bytes(&[0xe3, 5]);
                 let not_taken = self.asm.label();

@@ -11,6 +11,17 @@ impl Translator {
         }
     }
 
+    /// Puts the flags where the next block expects them.
+    pub(super) fn hand_flags_over(&mut self) {
+        if self.setting.mirrored {
+            self.need_flags();
+            self.status = Status::Host;
+        } else {
+            self.keep_flags();
+            self.status = Status::Kept;
+        }
+    }
+
     /// The host's flags may be destroyed from here on.
     pub(super) fn destroy_flags(&mut self) {
         if self.status == Status::Host && self.back != 0 {
