@@ -121,6 +121,44 @@ fn linux_identifies_it_as_a_16550a() {
 }
 
 #[test]
+fn a_guest_that_is_not_ready_has_its_peer_wait() {
+    let (dtr, rts) = (ModemControl::DTR.bits(), ModemControl::RTS.bits());
+    let mut bench = Bench::new();
+    bench.set(IIR_FCR, FifoControl::ENABLE.bits());
+    // Who sets neither line gets what there is, and so does who is ready.
+    for lines in [0, dtr | rts, rts] {
+        bench.set(MCR, lines);
+        bench.far.write_all(b"x").unwrap();
+        bench.eventually("the character comes", |bench| bench.get(LSR) & 1 != 0);
+        assert_eq!(bench.get(RBR_THR_DLL), b'x');
+    }
+    bench.set(MCR, dtr);
+    let text: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+    let mut sender = bench.far.try_clone().unwrap();
+    let sent = text.clone();
+    let sender = std::thread::spawn(move || sender.write_all(&sent).unwrap());
+    // No more comes than there was room for before.
+    let mut read = Vec::new();
+    for _ in 0..2 * FIFO_DEPTH {
+        std::thread::sleep(Duration::from_millis(2));
+        if bench.get(LSR) & LineStatus::DR.bits() != 0 {
+            read.push(bench.get(RBR_THR_DLL));
+        }
+    }
+    assert!(read.len() <= FIFO_DEPTH, "{} come", read.len());
+    // Now and then it is not ready; nothing is lost.
+    while read.len() < text.len() {
+        bench.set(MCR, if read.len() % 1000 == 0 { dtr } else { dtr | rts });
+        bench.set(MCR, dtr | rts);
+        bench.eventually("a character comes", |bench| bench.get(LSR) & 1 != 0);
+        assert_eq!(bench.get(LSR) & LineStatus::OE.bits(), 0);
+        read.push(bench.get(RBR_THR_DLL));
+    }
+    assert!(read == text);
+    sender.join().unwrap();
+}
+
+#[test]
 fn characters_go_out_at_once() {
     let mut bench = Bench::new();
     for byte in b"login: " {

@@ -104,6 +104,14 @@ impl Serial {
         self.mcr.contains(ModemControl::LOOP)
     }
 
+    /// Whether nothing comes in. In loopback the input is cut off from the outside (MCR4). And a guest that is
+    /// there (DTR) but not ready to receive (RTS) is heeded by who sends, as by a modem: Linux says so where
+    /// a terminal with `CRTSCTS` has no room. One that has set neither may know nothing of modems.
+    fn is_closed(&self) -> bool {
+        let ready = self.mcr & (ModemControl::DTR | ModemControl::RTS);
+        self.looped() || ready == ModemControl::DTR
+    }
+
     fn read_register(&mut self, register: u64) -> u8 {
         let dlab = self.lcr.contains(LineControl::DLAB);
         match register {
@@ -263,7 +271,7 @@ impl Serial {
     }
 
     fn write_mcr(&mut self, mcr: ModemControl) {
-        let was_looped = self.looped();
+        let was_closed = self.is_closed();
         self.mcr = mcr;
         let lines = if self.looped() {
             // The outputs are wired to the inputs (MCR4).
@@ -280,7 +288,7 @@ impl Serial {
             Self::CONNECTED
         };
         self.set_modem_lines(lines);
-        if was_looped && !self.looped() {
+        if was_closed && !self.is_closed() {
             self.console.accept_input();
         }
         self.update_irq();
@@ -384,8 +392,8 @@ impl BusDevice for Serial {
 
 impl FrontEndMut for Serial {
     fn can_receive(&mut self) -> usize {
-        // In loopback the input is cut off from the outside (MCR4); what comes waits there.
-        if self.looped() { 0 } else { self.depth().saturating_sub(self.rx.len()) }
+        // What comes waits where it is.
+        if self.is_closed() { 0 } else { self.depth().saturating_sub(self.rx.len()) }
     }
 
     fn receive(&mut self, data: &[u8]) {

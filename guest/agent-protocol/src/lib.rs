@@ -9,6 +9,7 @@
 //!   stat     Request                        ->   Stat
 //!   copy     Request, Input*                ->   Started, Output*, Done
 //!   connect  Request, bytes                 ->   Started, bytes
+//!   renew    Request                        ->   Done
 //!                                                or Failed, in any place
 //! ```
 
@@ -20,7 +21,7 @@ pub mod frame;
 mod message;
 pub mod program;
 
-pub use message::{Control, Exec, Kind, Reply, Request, Size, Task};
+pub use message::{CardChange, Control, Exec, Kind, Renewal, Reply, Request, Size, Task};
 
 /// The port at which the agent listens: below 1024, so that only root can take its place
 /// (vsock(7)).

@@ -41,6 +41,26 @@ pub enum Task {
         /// The port.
         port: u16,
     },
+    /// The guest goes on from a snapshot: it is to be another one than that which it was.
+    Renew(Renewal),
+}
+
+/// What makes a copy of a guest another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// What nobody can guess, for the kernel's random numbers.
+    pub entropy: [u8; 32],
+    /// Its network cards that have other addresses now.
+    pub cards: Vec<CardChange>,
+}
+
+/// A card that has another Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardChange {
+    /// The one that it had when the snapshot was made.
+    pub from: [u8; 6],
+    /// The one that it has now.
+    pub to: [u8; 6],
 }
 
 /// A command to be run.
@@ -120,7 +140,10 @@ mod tests {
     #[test]
     fn messages_are_read_as_they_are_written() {
         let exec = Exec { command: vec!["ls".into()], ..Exec::default() };
-        for task in [Task::Ping, Task::Exec(exec), Task::Connect { port: 22 }] {
+        let cards = vec![CardChange { from: [2; 6], to: [6; 6] }];
+        let renewal = Renewal { entropy: [9; 32], cards };
+        let connect = Task::Connect { port: 22 };
+        for task in [Task::Ping, Task::Exec(exec), connect, Task::Renew(renewal)] {
             let request = Request { version: 1, task };
             let text = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");

@@ -10,6 +10,8 @@
 mod exec;
 mod forward;
 mod init;
+mod interface;
+mod renew;
 mod session;
 mod spawn;
 mod users;

@@ -9,7 +9,7 @@ use agent_protocol::data::{DataReader, DataWriter};
 use agent_protocol::frame::{FrameReader, FrameWriter, Type};
 use agent_protocol::{Kind, Reply, Request, Task, VERSION, archive};
 
-use crate::{exec, forward};
+use crate::{exec, forward, renew};
 
 /// The exit status of `lodge` for what has none of its own.
 const FAILED: u8 = 125;
@@ -65,6 +65,10 @@ fn answer(mut stream: &File, frames: &mut FrameReader) -> io::Result<()> {
                 return Ok(());
             }
             data.finish()?;
+            reply(stream, &Reply::Done)
+        }
+        Task::Renew(renewal) => {
+            renew::renew(&renewal)?;
             reply(stream, &Reply::Done)
         }
         Task::Connect { port } => forward::run(stream, std::mem::take(frames).into_rest(), port),

@@ -113,6 +113,10 @@ pub fn become_user(command: &mut Command, user: User, has_terminal: bool) {
                 0.. => Ok(()),
                 _ => Err(io::Error::last_os_error()),
             };
+            // An agent that was started in the background of a shell's script ignores some.
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             check(libc::setsid())?;
             if has_terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;

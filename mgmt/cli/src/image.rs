@@ -1,15 +1,15 @@
 //! `lodge image`.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use images::{BuildOptions, Check, Image, ImageName, ImportOptions, Source, Store};
 use vmm_api::Failure;
 
+use crate::agent::program::find as agent_program;
 use crate::args::ImageCommand;
 use crate::long_work::long_work;
-use crate::run::find_image;
+use crate::run::absolute;
 use crate::{failure, guests, output, size};
 
 /// Does what was asked for; the value is the exit status.
@@ -54,9 +54,10 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
             })
         }
         ImageCommand::Pull { reference } => {
-            let image = find_image(&store, reference)?;
-            eprintln!("{}", ready(image.name()));
-            Ok(0)
+            let (reference, init) = (absolute(reference)?, agent_program()?);
+            long_work(|show, cancel| {
+                Ok(ready(store.from_oci(&reference, &init, show, cancel)?.name()))
+            })
         }
         ImageCommand::Verify { name } => {
             let image = store.get(name).map_err(failure::image)?;
@@ -70,32 +71,17 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
                 if !force {
                     refuse_if_used(name, ", or use --force if they may become unusable")?;
                 }
-                long_work(|show, cancel| {
+                let status = long_work(|show, cancel| {
                     store.remove(name, show, cancel)?;
                     Ok(format!("{name} is removed"))
                 })?;
+                if status != 0 {
+                    return Ok(status);
+                }
             }
             Ok(0)
         }
     }
-}
-
-/// `$LODGE_AGENT`, else the `lodge-agent` beside this program, which is put into images.
-pub fn agent_program() -> Result<PathBuf, Failure> {
-    if let Some(program) = std::env::var_os("LODGE_AGENT").filter(|value| !value.is_empty()) {
-        return Ok(program.into());
-    }
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::host(format!("cannot find lodge's own program file: {error}")))?
-        .with_file_name("lodge-agent");
-    if program.is_file() {
-        return Ok(program);
-    }
-    Err(Failure::host(format!(
-        "{} is missing, which is in images for `lodge exec`, and the init of OCI images: build it with \
-         `make build`, name it in LODGE_AGENT, or build an image of Debian with --no-agent",
-        program.display()
-    )))
 }
 
 /// Kept guests hold only what differs from their image: another image under its name ruins them.

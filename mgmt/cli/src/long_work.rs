@@ -45,11 +45,19 @@ pub fn long_work(
             eprintln!("{text}");
             Ok(0)
         }
-        Err(number) => {
-            eprintln!("lodge: {}", images::Error::Cancelled);
-            Ok(u8::try_from(number).map_or(u8::MAX, |number| 128 | number))
-        }
+        Err(number) => Ok(cancelled(number)),
     }
+}
+
+/// Says that work was given up by this signal; the exit status that says so, too.
+fn cancelled(signal: i32) -> u8 {
+    eprintln!("lodge: {}", images::Error::Cancelled);
+    u8::try_from(signal).map_or(u8::MAX, |number| 128 | number)
+}
+
+/// Ends this program because its work was given up by this signal.
+pub fn exit_by(signal: i32) -> ! {
+    std::process::exit(cancelled(signal).into())
 }
 
 /// Does such work, for its result. The error within is the signal by which it was given up.
@@ -67,7 +75,8 @@ pub fn cancellable<T>(
     }
 }
 
-/// Makes the ending signals give work up instead of ending the program, as long as it is there.
+/// Makes the ending signals give work up instead of ending the program, as long as it is there. The second
+/// one ends it, and leaves to the next `lodge` what is to be tidied up.
 struct Watch {
     cancel: Cancel,
     /// Which signal has come.
@@ -94,9 +103,12 @@ impl Watch {
                     return;
                 }
                 if let Some(number) = signals.next() {
+                    // Somebody who waits for a server, or a disk, does not see that the work is given up.
+                    if cancel.is_cancelled() {
+                        exit_by(number);
+                    }
                     let _ = sender.send(number);
                     cancel.cancel();
-                    return;
                 }
             }
         });

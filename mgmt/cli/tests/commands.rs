@@ -234,3 +234,58 @@ fn guests_names_are_completed() {
     }
     assert_eq!(complete("stop", "wo"), ["worker"]);
 }
+
+/// A file that begins as a program that needs no libraries does.
+fn static_program(home: &Home) -> std::path::PathBuf {
+    let mut header = [0; 64];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    header[18] = 62; // x86-64
+    header[32] = 64;
+    header[54] = 56;
+    home.file("agent", header)
+}
+
+#[test]
+fn a_pull_that_is_given_up_says_by_which_signal() {
+    let home = Home::new();
+    // It takes connections, and never says anything.
+    let registry = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("docker://{}/app:1", registry.local_addr().unwrap());
+    home.import_web();
+    for arguments in [&["image", "pull", &name][..], &["run", &name]] {
+        let mut child = home
+            .lodge(arguments)
+            .env("LODGE_AGENT", static_program(&home))
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let connection = registry.accept().unwrap();
+        // The first gives it up; who still waits for the registry is ended by the next.
+        let pid = child.id().to_string();
+        while child.try_wait().unwrap().is_none() {
+            std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let (code, errors) = outcome(&child.wait_with_output().unwrap());
+        assert_eq!(code, Some(130), "{arguments:?}: {errors}");
+        assert!(errors.contains("given up"), "{errors}");
+        drop(connection);
+    }
+}
+
+#[test]
+fn an_agent_that_guests_cannot_run_is_refused() {
+    let home = Home::new();
+    let pull = |agent: &Path| {
+        let mut command = home.lodge(&["image", "pull", "oci:/no/where"]);
+        outcome(&command.env("LODGE_AGENT", agent).output().unwrap())
+    };
+    // Rust links dynamically unless it is told otherwise.
+    let (code, errors) = pull(Path::new(env!("CARGO_BIN_EXE_lodge")));
+    assert_eq!(code, Some(6), "{errors}");
+    assert!(errors.contains("needs libraries") && errors.contains("make build"), "{errors}");
+    let (code, errors) = pull(&home.file("text", "no program"));
+    assert_eq!(code, Some(4), "{errors}");
+    let (code, errors) = pull(&static_program(&home));
+    assert!(code == Some(4) && errors.contains("/no/where"), "{errors}");
+}

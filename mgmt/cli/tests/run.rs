@@ -77,6 +77,26 @@ fn exit_statuses_tell_the_end() {
 }
 
 #[test]
+fn a_new_guest_that_does_not_start_leaves_nothing() {
+    let home = Home::new();
+    home.import_web();
+    let refusal = r#"event '{"event":"error","kind":"host","message":"no tap"}'"#;
+    let run = |script: &str| {
+        home.lodge_with_vmm(script, &["run", "-d", "web", "--name", "w"]).output().unwrap()
+    };
+    let (code, errors) = outcome(&run(refusal));
+    assert_eq!(code, Some(6), "{errors}");
+    assert!(errors.contains("no tap") && home.guests().is_empty(), "{errors}");
+    // What was there before stays, whatever becomes of it.
+    let started = r#"event "$started"; event "$power_off""#;
+    let (code, errors) = outcome(&run(started));
+    assert_eq!(code, Some(0), "{errors}");
+    let (code, errors) = outcome(&run(refusal));
+    assert_eq!(code, Some(6), "{errors}");
+    assert_eq!(home.guests(), ["w"]);
+}
+
+#[test]
 fn a_missing_vmm_is_named() {
     let home = Home::new();
     let output = home.lodge(KERNEL).env("LODGE_VMM", "/nonexistent/vmm").output().unwrap();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
-use vmm_api::{Failure, host_name};
+use vmm_api::{Failure, format_mac, host_name};
 
 use crate::Network;
 
@@ -24,7 +24,7 @@ impl Network {
     /// The address of a guest's card: the one that it has, or one that is free. Which one that is
     /// follows from the card, so that a guest that is made anew mostly has the address of before.
     pub(crate) fn grant(&mut self, guest: &str, mac: [u8; 6]) -> Result<Ipv4Addr, Failure> {
-        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let text = format_mac(mac);
         if let Some(lease) = self.leases.iter().find(|lease| lease.mac == text) {
             if lease.guest == guest {
                 return Ok(lease.address);

@@ -74,11 +74,13 @@ impl Store {
         host::is_up(&network.name)
     }
 
-    /// Makes a network, on the subnet or one that nothing else is on.
+    /// Makes a network, on the subnet or one that nothing else is on. Of one that is there already and is the
+    /// same, what the host lacks is made.
     ///
     /// # Errors
     ///
-    /// There is one of that name, or something else is on the subnet; no privilege. Nothing is left then.
+    /// There is another one of that name, or something else is on the subnet; no privilege. Nothing is left
+    /// then.
     pub fn create(
         &self,
         name: &str,
@@ -87,10 +89,17 @@ impl Store {
     ) -> Result<Network, Failure> {
         check_name(name)?;
         let _lock = self.lock()?;
-        if self.find(name)?.is_some() {
-            return Err(Failure::configuration(format!(
-                "there is a network {name}: choose another name, or remove it with `lodge network rm {name}`"
-            )));
+        if let Some(network) = self.find(name)? {
+            if network.reach != reach || subnet.is_some_and(|subnet| subnet != network.subnet) {
+                return Err(Failure::configuration(format!(
+                    "there is another network {name} ({}, {}): choose another name, or remove it with `lodge \
+                     network rm {name}`",
+                    network.subnet,
+                    network.reach.name()
+                )));
+            }
+            host::up(&network, &self.directory)?;
+            return Ok(network);
         }
         let subnet = self.choose(subnet)?;
         let network = Network { name: name.to_owned(), subnet, reach, leases: Vec::new() };

@@ -1,7 +1,7 @@
 //! Networks on a host that is a network namespace of the test's own, with guests that are namespaces
 //! connected to its bridges.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -204,8 +204,11 @@ fn what_goes_wrong_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let store = Store::at(home.path());
     store.create("web", None, Reach::Nat).unwrap();
-    let again = store.create("web", None, Reach::Nat).unwrap_err();
-    assert!(again.message.contains("there is a network web"), "{again}");
+    let other = store.create("web", None, Reach::Host).unwrap_err();
+    assert!(other.message.contains("another network web"), "{other}");
+    let subnet = Some("10.77.0.0/24".parse().unwrap());
+    let other = store.create("web", subnet, Reach::Nat).unwrap_err();
+    assert!(other.message.contains("another network web"), "{other}");
     sh("ip link add br-mine type bridge");
     let taken = store.create("mine", None, Reach::Host).unwrap_err();
     assert!(taken.message.contains("none of Lodge's"), "{taken}");
@@ -216,6 +219,12 @@ fn what_goes_wrong_leaves_nothing() {
         store.create("db", Some("10.99.3.0/24".parse().unwrap()), Reach::Host).unwrap_err();
     assert!(overlap.message.contains("10.99.0.0/16"), "{overlap}");
     sh("ip link delete d0");
+    // Made once more, it is what it was, and has what it lacks.
+    sh("ip link set br-web down; ip link delete br-web; nft delete table inet lodge_web");
+    let before = store.get("web").unwrap();
+    assert_eq!(store.create("web", None, Reach::Nat).unwrap(), before);
+    assert_eq!(store.create("web", Some(before.subnet), Reach::Nat).unwrap(), before);
+    sh("ip link show br-web; nft list table inet lodge_web");
     // As a kill in the midst of a removal leaves it.
     sh("ip link set br-web down; ip link delete br-web");
     store.remove("web").unwrap();
@@ -240,14 +249,14 @@ fn many_at_once_get_what_nobody_else_has() {
                 })
             })
             .collect();
-        threads.into_iter().filter_map(|thread| thread.join().unwrap().ok()).collect()
+        threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
     });
-    // Of two who want the same name, one gets it.
+    // Who wants the same gets the same.
+    let made: HashMap<String, Network> =
+        made.into_iter().map(|network| (network.subnet.to_string(), network)).collect();
     assert_eq!(made.len(), 3);
-    let subnets: HashSet<String> = made.iter().map(|network| network.subnet.to_string()).collect();
-    assert_eq!(subnets.len(), 3);
     thread::scope(|scope| {
-        for network in &made {
+        for network in made.values() {
             scope.spawn(move || Store::at(home).remove(&network.name).unwrap());
         }
     });

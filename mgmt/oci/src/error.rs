@@ -56,6 +56,22 @@ pub enum Error {
         /// What it or the network said.
         why: String,
     },
+    /// A registry that wants to know who asks, or does not let that person read the image.
+    #[error("the registry {host} {why}")]
+    NoAccess {
+        /// Which.
+        host: String,
+        /// What it wants, and what to do.
+        why: String,
+    },
+    /// A file of logins or certificates that makes no sense.
+    #[error("{} cannot be used: {why}; mend it, or remove it", path.display())]
+    Logins {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A registry that has no such image.
     #[error("there is no image {image} in its registry: check its name and its tag")]
     NotInRegistry {
@@ -127,6 +143,8 @@ impl Error {
             Error::Reference { .. }
             | Error::NoTag { .. }
             | Error::WhichTag { .. }
+            | Error::NoAccess { .. }
+            | Error::Logins { .. }
             | Error::NotInRegistry { .. } => FailureKind::Configuration,
             Error::NotAnImage { .. }
             | Error::Damaged { .. }

@@ -7,7 +7,7 @@ use oci_spec::image::ImageConfiguration;
 use crate::digest::Hashed;
 use crate::document::{self, MAX_BYTES};
 use crate::files::Files;
-use crate::{Digest, Error, Reference, Tree, compression, docker, layout, registry};
+use crate::{Access, Digest, Error, Reference, Tree, compression, docker, layout, registry};
 
 /// An image for Linux on x86-64.
 pub struct Image {
@@ -73,9 +73,18 @@ impl Image {
     ///
     /// See [`Error`].
     pub fn open(reference: &Reference) -> Result<Image, Error> {
+        Image::open_with(reference, &Access::of_user())
+    }
+
+    /// As [`Image::open`], with these logins at registries.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn open_with(reference: &Reference, access: &Access) -> Result<Image, Error> {
         match reference {
             Reference::Registry { host, repository, version } => {
-                registry::open(host, repository, version)
+                registry::open(host, repository, version, access)
             }
             Reference::Files { path, tag } => {
                 let files = Files::open(path)?;

@@ -26,4 +26,5 @@ pub use digest::Digest;
 pub use error::Error;
 pub use image::{Config, Image};
 pub use reference::Reference;
+pub use registry::Access;
 pub use tree::{Limits, Tree, Usage};

@@ -1,19 +1,36 @@
 //! Images from a registry on this machine, which this test is: it speaks what of the distribution
-//! specification is needed to pull, with tokens, and may lie.
+//! specification is needed to pull, with tokens and logins, and may lie.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use oci::{Digest, Error, Image, Limits, Reference, Tree};
+use oci::{Access, Digest, Error, Image, Limits, Reference, Tree};
 
 /// What is at which path.
 type Contents = HashMap<String, Vec<u8>>;
 
+/// What a registry wants to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wants {
+    Nothing,
+    /// A token that anybody gets.
+    Token,
+    /// A token that the user gets, by name and password.
+    UsersToken,
+    /// A token that the user gets for another one.
+    Refreshed,
+    /// Name and password.
+    Password,
+}
+
+/// `user:secret`, as base64.
+const LOGIN: &str = "dXNlcjpzZWNyZXQ=";
+
 /// A registry; its address.
-fn serve(contents: Contents, wants_token: bool) -> String {
+fn serve(contents: Contents, wants: Wants) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (contents, own) = (Arc::new(contents), address.clone());
@@ -21,30 +38,57 @@ fn serve(contents: Contents, wants_token: bool) -> String {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let (contents, own) = (contents.clone(), own.clone());
-            thread::spawn(move || answer(&stream, &contents, wants_token, &own));
+            thread::spawn(move || answer(&stream, &contents, wants, &own));
         }
     });
     address
 }
 
-fn answer(stream: &TcpStream, contents: &Contents, wants_token: bool, own: &str) -> Option<()> {
-    let mut lines = BufReader::new(stream).lines();
+fn answer(stream: &TcpStream, contents: &Contents, wants: Wants, own: &str) -> Option<()> {
+    let mut reader = BufReader::new(stream);
     loop {
-        let request = lines.next()?.ok()?;
+        let mut line = || {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok().filter(|&length| length > 0)?;
+            Some(line.trim_end().to_owned())
+        };
+        let request = line()?;
         let path = request.split(' ').nth(1)?.to_owned();
-        let mut authorized = !wants_token;
+        let (mut authorization, mut length) = (String::new(), 0);
         loop {
-            let header = lines.next()?.ok()?.to_lowercase();
-            if header.is_empty() {
-                break;
+            let header = line()?;
+            let Some((name, value)) = header.split_once(": ") else { break };
+            match name.to_lowercase().as_str() {
+                "authorization" => authorization = value.to_owned(),
+                "content-length" => length = value.parse().ok()?,
+                _ => {}
             }
-            authorized |= header == "authorization: bearer secret";
         }
-        let (head, body) = if path.starts_with("/token?") && path.contains("pull") {
-            ("200 OK".to_owned(), br#"{"token":"secret"}"#.to_vec())
-        } else if !authorized {
-            let realm = format!("Bearer realm=\"http://{own}/token\",service=\"test\"");
-            (format!("401 Unauthorized\r\nWWW-Authenticate: {realm}"), Vec::new())
+        let mut form = vec![0; length];
+        reader.read_exact(&mut form).ok()?;
+        let form = String::from_utf8(form).ok()?;
+        let login = format!("Basic {LOGIN}");
+        let is_authorized = match wants {
+            Wants::Nothing => true,
+            Wants::Password => authorization == login,
+            _ => authorization == "Bearer token",
+        };
+        let gets_token = match wants {
+            Wants::UsersToken => authorization == login,
+            Wants::Refreshed => form.contains("refresh_token=identity") && form.contains("pull"),
+            _ => true,
+        };
+        let (head, body) = if path.starts_with("/token") && gets_token {
+            assert!(path.contains("pull") || wants == Wants::Refreshed, "{path}");
+            ("200 OK".to_owned(), br#"{"token":"token"}"#.to_vec())
+        } else if path.starts_with("/token") {
+            ("401 Unauthorized".to_owned(), Vec::new())
+        } else if !is_authorized {
+            let basic = "WWW-Authenticate: Basic realm=\"test\"";
+            let token =
+                format!("WWW-Authenticate: Bearer realm=\"http://{own}/token\",service=\"test\"");
+            let challenge = if wants == Wants::Password { basic } else { &token };
+            (format!("401 Unauthorized\r\n{challenge}"), Vec::new())
         } else {
             match contents.get(&path) {
                 Some(body) => ("200 OK".to_owned(), body.clone()),
@@ -98,7 +142,12 @@ fn image() -> (Contents, Digest) {
 }
 
 fn pull(host: &str, name: &str) -> Result<Tree, Error> {
-    let image = Image::open(&format!("docker://{host}/{name}").parse::<Reference>()?)?;
+    pull_with(host, name, &Access::default())
+}
+
+fn pull_with(host: &str, name: &str, access: &Access) -> Result<Tree, Error> {
+    let reference = format!("docker://{host}/{name}").parse::<Reference>()?;
+    let image = Image::open_with(&reference, access)?;
     assert_eq!(image.config().command, ["/hello"]);
     let limits = Limits { bytes: 1 << 20, entries: 100 };
     let mut tree = Tree::new(&std::env::temp_dir(), limits)?;
@@ -108,14 +157,44 @@ fn pull(host: &str, name: &str) -> Result<Tree, Error> {
 
 #[test]
 fn images_are_pulled_with_and_without_tokens() {
-    for wants_token in [false, true] {
-        let host = serve(image().0, wants_token);
+    for wants in [Wants::Nothing, Wants::Token] {
+        let host = serve(image().0, wants);
         let usage = pull(&host, "app:1").unwrap().usage();
         assert_eq!((usage.bytes, usage.names), (5, 2));
         let missing = pull(&host, "app:2").err().unwrap();
         assert!(matches!(missing, Error::NotInRegistry { .. }), "{missing}");
         let missing = pull(&host, "other:1").err().unwrap();
         assert!(matches!(missing, Error::NotInRegistry { .. }), "{missing}");
+    }
+}
+
+#[test]
+fn images_that_want_a_login() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("auth.json");
+    let access = Access { logins: vec![file.clone()], ..Access::default() };
+    for wants in [Wants::UsersToken, Wants::Refreshed, Wants::Password] {
+        let host = serve(image().0, wants);
+        let failure = |access: &Access| pull_with(&host, "app:1", access).err().unwrap();
+        let nobody = failure(&Access::default());
+        assert!(matches!(nobody, Error::NoAccess { .. }), "{wants:?}: {nobody}");
+        assert!(nobody.to_string().contains("podman login"), "{nobody}");
+        let login = |auth: &str, identity: &str| {
+            let entry = format!(r#"{{"auth":"{auth}","identitytoken":"{identity}"}}"#);
+            std::fs::write(&file, format!(r#"{{"auths":{{"{host}":{entry}}}}}"#)).unwrap();
+        };
+        let identity = if wants == Wants::Refreshed { "identity" } else { "" };
+        login(LOGIN, identity);
+        assert_eq!(pull_with(&host, "app:1", &access).unwrap().usage().bytes, 5, "{wants:?}");
+        login("d3Jvbmc6d3Jvbmc=", if identity.is_empty() { "" } else { "wrong" });
+        let wrong = failure(&access);
+        assert!(wrong.to_string().contains("auth.json"), "{wrong}");
+        std::fs::write(&file, format!(r#"{{"auths":{{"{host}":{{}}}},"credsStore":"x"}}"#))
+            .unwrap();
+        let kept = failure(&access);
+        assert!(kept.to_string().contains("docker-credential-x"), "{kept}");
+        std::fs::write(&file, "{").unwrap();
+        assert!(matches!(failure(&access), Error::Logins { .. }));
     }
 }
 
@@ -128,7 +207,7 @@ fn what_a_registry_gives_is_not_trusted() {
     for damage in damages {
         let mut contents = whole.clone();
         damage(contents.get_mut(&place).unwrap());
-        let error = pull(&serve(contents, false), "app:1").err().unwrap();
+        let error = pull(&serve(contents, Wants::Nothing), "app:1").err().unwrap();
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
         assert!(error.to_string().contains(&layer.to_string()), "{error}");
     }
@@ -136,7 +215,7 @@ fn what_a_registry_gives_is_not_trusted() {
     let mut contents = whole.clone();
     let other = Digest::of(b"");
     contents.insert(format!("/v2/app/manifests/{other}"), whole["/v2/app/manifests/1"].clone());
-    let error = pull(&serve(contents, false), &format!("app@{other}")).err().unwrap();
+    let error = pull(&serve(contents, Wants::Nothing), &format!("app@{other}")).err().unwrap();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
 }
 

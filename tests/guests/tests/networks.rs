@@ -1,13 +1,17 @@
 //! Guests on networks of the host, which is a network namespace of the test's own: guest to guest, host
 //! to guest, and nothing left at the end.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_tests::oci::{Entry, OciImage, static_busybox};
 use guest_tests::{Lab, free_port, has_tool, note, skipped, tiny};
+
+use serde_json::{Value, json};
 
 /// Set in the process that is in the namespace.
 const INSIDE: &str = "LODGE_TEST_NAMESPACE";
@@ -256,5 +260,74 @@ fn taps_go_with_their_guests() {
     say(&lab, &["rm", "--force", "one-card", "two-cards"]);
     say(&lab, &["network", "rm", "lab"]);
     assert_eq!(interfaces(), ["lo"]);
+    lab.close();
+}
+
+/// What a clone draws at random, and what it is called on a network, is not what its original has.
+#[test]
+fn clones_are_guests_of_their_own() {
+    if !in_a_namespace("clones_are_guests_of_their_own") {
+        return;
+    }
+    let Some(busybox) = static_busybox() else {
+        return skipped("clones on a network", "there is no static busybox");
+    };
+    let Some(lab) = Lab::debian_apart().filter(Lab::has_agent_program) else {
+        return skipped("clones on a network", "there is no image, or no lodge-agent beside lodge");
+    };
+    let commands =
+        ["sh", "cat", "grep", "ip", "ping", "seq", "sleep"].map(|name| format!("bin/{name}"));
+    let mut layer: Vec<Entry<'_>> =
+        vec![("bin/", 0, 0o755, b""), ("bin/busybox", 0, 0o755, &busybox)];
+    layer.extend(commands.iter().map(|name| (name.as_str(), 0, 0o777, &b"->busybox"[..])));
+    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["sleep", "1000000"] });
+    OciImage::new(config, &[&layer]).write_layout(&lab.path("layout"));
+    let layout = format!("oci:{}", lab.path("layout").display());
+
+    let exec = |name: &str, script: &str| say(&lab, &["exec", name, "--", "sh", "-c", script]);
+    let until = |name: &str, what: &str| {
+        exec(name, &format!("for try in $(seq 300); do {what} && exit 0; sleep 1; done; exit 1"));
+    };
+    say(&lab, &["network", "create", "lab", "--subnet", "10.1.0.0/24"]);
+    say(&lab, &["run", "-d", "--wait", "--name", "web", "--net", "lab", &layout]);
+    say(&lab, &["clone", "web", "--count", "2"]);
+    // The first that each draws.
+    let mut drawn = HashSet::new();
+    for name in ["web-1", "web-2"] {
+        assert!(drawn.insert(exec(name, "cat /proc/sys/kernel/random/uuid")), "{drawn:?}");
+    }
+    let leases = || {
+        let all: Value =
+            serde_json::from_str(&say(&lab, &["network", "inspect", "lab"])).expect("JSON");
+        let leases = all[0]["leases"].as_array().expect("leases").clone();
+        move |name: &str, what: &str| {
+            let lease = leases.iter().find(|lease| lease["guest"] == name).expect("a lease");
+            lease[what].as_str().expect("text").to_owned()
+        }
+    };
+    let is_itself = |name: &str| {
+        let of = leases();
+        let (mac, address) = (of(name, "mac"), of(name, "address"));
+        until(name, &format!("ip -o link show eth0 | grep -q {mac}"));
+        until(name, &format!("ip -o -4 address show eth0 | grep -q ' {address}/24'"));
+        (mac, address)
+    };
+    let all = ["web", "web-1", "web-2"];
+    let own: HashSet<_> = all.iter().map(|name| is_itself(name)).collect();
+    assert_eq!(own.len(), all.len());
+    for name in all {
+        for (_, address) in &own {
+            until(name, &format!("ping -c 1 -W 2 {address} > /dev/null"));
+        }
+    }
+    // Back to where it comes from, it does not become the original.
+    let before = is_itself("web-1");
+    say(&lab, &["snapshot", "restore", "--force", "web-1", "origin"]);
+    assert!(drawn.insert(exec("web-1", "cat /proc/sys/kernel/random/uuid")), "{drawn:?}");
+    assert_eq!(is_itself("web-1"), before);
+    say(&lab, &["restart", "web-1"]);
+    assert_eq!(is_itself("web-1"), before);
+    say(&lab, &["rm", "--force", "web", "web-1", "web-2"]);
+    say(&lab, &["network", "rm", "lab"]);
     lab.close();
 }

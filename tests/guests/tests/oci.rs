@@ -7,12 +7,12 @@ use std::process::{Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_tests::oci::{Entry, OciImage};
-use guest_tests::{Lab, has_tool, skipped};
+use guest_tests::oci::{Entry, OciImage, static_busybox};
+use guest_tests::{Lab, has_tool, sha256, skipped};
 use serde_json::json;
 
-const BUSYBOX: &[&str] = &["/bin/busybox", "/usr/bin/busybox"];
-const COMMANDS: [&str; 9] = ["sh", "cat", "id", "ls", "stat", "hostname", "sleep", "sync", "wget"];
+const COMMANDS: [&str; 11] =
+    ["sh", "cat", "id", "ls", "stat", "hostname", "sleep", "sync", "wget", "sha256sum", "grep"];
 
 /// Exit statuses, as the manual page has them.
 const CONFIGURATION: i32 = 2;
@@ -25,12 +25,7 @@ fn lab() -> Option<(Lab, Vec<u8>)> {
         skipped("OCI images", why);
         None
     };
-    let busybox = BUSYBOX.iter().find_map(|path| fs::read(path).ok());
-    let is_static = |program: &Vec<u8>| {
-        let loader = b"/ld-linux";
-        !program.windows(loader.len()).any(|window| window == loader)
-    };
-    let Some(busybox) = busybox.filter(is_static) else {
+    let Some(busybox) = static_busybox() else {
         return skip("there is no static busybox: apt-get install busybox-static");
     };
     if !has_tool("debugfs") {
@@ -132,6 +127,11 @@ fn the_programs_of_images() {
     let bytes = [&bytes[..], &b"a long line ".repeat(1000), b" without an end"].concat();
     let output = run(&lab, &[&layout, "cat"], &bytes);
     assert_eq!((output.status.code(), output.stdout), (Some(0), bytes));
+    // More than a terminal and its driver hold, for who reads late and slowly.
+    let much: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(n) >> 5) as u8).collect();
+    let late = [&layout, "--", "sh", "-c", "sleep 3; sha256sum"];
+    let output = run(&lab, &late, &much);
+    assert_ran(&output, 0, &format!("{}  -\n", sha256(&much[..])));
     let other = ["-u", "0", "-w", "/made", "--entrypoint", "sh", &layout, "--", "-c", "id -u; pwd"];
     let output = run(&lab, &other, b"");
     assert_ran(&output, 0, "0\n/made\n");
@@ -146,9 +146,40 @@ fn the_programs_of_images() {
     let output = run(&lab, &[&layout, "sh", "-c", "kill -9 $$"], b"");
     assert_eq!(output.status.code(), Some(128 + 9));
 
+    // A kernel that gives up does not begin anew.
+    let output = run(&lab, &["-u", "0", &layout, "sh", "-c", "echo c > /proc/sysrq-trigger"], b"");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(ARTIFACT), "{errors}");
+    assert!(errors.contains("kernel gave up"), "{errors}");
+
     let archive = lab.file("saved.tar", image.docker_archive());
     let tagged = format!("docker-archive:{}:test:1", archive.display());
     assert_ran(&run(&lab, &[&tagged], b""), 0, "hello from the image\n");
+    lab.close();
+}
+
+#[test]
+fn folders_of_this_machine() {
+    let Some((lab, busybox)) = lab() else { return };
+    let layout = lab.path("layout");
+    image(&busybox).write_layout(&layout);
+    let layout = name(&layout);
+    fs::create_dir(lab.path("work")).expect("a directory");
+    lab.file("work/in", "from this machine\n");
+    let work = lab.path("work").display().to_string();
+    let (both, readonly) =
+        (format!("{work}:/srv/deep/work:uid=1000"), format!("{work}:/mnt/ro:ro"));
+    let script = "cat /mnt/ro/in; echo from the guest > deep/work/out; echo x > /mnt/ro/in || echo refused; \
+                  grep -c ' virtiofs ' /proc/mounts";
+    let arguments = ["-v", &both, "-v", &readonly, &layout, "--", "sh", "-c", script];
+    let output = run(&lab, &arguments, b"");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}{errors}");
+    assert!(said.starts_with("from this machine\n") && said.ends_with("refused\n2\n"), "{said}");
+    assert!(!errors.contains("may not mount"), "{errors}");
+    let out = fs::read_to_string(lab.path("work/out")).expect("the guest's file");
+    assert_eq!(out, "from the guest\n");
     lab.close();
 }
 

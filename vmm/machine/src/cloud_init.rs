@@ -8,7 +8,7 @@ use std::io::{self, Cursor, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use serde_json::{Value, json};
-use vmm_api::{CloudInitConfig, ConfigError, VmConfig, card_mac, host_name};
+use vmm_api::{CloudInitConfig, ConfigError, VmConfig, card_mac, format_mac, host_name};
 
 use crate::BuildError;
 
@@ -55,7 +55,7 @@ fn network_config(config: &VmConfig, cloud_init: &CloudInitConfig) -> Result<Str
     }
     let mut cards = serde_json::Map::new();
     for (index, card) in config.nets.iter().enumerate() {
-        let mac = card_mac(&config.name, index, card)?.map(|byte| format!("{byte:02x}")).join(":");
+        let mac = format_mac(card_mac(&config.name, index, card)?);
         let card = json!({ "match": { "macaddress": mac }, "dhcp4": true, "dhcp6": true });
         cards.insert(format!("card{index}"), card);
     }

@@ -40,7 +40,7 @@ pub use hotplug::{
     card_number,
 };
 pub use limits::{CpuShare, Limits, MAX_HOST_CPUS};
-pub use mac::{card_mac, default_mac};
+pub use mac::{card_mac, default_mac, format_mac};
 pub use rates::{DiskLimits, NetLimits, Rate};
 pub use statistics::{
     DiskStatistics, FolderStatistics, MemoryStatistics, NetStatistics, PROCESSOR_TIME_NS,

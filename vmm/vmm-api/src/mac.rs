@@ -28,6 +28,12 @@ pub fn card_mac(name: &str, index: usize, card: &NetConfig) -> Result<[u8; 6], C
     }
 }
 
+/// An address as people write it, and [`parse_mac`] reads it.
+#[must_use]
+pub fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +49,7 @@ mod tests {
             .collect();
         assert_eq!(all.len(), names.len() * 8);
         for mac in all {
+            assert_eq!(parse_mac(&format_mac(mac)), Ok(mac));
             assert_eq!(mac[0] & 0b11, 0b10, "locally administered, not multicast");
         }
     }

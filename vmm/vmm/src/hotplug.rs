@@ -8,6 +8,7 @@ use machine::{AttachedDisk, Files, Machine};
 use net::Tap;
 use vmm_api::{
     AttachRequest, DetachRequest, Device, Failure, NetConfig, SandboxMode, VmConfig, card_mac,
+    format_mac,
 };
 
 use crate::confinement;
@@ -300,7 +301,7 @@ fn complete(config: &VmConfig, device: &mut Device) -> Result<(), Failure> {
         Device::Net(card) => {
             let mac = card_mac(&config.name, config.nets.len(), card);
             let mac = mac.map_err(Failure::configuration)?;
-            card.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+            card.mac = Some(format_mac(mac));
             Ok(())
         }
     }

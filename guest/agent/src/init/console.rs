@@ -7,8 +7,8 @@ use std::process::Stdio;
 
 use agent_protocol::program::{BEGIN, END, LITERAL, Start};
 use rustix::termios::{
-    InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Winsize, tcdrain,
-    tcgetattr, tcsetattr, tcsetwinsize,
+    ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Winsize,
+    tcdrain, tcgetattr, tcsetattr, tcsetwinsize,
 };
 
 use crate::users::User;
@@ -37,6 +37,8 @@ impl Console {
         if start.plain {
             let mut modes = tcgetattr(&device)?;
             modes.input_modes = InputModes::empty();
+            // A program that reads slowly has the host wait, which the port lets it see.
+            modes.control_modes |= ControlModes::CRTSCTS;
             modes.output_modes &= !OutputModes::OPOST;
             modes.local_modes = LocalModes::ICANON | LocalModes::IEXTEN;
             for key in [

@@ -7,6 +7,7 @@
 
 mod console;
 mod files;
+mod folders;
 mod network;
 mod power;
 mod root;
@@ -70,6 +71,7 @@ fn boot() -> Result<u8, Failed> {
     let start = Start::from_cmdline(&cmdline);
 
     root::enter().map_err(&broken)?;
+    folders::mount_all(&cmdline).map_err(&broken)?;
     let hostname = start.hostname.as_deref().unwrap_or("guest");
     files::name_machine(hostname);
     network::start();

@@ -82,6 +82,13 @@ fn shell(script: &str) -> Exec {
     Exec { command, user: Some(me()), ..Exec::default() }
 }
 
+/// A command that ends by signals alone. No shell is in between: a signal may come at the moment when a shell
+/// has forked, and its child, which still has the shell's handlers, goes on.
+fn sleeper() -> Exec {
+    let command = ["sleep", "1000"].map(str::to_owned).to_vec();
+    Exec { command, user: Some(me()), ..Exec::default() }
+}
+
 /// Who runs this test, who need not be root.
 fn me() -> String {
     rustix::process::geteuid().as_raw().to_string()
@@ -168,19 +175,29 @@ fn input_of_any_length_reaches_the_command() {
 
 #[test]
 fn a_command_that_reads_nothing_holds_nothing_up() {
-    let mut client = Client::new(Task::Exec(Exec { input: true, ..shell("sleep 1000") }));
+    let mut client = Client::new(Task::Exec(Exec { input: true, ..sleeper() }));
     assert_eq!(client.reply(), Reply::Started);
     client.send(Type::Input, &[0; INPUT_WINDOW]);
     client.send_json(Type::Control, &Control::Signal(2));
     assert_eq!(client.outcome().end, Some(Reply::Exited(130)));
-    // One that is at its end takes everything.
-    let mut client = Client::new(Task::Exec(Exec { input: true, ..shell("exec <&-; sleep 0.2") }));
+    // One that has closed its input takes everything.
+    let script = "exec <&-; echo closed; exec sleep 1000";
+    let mut client = Client::new(Task::Exec(Exec { input: true, ..shell(script) }));
+    assert_eq!(client.reply(), Reply::Started);
+    assert_eq!(client.frame().payload, b"closed\n");
     client.send(Type::Input, &[0; 100_000]);
-    let outcome = client.outcome();
-    assert_eq!(outcome.end, Some(Reply::Exited(0)));
-    // More than was asked for is refused, and the command ended.
-    let mut client = Client::new(Task::Exec(Exec { input: true, ..shell("sleep 1000") }));
-    client.send(Type::Input, &[0; 2 * INPUT_WINDOW]);
+    let mut credit = 0;
+    while credit < 100_000 {
+        credit += client.frame().credit().unwrap();
+    }
+    client.send_json(Type::Control, &Control::Signal(2));
+    assert_eq!(client.outcome().end, Some(Reply::Exited(130)));
+    // More than was asked for is refused, and the command ended. The agent takes no more of it than that, so
+    // that who sends may find nobody there.
+    let mut client = Client::new(Task::Exec(Exec { input: true, ..sleeper() }));
+    let mut frames = FrameWriter::default();
+    frames.push(Type::Input, &[0; 2 * INPUT_WINDOW]);
+    let _ = frames.flush(&mut client.stream);
     assert_eq!(failure(&client.outcome()).0, 125);
 }
 

@@ -34,8 +34,6 @@ fn attempt(args: &ExecArgs) -> Result<u8, Failure> {
             "the input is no terminal: leave -t out, so that the command gets it as it is",
         ));
     }
-    let signals = Signals::block_and_watch_size()
-        .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
     let mut environment = environment(&args.env)?;
     if args.tty && !environment.iter().any(|(name, _)| name == "TERM") {
         let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
@@ -49,7 +47,10 @@ fn attempt(args: &ExecArgs) -> Result<u8, Failure> {
         input: args.interactive,
         terminal: args.tty.then(size),
     };
+    // Until there is a command, signals end this program: a guest that is starting may be waited for.
     let agent = Agent::ask(&args.name, Task::Exec(exec))?;
+    let signals = Signals::block_and_watch_size()
+        .map_err(|error| Failure::host(format!("cannot receive signals: {error}")))?;
     let terminal = if args.tty && args.interactive {
         RawTerminal::enter()
             .map_err(|error| Failure::host(format!("cannot use this terminal: {error}")))?

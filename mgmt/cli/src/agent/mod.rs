@@ -2,6 +2,8 @@
 
 pub mod copy;
 pub mod exec;
+pub mod program;
+pub mod renew;
 pub mod ssh;
 
 use std::os::unix::net::UnixStream;
@@ -57,6 +59,19 @@ impl Agent {
             }
             thread::sleep(PAUSE);
         };
+        Agent::begin(name, stream, rest, task)
+    }
+
+    /// As [`Agent::ask`], but of a guest that has run for long: without an agent that answers within this
+    /// time there is none.
+    pub fn ask_now(name: &str, task: Task, patience: Duration) -> Result<Agent, Failure> {
+        let client = guests::client(name)?.with_patience(patience);
+        let (stream, rest) = client.vsock(PORT).map_err(|error| error.about(name))?;
+        stream.set_read_timeout(Some(patience)).map_err(Failure::host)?;
+        Agent::begin(name, stream, rest, task)
+    }
+
+    fn begin(name: &str, stream: UnixStream, rest: Vec<u8>, task: Task) -> Result<Agent, Failure> {
         let frames = FrameReader::starting_with(rest);
         let mut agent = Agent { name: name.to_owned(), stream, frames };
         let mut request = FrameWriter::default();

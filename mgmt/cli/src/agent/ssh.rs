@@ -44,6 +44,13 @@ pub fn run(args: &SshArgs) -> Result<u8, Failure> {
     ] {
         command.args(["-o", &option]);
     }
+    // What was said comes behind: ssh takes the first of equals, and the way to the guest is not to be changed.
+    for option in &args.option {
+        command.args(["-o", option]);
+    }
+    for file in &args.identity {
+        command.arg("-i").arg(file);
+    }
     command.args(["-l", user, "--", name]).args(&args.arguments);
     let error = command.exec();
     Err(Failure::host(match error.kind() {

@@ -1,5 +1,6 @@
 //! What is said to the agent in a guest.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
@@ -88,6 +89,12 @@ pub struct SshArgs {
     /// The port of the guest at which sshd listens
     #[arg(long, short, default_value_t = 22)]
     pub port: u16,
+    /// Log in with the private key in this file; repeatable
+    #[arg(long, short, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// Give ssh this option, as in -o ForwardAgent=yes (ssh_config(5)); repeatable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub option: Vec<String>,
     /// Be the connection that ssh goes through (its ProxyCommand)
     #[arg(long, hide = true)]
     pub proxy: bool,

@@ -22,7 +22,8 @@ Examples:
 Guests have their addresses by DHCP, and keep them while they are there. `lodge network inspect`
 shows them.
 
-Needs root (CAP_NET_ADMIN) and nft. After a reboot, the first guest on a network makes it anew.")]
+Needs root (CAP_NET_ADMIN) and nft. After a reboot, the first guest on a network makes it anew. So
+does the same command again, where a bridge or rules were removed; it changes nothing otherwise.")]
     Create {
         /// Its name: small letters, digits and '-', 12 at most
         name: String,

@@ -61,7 +61,7 @@ pub fn attach_card(args: &AttachCardArgs) -> Result<u8, Failure> {
         Some(mac) => vmm_api::parse_mac(mac).map_err(failure::config)?,
         None => free_mac(&config)?,
     };
-    card.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+    card.mac = Some(vmm_api::format_mac(mac));
     let tap = match &card.network {
         NetworkConfig::User => None,
         NetworkConfig::Bridge(bridge) => {

@@ -3,7 +3,7 @@
 
 use images::Image;
 use serde_json::{Map, Value};
-use vmm_api::{ConsoleConfig, Failure, VmConfig, card_number, default_mac};
+use vmm_api::{ConsoleConfig, Failure, VmConfig, card_number, default_mac, format_mac};
 
 /// The file's text. `config` is without the image's disk; what it has from the image is left out,
 /// so that it is taken from the image again.
@@ -12,7 +12,7 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
     // The card stays the same one if the guest is renamed.
     for (index, net) in config.nets.iter_mut().enumerate() {
         let of_name = default_mac(&config.name, card_number(index, net));
-        net.mac.get_or_insert_with(|| of_name.map(|byte| format!("{byte:02x}")).join(":"));
+        net.mac.get_or_insert_with(|| format_mac(of_name));
     }
     if let Some(cloud_init) = &mut config.cloud_init {
         // What was done once is not done again because of another name.
@@ -49,6 +49,14 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
     Ok(format!(
         "# What this guest is made of. `lodge start` reads it; see `lodge run --help`.\n{text}"
     ))
+}
+
+/// The addresses that a definition gives to cards, in their order.
+pub fn macs(text: &str) -> Vec<Option<String>> {
+    let table: toml::Table = text.parse().unwrap_or_default();
+    let nets = table.get("nets").and_then(toml::Value::as_array);
+    let mac = |net: &toml::Value| net.get("mac")?.as_str().map(str::to_owned);
+    nets.into_iter().flatten().map(mac).collect()
 }
 
 /// Takes out what TOML cannot say or need not: nulls, and tables with nothing in them.
@@ -89,6 +97,9 @@ mod tests {
         let read: VmConfig = serde_json::from_value(read).unwrap();
         let mac = read.nets[0].mac.clone().unwrap();
         assert_eq!(vmm_api::parse_mac(&mac).unwrap(), default_mac("guest", 0));
+        assert_eq!(macs(&text), [Some(mac.clone())]);
+        assert_eq!(macs("[[nets]]\n[[nets]]\nmac = 'x'"), [None, Some("x".to_owned())]);
+        assert_eq!(macs("no TOML"), []);
         config.nets[0].mac = Some(mac);
         assert_eq!(read, config);
     }

@@ -21,7 +21,7 @@ use crate::guests::{self, Guest, Record};
 use crate::progress::Show;
 use crate::{agent, failure, network, output};
 pub use escape::{Escape, Wish};
-pub use program::find_image;
+pub use program::{absolute, find_image};
 pub use terminal::{RawTerminal, notice, write_stdout};
 use vmm::Launch;
 pub use vmm::find_program;
@@ -45,9 +45,15 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     if args.detach {
-        let guest = make(&plan, !args.rm)?;
         let name = plan.config.name.clone();
-        start_detached(plan, guest)?;
+        let is_new = !guests::directory_of(&name)?.is_dir();
+        let guest = make(&plan, !args.rm)?;
+        start_detached(plan, guest).inspect_err(|failure| {
+            // Nobody wants one that has never run, unless to find a mistake in Lodge.
+            if is_new && failure.kind != FailureKind::Internal {
+                let _ = Guest::claim_existing(&name).and_then(Guest::remove);
+            }
+        })?;
         if args.wait {
             agent::wait(&name)?;
         }
@@ -320,7 +326,7 @@ fn fits(guest: &Guest, image: &Image, name: &str) -> Result<(), Failure> {
 
 /// A configuration with nothing in it but what must be, for the tests of this module.
 #[cfg(test)]
-fn empty_config() -> vmm_api::VmConfig {
+pub fn empty_config() -> vmm_api::VmConfig {
     vmm_api::VmConfig {
         name: "guest".into(),
         cpus: 1,

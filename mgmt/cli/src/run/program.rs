@@ -4,33 +4,34 @@
 use std::io::{self, IsTerminal};
 
 use agent_protocol::program::{Program, Start};
-use images::{Cancel, Error, Image, Store};
+use images::{Cancel, Image, Store};
 use oci::Reference;
 use rustix::termios::tcgetwinsize;
 use vmm_api::{Failure, VmConfig};
 
 use crate::args::GuestArgs;
-use crate::image::agent_program;
 use crate::long_work::cancellable;
 use crate::progress::Show;
-use crate::{failure, long_work};
+use crate::{agent, failure, long_work};
 
 /// What Linux takes on x86-64 (COMMAND_LINE_SIZE), with room for what a run adds.
 const MAX_CMDLINE: usize = 2047 - 128;
 /// What the parameters begin with.
 const PREFIX: &str = "lodge.";
 
-/// The store's image that is made of an OCI image; made now, if need be.
+/// The store's image that is made of an OCI image; made now, if need be. Where that is given up by a signal,
+/// nothing has begun yet that this program would have to end.
 pub fn find_image(store: &Store, reference: &Reference) -> Result<Image, Failure> {
-    let init = agent_program()?;
-    let reference = reference.clone().absolute().map_err(|error| failure::image(error.into()))?;
+    let (reference, init) = (absolute(reference)?, agent::program::find()?);
     let make = |show: &mut Show, cancel: &Cancel| {
         store.from_oci(&reference, &init, show, cancel).map_err(long_work::Stopped::from)
     };
-    match cancellable(make)? {
-        Ok(image) => Ok(image),
-        Err(_) => Err(failure::image(Error::Cancelled)),
-    }
+    cancellable(make)?.map_err(|signal| long_work::exit_by(signal))
+}
+
+/// The same image by a name that means it from everywhere.
+pub fn absolute(reference: &Reference) -> Result<Reference, Failure> {
+    reference.clone().absolute().map_err(|error| failure::image(error.into()))
 }
 
 /// Completes the configuration of a guest with what is said about its program.

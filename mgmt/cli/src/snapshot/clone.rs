@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use toml::{Table, Value};
-use vmm_api::{Failure, Snapshot};
+use vmm_api::{Failure, Snapshot, VmConfig, card_number, default_mac, format_mac};
 
 use super::{layers, link, make, of_guest, store};
+use crate::agent::renew::renew;
 use crate::args::snapshot::CloneArgs;
 use crate::guests::{self, DEFINITION, Guest, Record, lock};
 use crate::{failure, output, run};
@@ -68,33 +69,38 @@ fn start(source: &Path, snapshot: &Snapshot, name: &str) -> Result<(), Failure> 
             link(&source.join(&layer), &guest.directory().join(&layer))?;
         }
     }
-    let definition = fs::read_to_string(source.join(DEFINITION));
-    if let Some(text) = definition.ok().and_then(|text| own(&text)) {
-        guests::write_whole(guest.directory(), DEFINITION, text.as_bytes())?;
-    }
     let record = Record::read(source)?.unwrap_or_default();
 
     let mut config = of_guest(snapshot, name, guest.directory());
-    for net in &mut config.nets {
-        net.mac = None;
+    for (index, net) in config.nets.iter_mut().enumerate() {
+        net.mac = Some(format_mac(default_mac(name, card_number(index, net))));
         net.forwards.clear();
+    }
+    let definition = fs::read_to_string(source.join(DEFINITION));
+    if let Some(text) = definition.ok().and_then(|text| own(&text, &config)) {
+        guests::write_whole(guest.directory(), DEFINITION, text.as_bytes())?;
     }
     // Until it runs, it goes with this process.
     let created_ms = guests::unix_ms();
     guest.set_record(Record { keep: false, created_ms, ..record.clone() })?;
     let directory = guest.directory().to_owned();
     run::launch_detached(&config, guest, Some(&origin))?;
-    Record { keep: true, created_ms, ..record }.write(&directory)
+    Record { keep: true, created_ms, ..record }.write(&directory)?;
+    renew(&snapshot.config, &config);
+    Ok(())
 }
 
-/// A guest's definition without what only one guest can have: its cards' addresses, and ports of this
-/// machine. `None`: it is no definition.
-fn own(definition: &str) -> Option<String> {
+/// A guest's definition with what only one guest can have: its cards' addresses, which are this one's, and
+/// ports of this machine, of which there are none. `None`: it is no definition.
+fn own(definition: &str, config: &VmConfig) -> Option<String> {
     let mut table: Table = definition.parse().ok()?;
     if let Some(Value::Array(nets)) = table.get_mut("nets") {
-        for net in nets.iter_mut().filter_map(Value::as_table_mut) {
-            net.remove("mac");
+        for (index, net) in nets.iter_mut().filter_map(Value::as_table_mut).enumerate() {
             net.remove("forwards");
+            net.remove("mac");
+            if let Some(mac) = config.nets.get(index).and_then(|own| own.mac.clone()) {
+                net.insert("mac".into(), mac.into());
+            }
         }
     }
     toml::to_string_pretty(&table).ok()
@@ -113,10 +119,13 @@ mod tests {
 
     #[test]
     fn a_clone_has_addresses_of_its_own() {
-        let text =
-            "cpus = 2\n[[nets]]\nmac = '52:54:00:00:00:01'\n[[nets.forwards]]\nhost_port = 1\n";
-        let own = own(text).unwrap();
-        assert!(own.contains("cpus = 2") && own.contains("[[nets]]"), "{own}");
-        assert!(!own.contains("mac") && !own.contains("forwards"), "{own}");
+        let text = "cpus = 2\n[[nets]]\nmac = '52:54:00:00:00:01'\n[[nets.forwards]]\nhost_port = 1\n\
+             [[nets]]\nmac = '52:54:00:00:00:01'\n";
+        let mut config = crate::run::empty_config();
+        let mac = Some("52:54:00:00:00:02".to_owned());
+        config.nets.push(vmm_api::NetConfig { mac, ..Default::default() });
+        let own = own(text, &config).unwrap();
+        assert!(own.contains("cpus = 2") && own.contains("52:54:00:00:00:02"), "{own}");
+        assert!(!own.contains("52:54:00:00:00:01") && !own.contains("forwards"), "{own}");
     }
 }

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use vmm_api::{
     ConsoleConfig, Failure, Snapshot, SnapshotRequest, VmConfig, card_number, default_mac,
+    format_mac,
 };
 
+use crate::agent::renew::renew;
 use crate::args::snapshot::{CreateArgs, ListArgs, RemoveArgs, RestoreArgs, SnapshotCommand};
-use crate::guests::{self, Guest};
+use crate::guests::{self, DEFINITION, Guest};
 use crate::lifecycle::stop;
 use crate::{failure, output, run, size};
 
@@ -86,14 +88,28 @@ fn restore(args: &RestoreArgs) -> Result<u8, Failure> {
     }
     let guest = Guest::claim_existing(name)?;
     let mut config = of_guest(&snapshot, name, guest.directory());
-    // The card stays the same one, however the guest is called now.
-    for (index, net) in config.nets.iter_mut().enumerate() {
-        let mac = default_mac(&snapshot.config.name, card_number(index, net));
-        net.mac.get_or_insert_with(|| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    if let Some(accel) = args.accel {
+        config.accelerator = accel.into();
     }
+    keep_macs(&snapshot, &mut config, guest.directory());
     let directory = store::directory(guest.directory(), &snapshot.name);
     run::launch_detached(&config, guest, Some(&directory))?;
+    renew(&snapshot.config, &config);
     Ok(0)
+}
+
+/// Has the cards stay the same ones, however the guest is called now. A clone that goes back to where it
+/// comes from has cards of its own, not the original's.
+fn keep_macs(snapshot: &Snapshot, config: &mut VmConfig, directory: &Path) {
+    let is_renamed = snapshot.config.name != config.name;
+    let definition =
+        is_renamed.then(|| fs::read_to_string(directory.join(DEFINITION)).ok()).flatten();
+    let own = run::definition::macs(&definition.unwrap_or_default());
+    for (index, net) in config.nets.iter_mut().enumerate() {
+        let then = default_mac(&snapshot.config.name, card_number(index, net));
+        let own = own.get(index).cloned().flatten();
+        net.mac = own.or(net.mac.take()).or_else(|| Some(format_mac(then)));
+    }
 }
 
 /// What a snapshot's guest is made of, if it goes on as the guest `name` in this directory.

@@ -55,6 +55,18 @@ fn headline(statistics: &Statistics) -> String {
     format!("{} runs on {runner}: {processors}, {since}\n", statistics.name)
 }
 
+/// What a column of a table of devices shows.
+enum Figure<T> {
+    /// How often a second.
+    Rate(fn(&T) -> u64),
+    /// How many bytes a second.
+    Bytes(fn(&T) -> u64),
+    /// How often altogether.
+    Total(fn(&T) -> u64),
+}
+
+type Column<T> = (&'static str, Figure<T>);
+
 /// Two looks at a guest.
 struct Looks<'a> {
     first: &'a Statistics,
@@ -111,77 +123,65 @@ impl<'a> Looks<'a> {
     }
 
     fn write_disks(&self, text: &mut String) {
-        if self.second.disks.is_empty() {
-            return;
-        }
-        let _ = writeln!(
-            text,
-            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-            "DISK", "READS/S", "READ/S", "WRITES/S", "WRITTEN/S", "FLUSHES/S", "FAILED"
-        );
-        for (index, now) in self.second.disks.iter().enumerate() {
-            let before = self.first.disks.get(index).copied().unwrap_or_default();
-            let rate = |count: fn(&DiskStatistics) -> u64| self.rate(count(&before), count(now));
-            let _ = writeln!(
-                text,
-                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-                per_second(rate(|it| it.reads)),
-                bytes_per_second(rate(|it| it.read_bytes)),
-                per_second(rate(|it| it.writes)),
-                bytes_per_second(rate(|it| it.written_bytes)),
-                per_second(rate(|it| it.flushes)),
-                grouped(now.failed),
-            );
-        }
+        let columns: [Column<DiskStatistics>; 6] = [
+            ("READS/S", Figure::Rate(|it| it.reads)),
+            ("READ/S", Figure::Bytes(|it| it.read_bytes)),
+            ("WRITES/S", Figure::Rate(|it| it.writes)),
+            ("WRITTEN/S", Figure::Bytes(|it| it.written_bytes)),
+            ("FLUSHES/S", Figure::Rate(|it| it.flushes)),
+            ("FAILED", Figure::Total(|it| it.failed)),
+        ];
+        self.write_devices(text, "DISK", &self.first.disks, &self.second.disks, columns);
     }
 
     fn write_nets(&self, text: &mut String) {
-        if self.second.nets.is_empty() {
-            return;
-        }
-        let _ = writeln!(
-            text,
-            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-            "CARD", "IN/S", "BYTES IN/S", "OUT/S", "BYTES OUT/S", "LOST IN", "LOST OUT"
-        );
-        for (index, now) in self.second.nets.iter().enumerate() {
-            let before = self.first.nets.get(index).copied().unwrap_or_default();
-            let rate = |count: fn(&NetStatistics) -> u64| self.rate(count(&before), count(now));
-            let _ = writeln!(
-                text,
-                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-                per_second(rate(|it| it.received_packets)),
-                bytes_per_second(rate(|it| it.received_bytes)),
-                per_second(rate(|it| it.sent_packets)),
-                bytes_per_second(rate(|it| it.sent_bytes)),
-                grouped(now.received_dropped),
-                grouped(now.sent_dropped),
-            );
-        }
+        let columns: [Column<NetStatistics>; 6] = [
+            ("IN/S", Figure::Rate(|it| it.received_packets)),
+            ("BYTES IN/S", Figure::Bytes(|it| it.received_bytes)),
+            ("OUT/S", Figure::Rate(|it| it.sent_packets)),
+            ("BYTES OUT/S", Figure::Bytes(|it| it.sent_bytes)),
+            ("LOST IN", Figure::Total(|it| it.received_dropped)),
+            ("LOST OUT", Figure::Total(|it| it.sent_dropped)),
+        ];
+        self.write_devices(text, "CARD", &self.first.nets, &self.second.nets, columns);
     }
 
     fn write_folders(&self, text: &mut String) {
-        if self.second.folders.is_empty() {
-            return;
+        let columns: [Column<FolderStatistics>; 6] = [
+            ("READS/S", Figure::Rate(|it| it.reads)),
+            ("READ/S", Figure::Bytes(|it| it.read_bytes)),
+            ("WRITES/S", Figure::Rate(|it| it.writes)),
+            ("WRITTEN/S", Figure::Bytes(|it| it.written_bytes)),
+            ("REQUESTS/S", Figure::Rate(|it| it.requests)),
+            ("FAILED", Figure::Total(|it| it.failed)),
+        ];
+        self.write_devices(text, "FOLDER", &self.first.folders, &self.second.folders, columns);
+    }
+
+    /// A table with a line for each device of a kind, if there is one.
+    fn write_devices<T: Copy + Default>(
+        &self,
+        text: &mut String,
+        kind: &str,
+        first: &[T],
+        second: &[T],
+        columns: [Column<T>; 6],
+    ) {
+        let mut line = |name: &str, cells: [&str; 6]| {
+            let [a, b, c, d, e, f] = cells;
+            let _ = writeln!(text, "{name:<10} {a:>10} {b:>12} {c:>10} {d:>12} {e:>10} {f:>9}");
+        };
+        if !second.is_empty() {
+            line(&format!("\n{kind:<10}"), columns.each_ref().map(|(title, _)| *title));
         }
-        let _ = writeln!(
-            text,
-            "\n{:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-            "FOLDER", "READS/S", "READ/S", "WRITES/S", "WRITTEN/S", "REQUESTS/S", "FAILED"
-        );
-        for (index, now) in self.second.folders.iter().enumerate() {
-            let before = self.first.folders.get(index).copied().unwrap_or_default();
-            let rate = |count: fn(&FolderStatistics) -> u64| self.rate(count(&before), count(now));
-            let _ = writeln!(
-                text,
-                "{index:<10} {:>10} {:>12} {:>10} {:>12} {:>10} {:>9}",
-                per_second(rate(|it| it.reads)),
-                bytes_per_second(rate(|it| it.read_bytes)),
-                per_second(rate(|it| it.writes)),
-                bytes_per_second(rate(|it| it.written_bytes)),
-                per_second(rate(|it| it.requests)),
-                grouped(now.failed),
-            );
+        for (index, now) in second.iter().enumerate() {
+            let before = first.get(index).copied().unwrap_or_default();
+            let cells = columns.each_ref().map(|(_, figure)| match figure {
+                Figure::Rate(count) => per_second(self.rate(count(&before), count(now))),
+                Figure::Bytes(count) => bytes_per_second(self.rate(count(&before), count(now))),
+                Figure::Total(count) => grouped(count(now)),
+            });
+            line(&index.to_string(), cells.each_ref().map(String::as_str));
         }
     }
 

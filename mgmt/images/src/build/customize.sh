@@ -69,6 +69,12 @@ cat > "$root/etc/systemd/system-generators/lodge-folders" <<'END_OF_FILE'
 END_OF_FILE
 chmod 755 "$root/etc/systemd/system-generators/lodge-folders"
 
+# cloud-init wants a locale that is not in the image unless it is told of one that is, and says that it
+# has failed.
+if [ -d "$root/etc/cloud/cloud.cfg.d" ]; then
+    echo 'locale: C.UTF-8' > "$root/etc/cloud/cloud.cfg.d/90_lodge.cfg"
+fi
+
 # They stand above the login prompt (agetty(8)).
 mkdir -p "$root/etc/issue.d"
 printf 'Log in as root or lodge; the password is lodge.\n\n' > "$root/etc/issue.d/lodge.issue"

@@ -102,7 +102,7 @@ impl Store {
             cmdline: CMDLINE.to_owned(),
             logins: Vec::new(),
             agent: true,
-            folders: false,
+            folders: true,
             program: Some(program),
         };
         staging.commit(self, &manifest)

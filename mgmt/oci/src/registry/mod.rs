@@ -1,20 +1,28 @@
 //! Registries (distribution-spec): manifests by tag or digest, and blobs by digest, over HTTP.
 
+mod access;
 mod challenge;
+mod login;
 mod patient;
+mod roots;
 
 use std::cell::RefCell;
 use std::io::Read;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ureq::http::Response;
+use ureq::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::document::{self, Document};
 use crate::image::{self, Blob, Blobs};
 use crate::{Digest, Error, Image};
+pub use access::Access;
 use challenge::Challenge;
+use login::{Found, Login};
 use patient::Patient;
 
 /// How long a registry may take to be reached, and to begin to answer.
@@ -30,8 +38,13 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
 /// Finds the image that a registry has under a tag or a digest.
-pub(crate) fn open(host: &str, repository: &str, version: &str) -> Result<Image, Error> {
-    let registry = Registry::new(host, repository);
+pub(crate) fn open(
+    host: &str,
+    repository: &str,
+    version: &str,
+    access: &Access,
+) -> Result<Image, Error> {
+    let registry = Registry::new(host, repository, access)?;
     let image = format!("{host}/{repository}:{version}");
     let mut blob = Blob {
         place: format!("manifests/{version}"),
@@ -72,75 +85,110 @@ struct Registry {
     host: String,
     base: String,
     repository: String,
-    token: RefCell<Option<String>>,
+    /// Files of logins.
+    logins: Vec<PathBuf>,
+    /// What requests say about who asks.
+    authorization: RefCell<Option<String>>,
 }
 
 impl Registry {
-    fn new(host: &str, repository: &str) -> Registry {
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            // Wherever it sends to.
-            .https_only(scheme(host) == "https")
-            .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(PATIENCE));
-        if scheme(host) == "http" {
-            // No other machine comes between.
-            config = config.proxy(None);
-        }
+    fn new(host: &str, repository: &str, access: &Access) -> Result<Registry, Error> {
         // What docker.io is called where it is spoken to.
         let server = if host == "docker.io" { "registry-1.docker.io" } else { host };
-        Registry {
-            agent: config.build().into(),
+        Ok(Registry {
+            agent: agent(scheme(host), roots::of(&access.certificates, host)?),
             host: host.to_owned(),
             base: format!("{}://{server}/v2/{repository}", scheme(host)),
             repository: repository.to_owned(),
-            token: RefCell::new(None),
-        }
+            logins: access.logins.clone(),
+            authorization: RefCell::new(None),
+        })
     }
 
     /// What the registry has at a place below the repository; `None`: nothing.
     fn get(&self, place: &str) -> Result<Option<Response<Body>>, Error> {
         let url = format!("{}/{place}", self.base);
         let mut response = self.ask(&url)?;
-        // There is no token yet, or its time is over: Docker Hub's last for five minutes.
+        // Nobody has said yet who asks, or a token's time is over: Docker Hub's last for five minutes.
         if response.status().as_u16() == 401 {
-            let header = response.headers().get("www-authenticate");
-            let challenge = header.and_then(|value| value.to_str().ok()).and_then(Challenge::read);
-            let token = self.fetch_token(challenge)?;
-            *self.token.borrow_mut() = Some(token);
+            let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
+            let authorization = self.authorize(headers.filter_map(|value| value.to_str().ok()))?;
+            *self.authorization.borrow_mut() = Some(authorization);
             response = self.ask(&url)?;
         }
         match response.status().as_u16() {
             200 => Ok(Some(response)),
             404 => Ok(None),
-            401 | 403 => Err(self.failed("it lets nobody read this image without logging in")),
+            401 | 403 => Err(self.no_access(&self.find_login()?)),
             status => Err(self.failed(format!("it answers with HTTP status {status}"))),
         }
     }
 
     fn ask(&self, url: &str) -> Result<Response<Body>, Error> {
         let mut request = self.agent.get(url).header("Accept", ACCEPT);
-        if let Some(token) = &*self.token.borrow() {
-            request = request.header("Authorization", format!("Bearer {token}"));
+        if let Some(authorization) = &*self.authorization.borrow() {
+            request = request.header(AUTHORIZATION, authorization);
         }
         request.call().map_err(|error| self.failed(error))
     }
 
-    /// Asks the server that the registry names for a token that lets anybody read (distribution,
-    /// docs/spec/auth/token.md).
-    fn fetch_token(&self, challenge: Option<Challenge>) -> Result<String, Error> {
-        let refused = || self.failed("it asks for a way of logging in that Lodge does not know");
-        let Challenge { realm, service } = challenge.ok_or_else(refused)?;
-        // What a registry on the network names is asked as safely as itself.
-        if !realm.starts_with("https://") && scheme(&self.host) == "https" {
+    fn find_login(&self) -> Result<Found, Error> {
+        login::find(&self.logins, &self.host, &self.repository)
+    }
+
+    /// What a request is to say about who asks, where the registry wants to know it so.
+    fn authorize<'a>(&self, headers: impl Iterator<Item = &'a str>) -> Result<String, Error> {
+        let mut challenges: Vec<_> = headers.filter_map(Challenge::read).collect();
+        // A token leaves the password at home.
+        challenges.sort_by_key(|challenge| *challenge == Challenge::Basic);
+        let found = self.find_login()?;
+        match (challenges.into_iter().next(), &found) {
+            (Some(Challenge::Bearer { realm, service }), _) => {
+                Ok(format!("Bearer {}", self.fetch_token(&realm, service, &found)?))
+            }
+            (Some(Challenge::Basic), Found::Login(login)) => Ok(format!("Basic {}", login.basic)),
+            (Some(Challenge::Basic), _) => Err(self.no_access(&found)),
+            (None, _) => {
+                Err(self.failed("it asks for a way of logging in that Lodge does not know"))
+            }
+        }
+    }
+
+    /// Asks the server that the registry names for a token with which to read (distribution,
+    /// docs/spec/auth/token.md and oauth.md).
+    fn fetch_token(
+        &self,
+        realm: &str,
+        service: Option<String>,
+        found: &Found,
+    ) -> Result<String, Error> {
+        // What a registry names is asked as safely as itself.
+        let server = realm.strip_prefix("http://").and_then(|rest| rest.split(['/', '?']).next());
+        let is_safe = |server| scheme(&self.host) == "http" && scheme(server) == "http";
+        if !server.is_none_or(is_safe) {
             return Err(self.failed(format!("it sends to {realm}, which is not safe")));
         }
-        let scope = format!("repository:{}:pull", self.repository);
-        let mut request = self.agent.get(&realm).query("scope", scope);
-        if let Some(service) = service {
-            request = request.query("service", service);
+        let mut fields = vec![("scope", format!("repository:{}:pull", self.repository))];
+        fields.extend(service.map(|service| ("service", service)));
+        let response = match found {
+            Found::Login(Login { identity_token: Some(token), .. }) => {
+                fields.push(("grant_type", "refresh_token".to_owned()));
+                fields.push(("client_id", "lodge".to_owned()));
+                fields.push(("refresh_token", token.clone()));
+                self.agent.post(realm).send_form(fields)
+            }
+            _ => {
+                let mut request = self.agent.get(realm).query_pairs(fields);
+                if let Found::Login(login) = found {
+                    request = request.header(AUTHORIZATION, format!("Basic {}", login.basic));
+                }
+                request.call()
+            }
+        };
+        let response = response.map_err(|error| self.failed(error))?;
+        if matches!(response.status().as_u16(), 401 | 403) {
+            return Err(self.no_access(found));
         }
-        let response = request.call().map_err(|error| self.failed(error))?;
         let mut text = Vec::new();
         let reader = Patient::new(response.into_body().into_reader());
         reader.take(MAX_TOKEN).read_to_end(&mut text).map_err(|error| self.failed(error))?;
@@ -158,6 +206,45 @@ impl Registry {
     fn failed(&self, why: impl ToString) -> Error {
         Error::Registry { host: self.host.clone(), why: why.to_string() }
     }
+
+    /// The registry does not let this person read the image.
+    fn no_access(&self, found: &Found) -> Error {
+        let host = &self.host;
+        let why = match found {
+            Found::Login(login) => format!(
+                "does not let the login in {} read {}: log in anew, with `podman login {host}` or `docker \
+                 login {host}`",
+                login.file.display(),
+                self.repository
+            ),
+            Found::Helper(helper) => format!(
+                "wants a login, which {helper} keeps, a program that Lodge does not ask: `podman login \
+                 --authfile FILE {host}` writes one to a file, which REGISTRY_AUTH_FILE names"
+            ),
+            Found::None => format!(
+                "lets nobody read {} without a login: `podman login {host}` or `docker login {host}` leave one \
+                 where Lodge finds it",
+                self.repository
+            ),
+        };
+        Error::NoAccess { host: host.clone(), why }
+    }
+}
+
+/// What speaks to registries.
+fn agent(scheme: &str, roots: RootCerts) -> Agent {
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        // Wherever it sends to.
+        .https_only(scheme == "https")
+        .timeout_connect(Some(PATIENCE))
+        .timeout_recv_response(Some(PATIENCE));
+    if scheme == "http" {
+        // No other machine comes between.
+        config = config.proxy(None);
+    }
+    config.build().into()
 }
 
 impl Blobs for Registry {
@@ -182,16 +269,4 @@ fn scheme(host: &str) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_is_spoken_to_without_tls() {
-        for local in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"] {
-            assert_eq!(scheme(local), "http", "{local}");
-        }
-        for far in ["docker.io", "10.0.0.1:5000", "localhost.example", "example:5000", "[::2]:1"] {
-            assert_eq!(scheme(far), "https", "{far}");
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use machine::PowerRequest;
 use vmm_api::{Event, Failure, RunState, StopReason};
 
 use super::{Ending, after_power_request, poll_all};
@@ -23,6 +24,10 @@ const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
 /// How soon to pause the guest again where that failed.
 const PAUSE_AGAIN: Duration = Duration::from_secs(1);
 
+/// Why a guest that is there for one program has ended without it.
+const KERNEL_GAVE_UP: &str = "the guest's kernel gave up, or was told to restart, before the guest's program had \
+     ended: the last lines of its console say why";
+
 /// The wait for the end of a machine's run.
 pub struct Wait<'a> {
     running: &'a mut Running,
@@ -36,6 +41,8 @@ pub struct Wait<'a> {
     full: BTreeSet<PathBuf>,
     /// Set while the guest stands still because the host has no room for its disks.
     no_room: Option<NoRoom>,
+    /// A client of the API wants the machine to be reset.
+    reset_wanted: bool,
 }
 
 /// The guest has been asked to switch itself off.
@@ -62,7 +69,8 @@ impl<'a> Wait<'a> {
         hardware: &'a mut Hardware,
     ) -> Self {
         let full = BTreeSet::new();
-        Self { running, signals, launcher, api, hardware, asked: None, full, no_room: None }
+        let (asked, no_room, reset_wanted) = (None, None, false);
+        Self { running, signals, launcher, api, hardware, asked, full, no_room, reset_wanted }
     }
 
     /// Waits until the machine's run ends.
@@ -89,6 +97,11 @@ impl<'a> Wait<'a> {
             }
             if let Some(request) = self.running.take_power_request() {
                 let was_asked = self.asked.is_some() || happened.launcher_gone;
+                // A guest that is there for one program does not begin it again and again.
+                let is_alone = self.hardware.config.exit_port && !self.reset_wanted;
+                if request == PowerRequest::Reset && is_alone && !was_asked {
+                    return Err(Failure::artifact(KERNEL_GAVE_UP));
+                }
                 return Ok(after_power_request(request, was_asked));
             }
             self.mind_room();
@@ -226,6 +239,14 @@ impl<'a> Wait<'a> {
                 self.resume();
                 Ok(None)
             }
+            Command::PressPowerButton | Command::Attach(_) | Command::Detach(_)
+                if self.no_room.is_some() =>
+            {
+                conflict(
+                    "this host has no room for what the guest writes, so that it stands still and notices nothing: \
+                     make room (`lodge inspect` says where), or end it with `lodge kill`",
+                )
+            }
             Command::PressPowerButton | Command::Attach(_) | Command::Detach(_) if is_paused => {
                 conflict("the guest is paused, and notices nothing: resume it first")
             }
@@ -240,6 +261,7 @@ impl<'a> Wait<'a> {
             }
             Command::Snapshot { name } => self.make_snapshot(&name),
             Command::Reset => {
+                self.reset_wanted = true;
                 self.running.request_reset();
                 Ok(None)
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress};
 
-use super::interface::Interface;
+use crate::interface::Interface;
 
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;

@@ -1,21 +1,19 @@
 //! The guest's network: each Ethernet card by DHCP, as Lodge's networks and most others serve it.
 
+mod changes;
 mod dhcp;
-mod interface;
 
-use std::fs;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use super::files;
+use crate::interface::Interface;
+use changes::Changes;
 use dhcp::Lease;
-use interface::Interface;
 
 /// How long the program waits for an address. It gets one later as well.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// ARPHRD_ETHER (Linux, include/uapi/linux/if_arp.h).
-const ETHERNET: &str = "1";
 
 /// Makes the loopback interface and all cards work, and waits a while for their addresses.
 pub fn start() {
@@ -23,7 +21,7 @@ pub fn start() {
         let _ = loopback.up();
     }
     let (sender, receiver) = channel();
-    let cards = cards();
+    let cards = Interface::of_cards();
     let count = cards.len();
     for (index, name) in cards.into_iter().enumerate() {
         let sender = sender.clone();
@@ -37,24 +35,13 @@ pub fn start() {
     }
 }
 
-fn cards() -> Vec<String> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let kind = fs::read_to_string(entry.path().join("type")).unwrap_or_default();
-        if kind.trim() == ETHERNET {
-            names.extend(entry.file_name().into_string());
-        }
-    }
-    names.sort();
-    names
-}
-
 /// Keeps a card's address.
 fn serve(name: &str, is_first: bool, has_one: &Sender<()>) {
     let Ok(interface) = Interface::named(name) else { return };
     if interface.up().is_err() {
         return;
     }
+    let changes = Changes::watch();
     let mut lease: Option<Lease> = None;
     let mut has_said = false;
     loop {
@@ -66,8 +53,8 @@ fn serve(name: &str, is_first: bool, has_one: &Sender<()>) {
                 if !std::mem::replace(&mut has_said, true) {
                     let _ = has_one.send(());
                 }
-                thread::sleep(new.renew_after());
-                lease = Some(new);
+                let is_another = changes.wait(&interface, new.renew_after());
+                lease = Some(new).filter(|_| !is_another);
             }
             // Nobody answers: perhaps later.
             Err(_) => thread::sleep(Duration::from_secs(1)),

@@ -1,10 +1,14 @@
 //! A network interface, by the kernel's ioctls (netdevice(7), rtnetlink's elder sister).
 
+use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+
+/// ARPHRD_ETHER (Linux, include/uapi/linux/if_arp.h).
+const ETHERNET: &str = "1";
 
 /// A network interface.
 pub struct Interface {
@@ -23,15 +27,47 @@ impl Interface {
         Ok(Interface { name: name.to_owned(), socket })
     }
 
+    /// The interfaces of the kernel's Ethernet devices, in the order of their names.
+    pub fn of_cards() -> Vec<String> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+            let kind = fs::read_to_string(entry.path().join("type")).unwrap_or_default();
+            // Not bridges and the like, which are made of others.
+            if kind.trim() == ETHERNET && entry.path().join("device").exists() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort();
+        names
+    }
+
     /// Switches it on.
     pub fn up(&self) -> io::Result<()> {
+        // Both flags are below 2^15.
+        self.change_flags(|flags| flags | (libc::IFF_UP | libc::IFF_RUNNING) as i16)
+    }
+
+    /// Switches it off: what it knew of its network is gone.
+    pub fn down(&self) -> io::Result<()> {
+        self.change_flags(|flags| flags & !(libc::IFF_UP as i16))
+    }
+
+    /// Whether it is switched on.
+    pub fn is_up(&self) -> bool {
+        self.flags().is_ok_and(|flags| i32::from(flags) & libc::IFF_UP != 0)
+    }
+
+    fn flags(&self) -> io::Result<i16> {
         let mut request = self.request();
         self.ioctl(libc::SIOCGIFFLAGS, &mut request)?;
         // SAFETY: all members of the union are plain numbers, valid whatever they are; the kernel has
         // just written this one.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
-        // Both flags are below 2^15.
-        request.ifr_ifru.ifru_flags = flags | (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        Ok(unsafe { request.ifr_ifru.ifru_flags })
+    }
+
+    fn change_flags(&self, change: impl Fn(i16) -> i16) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_flags = change(self.flags()?);
         self.ioctl(libc::SIOCSIFFLAGS, &mut request)
     }
 
@@ -43,6 +79,18 @@ impl Interface {
         let address = unsafe { request.ifr_ifru.ifru_hwaddr };
         let [a, b, c, d, e, f, ..] = address.sa_data.map(|byte| byte as u8);
         Ok([a, b, c, d, e, f])
+    }
+
+    /// Gives it another Ethernet address. Some drivers want it to be off.
+    pub fn set_hardware_address(&self, address: [u8; 6]) -> io::Result<()> {
+        let mut request = self.request();
+        let mut data = [0; 14];
+        for (to, from) in data.iter_mut().zip(address) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_hwaddr =
+            libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+        self.ioctl(libc::SIOCSIFHWADDR, &mut request)
     }
 
     /// Gives it an address in the place of the one that it has.
@@ -125,6 +173,7 @@ mod tests {
         assert!(Interface::named("").is_err() && Interface::named(&"x".repeat(16)).is_err());
         let loopback = Interface::named("lo").unwrap();
         assert_eq!(loopback.hardware_address().unwrap(), [0; 6]);
+        assert!(!Interface::of_cards().contains(&"lo".to_owned()), "it is no card");
         let address = socket_address(Ipv4Addr::new(10, 0, 2, 15));
         assert_eq!(
             address.sa_data[..6].iter().map(|&b| b as u8).collect::<Vec<_>>(),
