@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use accel::CpuidTable;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use x86::cpuid::{CpuidResult, KVM_FEATURES, KVM_TIMING};
+use x86::cpuid::{CpuidResult, KVM_FEATURES, KVM_TIMING, VIRT_SSBD};
 
 /// One of the registers that CPUID answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +29,7 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
     (7, 0, Ecx, 0),
     (7, 0, Edx, 0),
     (7, 1, Eax, 0),
+    (7, 2, Edx, 0),
     (0xd, 0, Eax, 0),
     (0xd, 1, Eax, 0),
     // CmpLegacy describes the topology.
@@ -37,11 +38,13 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
     (0x8000_0001, 0, Edx, 0),
     // The TSC's rate is constant if the host's is: the model has seen to that.
     (0x8000_0008, 0, Ebx, 0),
+    (0x8000_0021, 0, Eax, 0),
+    (0x8000_0021, 0, Ecx, 0),
 ];
 
-/// What the model says of itself, not of the host: BTC_NO, that branch types are not confused. Where
-/// KVM does not say so, guests know better than to miss it.
-const UNTOLD: (u32, u32, Register, u32) = (0x8000_0008, 0, Ebx, 1 << 29);
+/// What the model says of itself, not of the host: BTC_NO, that branch types are not confused, and
+/// VIRT_SSBD, which is KVM's to serve. Where KVM does not say so, guests know better than to miss it.
+const UNTOLD: (u32, u32, Register, u32) = (0x8000_0008, 0, Ebx, 1 << 29 | VIRT_SSBD);
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -92,6 +95,18 @@ const NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (0x8000_0001, 0, Ecx, 5, "LZCNT"), (0x8000_0001, 0, Ecx, 6, "SSE4A"),
     (0x8000_0001, 0, Ecx, 8, "PREFETCHW"), (0x8000_0001, 0, Edx, 26, "1-GiB pages"),
     (0x8000_0001, 0, Edx, 27, "RDTSCP"), (0x8000_0008, 0, Ebx, 0, "CLZERO"),
+    (7, 0, Edx, 10, "MD_CLEAR"), (7, 0, Edx, 26, "IBRS"), (7, 0, Edx, 27, "STIBP"),
+    (7, 0, Edx, 28, "L1D_FLUSH"), (7, 0, Edx, 29, "ARCH_CAPABILITIES"), (7, 0, Edx, 31, "SSBD"),
+    (7, 2, Edx, 0, "PSFD"), (7, 2, Edx, 1, "IPRED_CTRL"), (7, 2, Edx, 2, "RRSBA_CTRL"),
+    (7, 2, Edx, 3, "DDPD_U"), (7, 2, Edx, 4, "BHI_CTRL"), (7, 2, Edx, 5, "MCDT_NO"),
+    (0x8000_0008, 0, Ebx, 12, "IBPB"), (0x8000_0008, 0, Ebx, 14, "IBRS"),
+    (0x8000_0008, 0, Ebx, 15, "STIBP"), (0x8000_0008, 0, Ebx, 17, "STIBP always on"),
+    (0x8000_0008, 0, Ebx, 24, "SSBD"), (0x8000_0008, 0, Ebx, 26, "SSB_NO"),
+    (0x8000_0008, 0, Ebx, 28, "PSFD"), (0x8000_0008, 0, Ebx, 30, "IBPB_RET"),
+    (0x8000_0021, 0, Eax, 2, "LFENCE_RDTSC"), (0x8000_0021, 0, Eax, 5, "VERW_CLEAR"),
+    (0x8000_0021, 0, Eax, 27, "SBPB"), (0x8000_0021, 0, Eax, 28, "IBPB_BRTYPE"),
+    (0x8000_0021, 0, Eax, 29, "SRSO_NO"), (0x8000_0021, 0, Eax, 30, "SRSO_USER_KERNEL_NO"),
+    (0x8000_0021, 0, Ecx, 1, "TSA_SQ_NO"), (0x8000_0021, 0, Ecx, 2, "TSA_L1_NO"),
 ];
 
 /// What KVM offers, from KVM_GET_SUPPORTED_CPUID.
@@ -232,6 +247,11 @@ pub fn to_kvm(table: &CpuidTable) -> Option<CpuId> {
     CpuId::from_entries(&entries).ok()
 }
 
+/// Whether guests with this CPUID have IA32_ARCH_CAPABILITIES.
+pub fn has_arch_capabilities(table: &CpuidTable) -> bool {
+    table.get(7, 0).is_some_and(|leaf| leaf.edx >> 29 & 1 != 0)
+}
+
 /// State components that a guest with this CPUID can have, and whether it has XSAVE to do so.
 pub fn components(table: &CpuidTable) -> (u64, bool) {
     let xsave = table.get(1, 0).is_some_and(|l| l.ecx & XSAVE != 0);
@@ -301,6 +321,28 @@ mod tests {
         let (table, refused) = supported(XSAVE | 1 << 28 | 1 << 21, 7).restrict(&model, Some(1));
         assert_eq!(names(&refused), ["XSAVEOPT", "CLZERO"]);
         assert_eq!(table.get(0x8000_0008, 0).unwrap(), result(46, 0, 0, 0));
+    }
+
+    #[test]
+    fn controls_over_speculation_are_as_kvm_has_them() {
+        let mut model = model();
+        let amd = u32::from_le_bytes(*b"Auth");
+        let has = |leaf, subleaf| match (leaf, subleaf) {
+            (0x8000_0008, _) => result(0, 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24, 0, 0),
+            (0x8000_0000, _) => result(0x8000_0021, 0, 0, 0),
+            (0x8000_0021, _) => result(1 << 27 | 1 << 28, 0, 0, 0),
+            _ => CpuidResult::default(),
+        };
+        model.set(0, None, result(0xd, amd, 0, 0));
+        model.set(0x8000_0008, None, result(46, 0, 0, 0));
+        x86::cpuid::add_speculation_controls(&mut model, has);
+        let mut kvm = supported(XSAVE | 1 << 28 | 1 << 21, 7);
+        kvm.table.set(0x8000_0008, None, result(0, 1 << 12 | 1 << 14 | VIRT_SSBD, 0, 0));
+        kvm.table.set(0x8000_0021, None, result(1 << 28 | 1 << 6, 0, 0, 0));
+        let (table, refused) = kvm.restrict(&model, Some(1));
+        assert_eq!(names(&refused), ["XSAVEOPT", "STIBP", "SSBD", "SBPB"]);
+        assert_eq!(table.get(0x8000_0008, 0).unwrap().ebx, 1 << 12 | 1 << 14 | VIRT_SSBD);
+        assert_eq!(table.get(0x8000_0021, 0).unwrap().eax, 1 << 28);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use accel::Fault;
-use kvm_bindings::{KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_VCPU_ATTRIBUTES, KVM_MAX_CPUID_ENTRIES,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::cpuid::Supported;
@@ -69,6 +71,12 @@ impl Host {
         u32::try_from(self.kvm.check_extension_raw(cap.into())).unwrap_or(0)
     }
 
+    /// Whether guests' TSCs can have another rate than the host's. Where their offsets cannot be set,
+    /// they could not go on from a saved state to the tick.
+    pub fn scales_tsc(&self) -> bool {
+        self.has(KVM_CAP_TSC_CONTROL) && self.has(KVM_CAP_VCPU_ATTRIBUTES)
+    }
+
     /// Whether KVM has it.
     pub fn has(&self, cap: u32) -> bool {
         self.capability(cap) > 0
@@ -86,6 +94,8 @@ pub enum Obstacle {
     Unserved(PathBuf),
     /// This user may not open it.
     Forbidden(PathBuf),
+    /// Rules about devices forbid it, of a container or service, which no group changes.
+    Denied(PathBuf),
     /// Opening fails for another reason.
     Unopenable(PathBuf, io::Error),
     /// It does not answer as KVM does.
@@ -103,6 +113,7 @@ impl Obstacle {
             | Self::NotADevice(path)
             | Self::Unserved(path)
             | Self::Forbidden(path)
+            | Self::Denied(path)
             | Self::Unopenable(path, _) => format!("cannot open {}", path.display()),
             Self::Foreign(path) => format!("cannot use {}", path.display()),
             Self::Version(_) | Self::Lacks(_) => "cannot use this kernel's KVM".to_owned(),
@@ -115,6 +126,7 @@ impl Obstacle {
             Self::NotADevice(_) => io::Error::other("it is not a device"),
             Self::Unserved(_) => io::Error::other("no kernel module serves it"),
             Self::Forbidden(_) => io::Error::from_raw_os_error(libc::EACCES),
+            Self::Denied(_) => io::Error::from_raw_os_error(libc::EPERM),
             Self::Unopenable(_, error) => match error.raw_os_error() {
                 Some(number) => io::Error::from_raw_os_error(number),
                 None => io::Error::other(error.to_string()),
@@ -139,6 +151,11 @@ impl Obstacle {
             Self::Forbidden(_) => {
                 "have this user join the group that the file belongs to (usually kvm: usermod -aG \
                  kvm NAME, then log in anew), or choose the accelerator \"soft\""
+            }
+            Self::Denied(_) => {
+                "rules about devices (a device cgroup, or a security module) keep this container or \
+                 service from it: start the container with --device /dev/kvm, give the service \
+                 DeviceAllow=/dev/kvm, or choose the accelerator \"soft\""
             }
             Self::NotADevice(_) | Self::Foreign(_) => {
                 "see what is there and which module serves it, or choose the accelerator \"soft\""
@@ -200,7 +217,8 @@ fn unopened(path: PathBuf, error: kvm_ioctls::Error) -> Obstacle {
     match error.errno() {
         libc::ENOENT => Obstacle::Missing(path),
         libc::ENODEV | libc::ENXIO => Obstacle::Unserved(path),
-        libc::EACCES | libc::EPERM => Obstacle::Forbidden(path),
+        libc::EACCES => Obstacle::Forbidden(path),
+        libc::EPERM => Obstacle::Denied(path),
         _ => Obstacle::Unopenable(path, error.into()),
     }
 }
@@ -248,7 +266,10 @@ mod tests {
     fn each_failure_to_open_has_its_obstacle() {
         let why = |errno| unopened("/dev/kvm".into(), kvm_ioctls::Error::new(errno));
         assert!(matches!(why(libc::ENOENT), Obstacle::Missing(_)));
-        assert!(matches!(why(libc::EPERM), Obstacle::Forbidden(_)));
+        assert!(matches!(why(libc::EACCES), Obstacle::Forbidden(_)));
+        let denied = message(why(libc::EPERM));
+        assert!(denied.contains("--device /dev/kvm") && !denied.contains("group kvm"), "{denied}");
+        assert!(denied.contains("not permitted"), "{denied}");
         assert!(matches!(why(libc::EMFILE), Obstacle::Unopenable(..)));
         for errno in [libc::ENODEV, libc::ENXIO] {
             let unserved = message(why(errno));

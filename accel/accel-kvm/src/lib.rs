@@ -17,6 +17,7 @@ mod pit;
 mod probe;
 mod ring;
 mod run_page;
+mod scaling;
 mod state;
 mod statistics;
 mod stores;
@@ -90,6 +91,10 @@ impl Accelerator for KvmAccelerator {
         let (table, refused) = self.host.supported()?.restrict(model, None);
         cpuid::say(&refused);
         Ok(table)
+    }
+
+    fn scales_tsc(&self) -> bool {
+        self.host.scales_tsc()
     }
 
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault> {

@@ -20,6 +20,17 @@ const SET_DEVICE_ATTR: libc::c_ulong =
 const GET_DEVICE_ATTR: libc::c_ulong =
     0x4000_0000 | (size_of::<kvm_device_attr>() as u64) << 16 | 0xaee2;
 
+/// `_IOW(KVMIO, 0x9c, __u64)`, KVM_X86_SETUP_MCE.
+const SETUP_MCE: libc::c_ulong = 0x4008_ae9c;
+
+/// Gives a processor so many banks of machine checks, and none of what is optional (IA32_MCG_CAP).
+pub fn set_machine_check_banks(vcpu: &VcpuFd, banks: u8) -> Result<(), Error> {
+    let capabilities = u64::from(banks);
+    // SAFETY: the request reads eight bytes.
+    let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), SETUP_MCE, &raw const capabilities) };
+    if result == 0 { Ok(()) } else { Err(Error::last()) }
+}
+
 /// The attribute KVM_VCPU_TSC_OFFSET, whose value is where `value` points.
 fn tsc_offset_attribute(value: *const u64) -> kvm_device_attr {
     kvm_device_attr {

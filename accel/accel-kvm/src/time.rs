@@ -27,8 +27,6 @@ pub struct GuestTime {
     pit: Pit,
     processors: Vec<VcpuFd>,
     abilities: Abilities,
-    /// The rate of the guest's TSC in kHz, if it is not the host's.
-    scaled_khz: Option<u32>,
     stopped: Mutex<Option<Stopped>>,
 }
 
@@ -63,15 +61,10 @@ pub fn second_handle(vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuFd, Fault> {
 }
 
 impl GuestTime {
-    /// The clocks of `processors`, whose TSCs have this rate in kHz if it is not the host's.
-    pub fn new(
-        vm: Arc<VmFd>,
-        processors: Vec<VcpuFd>,
-        abilities: Abilities,
-        scaled_khz: Option<u32>,
-    ) -> Self {
+    /// The clocks of `processors`.
+    pub fn new(vm: Arc<VmFd>, processors: Vec<VcpuFd>, abilities: Abilities) -> Self {
         let pit = Pit::new(vm.clone());
-        Self { vm, pit, processors, abilities, scaled_khz, stopped: Mutex::default() }
+        Self { vm, pit, processors, abilities, stopped: Mutex::default() }
     }
 
     /// The machine's PIT.
@@ -79,8 +72,9 @@ impl GuestTime {
         &self.pit
     }
 
-    /// Notes how things stand. No processor runs from now on until time goes on.
-    pub fn stop(&self) {
+    /// Notes how things stand, when the host's TSC shows what is returned. No processor runs from now on
+    /// until time goes on.
+    pub fn stop(&self) -> u64 {
         let clock = self.vm.get_clock().map(|data| data.clock);
         let clock = clock.inspect_err(|e| cannot("read the paravirtual clock", e)).ok();
         let processors = self.all_timers();
@@ -94,6 +88,7 @@ impl GuestTime {
         if let Err(error) = self.pit.stop() {
             cannot("stop the PIT", &error);
         }
+        host_tsc
     }
 
     /// Has time go on from there.
@@ -103,7 +98,7 @@ impl GuestTime {
         }
         let Some(stopped) = self.stopped().take() else { return };
         let ticks = runtime::tsc::read().wrapping_sub(stopped.host_tsc);
-        let ticks = self.guest_ticks(ticks);
+        let ticks = self.abilities.scaling.map_or(ticks, |scaling| scaling.guest_ticks(ticks));
         let processors = self.processors.iter().zip(&stopped.processors);
         let done = processors.enumerate().try_for_each(|(index, (vcpu, timers))| {
             self.set_back(vcpu, index, timers.tsc_offset, ticks)
@@ -154,13 +149,6 @@ impl GuestTime {
             deadline: state::read_msr(vcpu, TSC_DEADLINE)?.unwrap_or(0),
             count: apic_page::timer_count(&lapic(vcpu)?),
         })
-    }
-
-    /// Ticks of the guest's TSC in so many of the host's.
-    fn guest_ticks(&self, host: u64) -> u64 {
-        let Some(khz) = self.scaled_khz else { return host };
-        let guest = u128::from(host) * u128::from(khz) * 1000;
-        (guest / u128::from(runtime::tsc::frequency_hz().max(1))) as u64
     }
 
     /// Sets the TSC of processor `index`, which was the host's plus `offset`, back by `ticks`.

@@ -27,6 +27,7 @@ use crate::host::failed;
 use crate::kick::{Entered, Kick};
 use crate::probe::hardware;
 use crate::run_page::RunPage;
+use crate::scaling::Scaling;
 use crate::state::{self, Abilities, InFlight};
 use crate::statistics::Counters;
 use crate::vm::Shared;
@@ -273,6 +274,20 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// The TSC's scaling, if KVM takes and gives offsets to what is scaled. Where it does not, the TSC
+    /// itself is read and set.
+    fn scaling(&self) -> Option<Scaling> {
+        self.abilities.scaling.filter(|_| self.abilities.tsc_offset)
+    }
+
+    /// What the host's TSC showed when time was stopped, which is when saved offsets are counted.
+    fn stopped_at(&self) -> u64 {
+        match self.shared.stopped_at.load(Ordering::Relaxed) {
+            0 => runtime::tsc::read(),
+            host_tsc => host_tsc,
+        }
+    }
+
     /// For those who have no access to processor 0.
     fn note_tsc_offset(&self) {
         if self.index == 0 {
@@ -431,8 +446,12 @@ impl Vcpu for KvmVcpu {
         self.note_tsc_offset();
         let msr = |index| Ok::<_, Fault>(state::read_msr(&self.fd, index)?.unwrap_or_default());
         let (hyperv, first) = (self.abilities.hyperv, self.index == 0);
+        let mut cpu = (*self.state).clone();
+        if let Some(scaling) = self.scaling() {
+            cpu.msrs.tsc_offset = scaling.ahead(cpu.msrs.tsc_offset, self.stopped_at());
+        }
         Ok(VcpuState {
-            cpu: (*self.state).clone(),
+            cpu,
             lapic: state::lapic::load(&self.fd, self.shared.clock.now())?,
             pv_clock: PvClockState {
                 system_time: msr(MSR_KVM_SYSTEM_TIME_NEW)?,
@@ -448,6 +467,10 @@ impl Vcpu for KvmVcpu {
         };
         saved.cpu.check().map_err(|what| bad(&what))?;
         *self.state = saved.cpu.clone();
+        if let Some(scaling) = self.scaling() {
+            let ahead = saved.cpu.msrs.tsc_offset;
+            self.state.msrs.tsc_offset = scaling.offset(ahead, self.stopped_at());
+        }
         self.store(Sections::all())?;
         self.note_tsc_offset();
         // Its timer may go by the TSC.

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use accel::{CpuidTable, Fault, PvEpoch, StoredPages, Vcpu, Vm, VmResources, VmState};
 use irqchip::IrqSink;
 use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MCE,
     KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_VCPU_ATTRIBUTES,
     KVM_GUESTDBG_BLOCKIRQ, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use runtime::{Clock, Doorbells};
-use x86::cpuid::KVM_TIMING;
+use x86::cpuid::{KVM_TIMING, MACHINE_CHECK_BANKS};
 
 use crate::chips;
 use crate::cpuid;
@@ -20,6 +20,7 @@ use crate::doorbell::KvmDoorbells;
 use crate::host::{Host, failed};
 use crate::hyperv;
 use crate::irq::{KvmIrqs, Routes};
+use crate::scaling::Scaling;
 use crate::state::{Abilities, KnownMsrs};
 use crate::stores::StoreLog;
 use crate::sys;
@@ -39,6 +40,7 @@ pub struct KvmVm {
     time: GuestTime,
     /// The rate of the guest's TSC.
     tsc_khz: u32,
+    scaling: Option<Scaling>,
     /// Those that were not yet taken.
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
 }
@@ -50,8 +52,11 @@ pub struct Shared {
     pub stores: StoreLog,
     /// Guest time.
     pub clock: Arc<Clock>,
-    /// What processor 0's TSC shows less the host's, as of when its state was last saved or restored.
+    /// What is added to the host's TSC to give processor 0's, as of when its state was last saved or
+    /// restored.
     pub tsc_offset: AtomicU64,
+    /// What the host's TSC showed when time was last stopped.
+    pub stopped_at: AtomicU64,
 }
 
 impl KvmVm {
@@ -87,15 +92,17 @@ impl KvmVm {
             stores,
             clock: config.clock.clone(),
             tsc_offset: AtomicU64::new(0),
+            stopped_at: AtomicU64::new(0),
         });
         let doorbells = host.has(KVM_CAP_IOEVENTFD).then(|| Arc::new(KvmDoorbells(vm.clone())));
-        let Processors { vcpus, time, tsc_khz } = processors(host, &shared, config)?;
+        let Processors { vcpus, time, tsc_khz, scaling } = processors(host, &shared, config)?;
         Ok(Self {
             shared,
             irqs: Arc::new(KvmIrqs::new(routes)),
             doorbells,
             time,
             tsc_khz,
+            scaling,
             vcpus: Mutex::new(vcpus),
         })
     }
@@ -135,6 +142,8 @@ struct Processors {
     time: GuestTime,
     /// The rate of their TSCs.
     tsc_khz: u32,
+    /// It is not the host's.
+    scaling: Option<Scaling>,
 }
 
 fn processors(
@@ -147,18 +156,22 @@ fn processors(
     let mut vcpus = Vec::new();
     let mut handles = Vec::new();
     let mut common: Option<(CpuidTable, Abilities)> = None;
-    let mut rate = (0, false);
+    let mut rate = Rate { khz: 0, scaling: None };
     for index in 0..config.cpus {
         let fd = shared.vm.create_vcpu(index.into()).map_err(|e| {
             failed(format!("KVM makes no more than {index} processors for this guest"), e)
         })?;
         let enlightenments = config.hyperv.then(|| hyperv::enlighten(host, &fd)).transpose()?;
+        if host.has(KVM_CAP_MCE) {
+            sys::set_machine_check_banks(&fd, MACHINE_CHECK_BANKS)
+                .map_err(|e| failed("KVM refuses a processor's bank of machine checks", e))?;
+        }
         shared.stores.add_processor(&fd)?;
         rate = tune(&fd, &config.cpuid, scaling)?;
         let (table, abilities) = match &common {
             Some(known) => known,
             None => {
-                let (mut table, refused) = supported.restrict(&config.cpuid, Some(rate.0));
+                let (mut table, refused) = supported.restrict(&config.cpuid, Some(rate.khz));
                 cpuid::say(&refused);
                 if let Some(enlightenments) = &enlightenments {
                     hyperv::add(&mut table, enlightenments);
@@ -167,12 +180,14 @@ fn processors(
                 let abilities = Abilities {
                     sregs2: host.has(KVM_CAP_SREGS2),
                     tsc_offset: host.has(KVM_CAP_VCPU_ATTRIBUTES) && sys::tsc_offset(&fd).is_ok(),
+                    scaling: rate.scaling,
                     blocks_interrupts: host.capability(KVM_CAP_SET_GUEST_DEBUG2)
                         & KVM_GUESTDBG_BLOCKIRQ
                         != 0,
                     components,
                     xsave,
                     msrs: KnownMsrs::of(&fd)?,
+                    arch_capabilities: cpuid::has_arch_capabilities(&table),
                     hyperv: config.hyperv,
                 };
                 common.insert((table, abilities))
@@ -184,32 +199,34 @@ fn processors(
     }
     let (_, abilities) =
         common.ok_or_else(|| Fault::Unsupported("a machine needs a processor".to_owned()))?;
-    let (tsc_khz, is_scaled) = rate;
-    let scaled_khz = is_scaled.then_some(tsc_khz);
-    let time = GuestTime::new(shared.vm.clone(), handles, abilities, scaled_khz);
-    Ok(Processors { vcpus, time, tsc_khz })
+    let time = GuestTime::new(shared.vm.clone(), handles, abilities);
+    Ok(Processors { vcpus, time, tsc_khz: rate.khz, scaling: rate.scaling })
+}
+
+/// How fast a processor's TSC runs.
+struct Rate {
+    khz: u32,
+    /// That is not the host's rate.
+    scaling: Option<Scaling>,
 }
 
 /// Gives the guest's TSC the rate that CPUID tells, where KVM scales it; else CPUID will tell the
-/// rate that it has. It is returned in kHz, with whether it is not the host's.
-fn tune(
-    vcpu: &kvm_ioctls::VcpuFd,
-    model: &CpuidTable,
-    scaling: bool,
-) -> Result<(u32, bool), Fault> {
+/// rate that it has.
+fn tune(vcpu: &kvm_ioctls::VcpuFd, model: &CpuidTable, scaling: bool) -> Result<Rate, Fault> {
     let wanted = model.get(KVM_TIMING, 0).unwrap_or_default().eax;
     let rate = || vcpu.get_tsc_khz().map_err(|e| failed("KVM does not say how fast the TSC is", e));
     let has = rate()?;
     // What was measured is never exact, and scaling by a hair makes every RDTSC dearer.
     let is_near = u64::from(has.abs_diff(wanted)) * 1_000_000 <= u64::from(has) * 250;
     if wanted == 0 || is_near || !scaling {
-        return Ok((has, false));
+        return Ok(Rate { khz: has, scaling: None });
     }
     if let Err(error) = vcpu.set_tsc_khz(wanted) {
         tracing::warn!("KVM does not scale the TSC from {has} to {wanted} kHz: {error}");
     }
-    let rate = rate()?;
-    Ok((rate, rate != has))
+    let khz = rate()?;
+    let scaling = (khz != has).then_some(Scaling { guest_khz: khz, host_khz: has });
+    Ok(Rate { khz, scaling })
 }
 
 impl KvmVm {
@@ -231,7 +248,8 @@ impl KvmVm {
 
     /// Processor 0's, when the host's shows `host_tsc`.
     fn guest_tsc(&self, host_tsc: u64) -> u64 {
-        host_tsc.wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
+        let ticks = self.scaling.map_or(host_tsc, |scaling| scaling.guest_ticks(host_tsc));
+        ticks.wrapping_add(self.shared.tsc_offset.load(Ordering::Relaxed))
     }
 }
 
@@ -264,8 +282,15 @@ impl Vm for KvmVm {
         self.shared.stores.take()
     }
 
+    fn tsc_hz(&self) -> u64 {
+        match self.scaling {
+            Some(scaling) => u64::from(scaling.guest_khz) * 1000,
+            None => runtime::tsc::frequency_hz(),
+        }
+    }
+
     fn stop_time(&self) {
-        self.time.stop();
+        self.shared.stopped_at.store(self.time.stop(), Ordering::Relaxed);
     }
 
     fn resume_time(&self) {

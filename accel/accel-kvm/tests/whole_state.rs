@@ -105,7 +105,15 @@ fn distinct_msrs(msrs: &mut Msrs) {
         debugctl: _,
         xss: _,
         spec_ctrl: _,
+        mcg_status,
+        mc0,
+        hwcr,
+        // Of these neither.
+        hardware: _,
     } = msrs;
+    *mcg_status = 4;
+    *mc0 = [0, 1 << 63 | 0x135, 0x1234_5000, 0x42];
+    *hwcr = 1 << 18;
     *star = 0x0023_0010_0000_0000;
     *lstar = 0xffff_8000_1234_5678;
     *cstar = 0xffff_8000_2345_6789;
@@ -152,9 +160,11 @@ fn distinct_vector(vector: &mut VectorState, components: u32) {
 /// What is left of `state` once `vcpu` has it.
 fn through(vcpu: &mut dyn Vcpu, state: &CpuState) -> CpuState {
     let room = vcpu.load(Sections::all()).unwrap();
-    let mask = room.vector.x87.mxcsr_mask;
+    let (mask, hardware) = (room.vector.x87.mxcsr_mask, room.msrs.hardware);
     *room = state.clone();
     room.vector.x87.mxcsr_mask = mask;
+    // A guest is told what its processor is, of which only a part can be chosen.
+    room.msrs.hardware = hardware;
     vcpu.store(Sections::all()).unwrap();
     vcpu.load(Sections::all()).unwrap().clone()
 }
@@ -166,6 +176,7 @@ fn compare(expected: &CpuState, got: &CpuState, who: &str) {
     expected.msrs.tsc_offset = got.msrs.tsc_offset;
     expected.msrs.tsc_adjust = got.msrs.tsc_adjust;
     expected.msrs.misc_enable = got.msrs.misc_enable;
+    expected.msrs.hardware = got.msrs.hardware;
     expected.vector.x87.mxcsr_mask = got.vector.x87.mxcsr_mask;
     let parts = |s: &CpuState| {
         [
@@ -211,6 +222,31 @@ fn what_a_hypervisor_kept_is_not_lost_in_silence() {
     assert!(fault.to_string().contains("--hyperv"), "{fault}");
     let fault = refusal(&kvm, 0x4b56_4d00);
     assert!(matches!(fault, Fault::BadState(_)), "{fault:?}");
+}
+
+/// A guest that does without workarounds is not led to where it needs them.
+#[test]
+fn flaws_that_were_denied_are_not_to_be_had() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = KvmAccelerator::open().unwrap();
+    let cpuid = kvm.offered(&model()).unwrap();
+    if cpuid.get(7, 0).unwrap_or_default().edx >> 29 & 1 == 0 {
+        eprintln!("SKIPPED: this host's KVM offers no IA32_ARCH_CAPABILITIES");
+        return;
+    }
+    let memory = memory(|a| a.hlt());
+    let (_vm, mut vcpu) = machine(&kvm, &cpuid, &memory);
+    let mut state = vcpu.save().unwrap();
+    vcpu.restore(&state).unwrap();
+    let told = &mut state.cpu.msrs.hardware.arch_capabilities;
+    // No processor denies all flaws there are, and has the ways around them besides.
+    let missing = !*told & !(1 << 2 | 1 << 19);
+    *told |= missing;
+    let fault = vcpu.restore(&state).unwrap_err();
+    assert!(matches!(fault, Fault::Unsupported(_)), "{fault:?}");
+    assert!(fault.to_string().contains(&format!("{missing:#x}")), "{fault}");
 }
 
 #[test]

@@ -195,7 +195,7 @@ impl Vcpu for SoftVcpu {
         if let Some(index) = state.hypervisor_msrs.keys().next() {
             return Err(Fault::Unsupported(format!(
                 "the guest makes use of more of KVM or Hyper-V (MSR {index:#x}) than Lodge's own engine \
-                 has: let it go on with --accel kvm; guests with --cpu x86-64-v2 and without --hyperv go \
+                 has: let it go on with --accel kvm; guests with --cpu x86-64 and without --hyperv go \
                  on anywhere"
             )));
         }

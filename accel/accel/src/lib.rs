@@ -35,6 +35,11 @@ pub trait Accelerator {
         Ok(model.clone())
     }
 
+    /// Whether a guest's TSC can run at another rate than the host's: the one that CPUID tells.
+    fn scales_tsc(&self) -> bool {
+        false
+    }
+
     /// Makes a machine's processors and interrupt controllers, in reset state.
     fn create_vm(&self, config: VmResources) -> Result<Arc<dyn Vm>, Fault>;
 }
@@ -87,6 +92,11 @@ pub trait Vm: Send + Sync {
     /// [`Fault::Unsupported`] if they are not [noted](Self::log_stores).
     fn take_stores(&self) -> Result<Vec<StoredPages>, Fault> {
         Err(Fault::Unsupported("it is not noted which pages are stored to".into()))
+    }
+
+    /// How fast the processors' TSCs run, in Hz.
+    fn tsc_hz(&self) -> u64 {
+        runtime::tsc::frequency_hz()
     }
 
     /// Takes processor `index`; each can be taken once. Processor 0 is the bootstrap processor

@@ -54,6 +54,8 @@ pub struct Guest {
     pub(crate) ending: Ending,
     pub(crate) timeout: Duration,
     pub(crate) missing: Option<&'static str>,
+    /// A bit of a page-table entry is taken for reserved that wide physical addresses need.
+    pub(crate) needs_narrow_addresses: bool,
     /// Generic handlers of the starting mode.
     pub(crate) handlers: Vec<u64>,
     section: Section,
@@ -96,6 +98,7 @@ impl Guest {
             ending: Ending::Exit,
             timeout: Duration::from_secs(120),
             missing: None,
+            needs_narrow_addresses: false,
             handlers: Vec::new(),
             section: Section { linear, ip },
             labels: Vec::new(),
@@ -419,6 +422,12 @@ impl Guest {
         if !self.has(feature) {
             self.missing = Some(feature.name);
         }
+    }
+
+    /// Skips the case where hardware has physical addresses of 52 bits, all that an entry has room for.
+    /// It goes by its own width, whatever CPUID tells (SDM Vol. 3, 4.4.2 and 29.3.3).
+    pub fn needs_bit_51_reserved(&mut self) {
+        self.needs_narrow_addresses = true;
     }
 
     /// Whether the processors have a feature.

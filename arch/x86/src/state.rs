@@ -328,6 +328,36 @@ pub struct Msrs {
     pub debugctl: u64,
     pub xss: u64,
     pub spec_ctrl: u64,
+    /// IA32_MCG_STATUS.
+    #[serde(default)]
+    pub mcg_status: u64,
+    /// The one bank of machine checks: its CTL, STATUS, ADDR and MISC.
+    #[serde(default = "new_bank")]
+    pub mc0: [u64; 4],
+    /// AMD's HWCR, as far as guests may change it.
+    #[serde(default)]
+    pub hwcr: u64,
+    /// The following are kept for processors of hardware, and are nothing to the interpreter.
+    #[serde(default)]
+    pub hardware: HardwareMsrs,
+}
+
+/// A bank of machine checks after a reset: all are reported, and there are none.
+const fn new_bank() -> [u64; 4] {
+    [u64::MAX, 0, 0, 0]
+}
+
+/// Registers that only a processor of hardware has. They are zero where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // the names are those of SDM Vol. 4 and APM Vol. 2
+pub struct HardwareMsrs {
+    /// IA32_ARCH_CAPABILITIES as the guest was told it, if CPUID says that it is there.
+    pub arch_capabilities: u64,
+    pub tsx_ctrl: u64,
+    pub misc_features_enables: u64,
+    /// AMD's VIRT_SPEC_CTRL, which hypervisors made up.
+    pub virt_spec_ctrl: u64,
 }
 
 /// What the processor is doing (SDM Vol. 3, 24.4.2 "activity state").
@@ -516,6 +546,10 @@ impl CpuState {
                 debugctl: 0,
                 xss: 0,
                 spec_ctrl: 0,
+                mcg_status: 0,
+                mc0: new_bank(),
+                hwcr: 0,
+                hardware: HardwareMsrs::default(),
             },
             xcr0: 1,
             vector: VectorState::default(),

@@ -450,7 +450,10 @@ impl From<SandboxArg> for SandboxMode {
 pub enum CpuArg {
     /// All that this host's processor has and the accelerator can honour
     Host,
-    /// Up to SSE4.2 and POPCNT: runs anywhere
+    /// The baseline, up to SSE2: goes on anywhere from a snapshot
+    #[value(name = "x86-64")]
+    V1,
+    /// Up to SSE4.2 and POPCNT: goes on from a snapshot wherever there are these
     #[value(name = "x86-64-v2")]
     V2,
     /// Up to AVX2, BMI and FMA
@@ -462,6 +465,7 @@ impl From<CpuArg> for CpuModel {
     fn from(arg: CpuArg) -> CpuModel {
         match arg {
             CpuArg::Host => CpuModel::Host,
+            CpuArg::V1 => CpuModel::X86_64,
             CpuArg::V2 => CpuModel::X86_64V2,
             CpuArg::V3 => CpuModel::X86_64V3,
         }

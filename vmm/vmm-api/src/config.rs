@@ -120,7 +120,10 @@ pub enum CpuModel {
     /// All that the host's processor has and the accelerator can honour.
     #[default]
     Host,
-    /// The x86-64-v2 level of the psABI: up to SSE4.2 and POPCNT. Runs anywhere.
+    /// The baseline of the psABI, x86-64: up to SSE2. Every host has it under every accelerator.
+    #[serde(rename = "x86-64")]
+    X86_64,
+    /// The x86-64-v2 level of the psABI: up to SSE4.2 and POPCNT.
     X86_64V2,
     /// The x86-64-v3 level of the psABI: AVX2, BMI, FMA.
     X86_64V3,

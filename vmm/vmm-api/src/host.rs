@@ -33,6 +33,8 @@ pub enum KvmState {
     Unserved,
     /// This user may not open it.
     Forbidden,
+    /// Rules about devices keep this container or service from it.
+    Denied,
     /// Opening fails for another reason.
     Unopenable(String),
     /// It answers wrongly or not at all.

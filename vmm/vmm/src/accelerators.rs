@@ -136,6 +136,7 @@ fn state_of(obstacle: &Obstacle) -> KvmState {
         Obstacle::NotADevice(_) => KvmState::NotADevice,
         Obstacle::Unserved(_) => KvmState::Unserved,
         Obstacle::Forbidden(_) => KvmState::Forbidden,
+        Obstacle::Denied(_) => KvmState::Denied,
         Obstacle::Unopenable(_, error) => KvmState::Unopenable(error.to_string()),
         Obstacle::Foreign(_) => KvmState::Foreign("it does not answer as KVM does".to_owned()),
         Obstacle::Version(_) | Obstacle::Lacks(_) => KvmState::Outdated(obstacle.to_string()),
@@ -166,20 +167,24 @@ pub fn check_hugepages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
 pub fn cpuid(model: CpuModel, accelerator: &dyn Accelerator) -> Result<CpuidTable, Failure> {
     let (model, name) = match model {
         CpuModel::Host => (Model::Host, "host"),
+        CpuModel::X86_64 => (Model::V1, "x86-64"),
         CpuModel::X86_64V2 => (Model::V2, "x86-64-v2"),
         CpuModel::X86_64V3 => (Model::V3, "x86-64-v3"),
     };
-    let tsc_hz = match kind(accelerator) {
-        vmm_api::Accelerator::Kvm => 0,
-        _ => runtime::tsc::frequency_hz(),
-    };
-    let table = cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
+    let is_kvm = kind(accelerator) == vmm_api::Accelerator::Kvm;
+    let tsc_hz = if is_kvm { 0 } else { runtime::tsc::frequency_hz() };
+    let mut table = cpuid::build(model, host_cpuid, tsc_hz).map_err(|missing| {
         Failure::host(format!(
             "this host's processor has not all features of the processor model {name} (bits \
-             {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\"",
+             {:x?} of CPUID leaf {:#x} are missing): choose the model \"host\", or \"x86-64\" for a \
+             guest that is to go on elsewhere",
             missing.bits, missing.leaf
         ))
     })?;
+    // Guests that run on the processor itself need what protects from its flaws.
+    if is_kvm && model == Model::Host {
+        cpuid::add_speculation_controls(&mut table, host_cpuid);
+    }
     accelerator.offered(&table).map_err(fault)
 }
 
@@ -227,7 +232,8 @@ mod tests {
         let path = std::path::PathBuf::from("/dev/kvm");
         assert_eq!(state_of(&Obstacle::Missing(path.clone())), KvmState::Missing);
         assert_eq!(state_of(&Obstacle::Unserved(path.clone())), KvmState::Unserved);
-        assert_eq!(state_of(&Obstacle::Forbidden(path)), KvmState::Forbidden);
+        assert_eq!(state_of(&Obstacle::Forbidden(path.clone())), KvmState::Forbidden);
+        assert_eq!(state_of(&Obstacle::Denied(path)), KvmState::Denied);
         assert!(
             matches!(state_of(&Obstacle::Version(11)), KvmState::Outdated(why) if why.contains("11"))
         );

@@ -83,7 +83,7 @@ impl Assembly {
         snapshot: &Opened,
     ) -> Result<Self, Failure> {
         let offered = accelerators::cpuid(config.cpu_model, accelerator)?;
-        let cpuid = snapshot.cpuid(&offered, config.hyperv)?;
+        let cpuid = snapshot.cpuid(&offered, config.hyperv, accelerator.scales_tsc())?;
         snapshot.check_processors(config.cpus)?;
         let map = memory_map(config, &cpuid)?;
         let memory = snapshot.map_memory(map.ram())?;

@@ -176,6 +176,11 @@ impl Running {
         &self.cpuid
     }
 
+    /// How fast the processors' TSCs run, in Hz.
+    pub fn tsc_hz(&self) -> u64 {
+        self.vm.tsc_hz()
+    }
+
     /// The state of each processor, in a pause.
     pub fn save_processors(&self) -> Result<Vec<VcpuState>, Failure> {
         self.processors.save()

@@ -11,6 +11,7 @@ mod deviations;
 mod emulator;
 mod machine;
 mod measure;
+mod portability;
 mod qemu;
 mod start;
 mod system;
@@ -49,7 +50,7 @@ pub struct Arguments {
     /// Who emulates the processor
     #[arg(long, value_enum, default_value_t)]
     machine: Machine,
-    /// What to do [default: all that the machine can: with QEMU conformance boot measure start, with
+    /// What to do [default: all that the machine can: with QEMU conformance boot move measure start, with
     /// Bochs conformance]
     #[arg(value_enum)]
     jobs: Vec<Job>,
@@ -67,6 +68,8 @@ enum Job {
     Conformance,
     /// Debian under `lodge run --accel kvm`, to a shell that answers
     Boot,
+    /// A guest that goes on under the other accelerator
+    Move,
     /// How often guests leave KVM: for each request to a disk, and when idle
     Measure,
     /// Not in the lab: how long it is from exec to a guest's first instruction, next to QEMU
@@ -116,6 +119,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 Ok(what) => (what, true),
                 Err(error) => (format!("{error:#}"), false),
             },
+            Job::Move => match portability::run(&system, &dir) {
+                Ok(what) => (what, true),
+                Err(error) => (format!("{error:#}"), false),
+            },
             Job::Measure => {
                 let (lines, is_good) = measure::run(&system, &dir)?;
                 lines.iter().for_each(|line| println!("    {line}"));
@@ -155,13 +162,15 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 /// The jobs that are meant, and the conformance cases.
 fn plan(arguments: &Arguments) -> anyhow::Result<(Vec<Job>, &str)> {
     let can: &[Job] = match arguments.machine {
-        Machine::Qemu => &[Job::Conformance, Job::Boot, Job::Measure, Job::Start, Job::Shell],
+        Machine::Qemu => {
+            &[Job::Conformance, Job::Boot, Job::Move, Job::Measure, Job::Start, Job::Shell]
+        }
         Machine::Bochs | Machine::BochsScaling => &[Job::Conformance],
     };
     let (jobs, filter) = match arguments {
         Arguments { short: true, .. } => (vec![Job::Conformance, Job::Boot], "contract"),
         Arguments { jobs, .. } if jobs.is_empty() => {
-            (vec![Job::Conformance, Job::Boot, Job::Measure, Job::Start], "")
+            (vec![Job::Conformance, Job::Boot, Job::Move, Job::Measure, Job::Start], "")
         }
         Arguments { jobs, .. } => {
             if let Some(job) = jobs.iter().find(|job| !can.contains(job)) {
@@ -178,6 +187,7 @@ fn name_of(job: Job) -> &'static str {
     match job {
         Job::Conformance => "conformance",
         Job::Boot => "boot",
+        Job::Move => "move",
         Job::Measure => "measure",
         Job::Start => "start",
         Job::Shell => "shell",

@@ -28,9 +28,11 @@ const KVM_MODULES: &[&str] = &["kernel/virt/lib/irqbypass", "kernel/arch/x86/kvm
 
 const INIT: &str = include_str!("../../lab/init.sh");
 const SMALL: &str = include_str!("../../lab/small.sh");
+const COUNTER: &str = include_str!("../../lab/counter.sh");
 const JOBS: &[(&str, &str)] = &[
     ("conformance", include_str!("../../lab/conformance.sh")),
     ("boot", include_str!("../../lab/boot.sh")),
+    ("move", include_str!("../../lab/move.sh")),
     ("measure", include_str!("../../lab/measure.sh")),
     ("shell", include_str!("../../lab/shell.sh")),
 ];
@@ -77,6 +79,8 @@ impl System {
         let mut small = Archive::default();
         begin(&mut small, SMALL, &busybox)?;
         add_modules(&mut small, "modules", DISK_MODULES, module)?;
+        let mut counter = Archive::default();
+        begin(&mut counter, COUNTER, &busybox)?;
 
         let mut system = Archive::default();
         begin(&mut system, INIT, &busybox)?;
@@ -96,6 +100,7 @@ impl System {
         let skipped = deviations::left_out(machine).join("\n") + "\n";
         system.program("lab/skipped", skipped.as_bytes());
         system.program("lab/small.img", &small.finish());
+        system.program("lab/counter.img", &counter.finish());
         system.program("lab/vmlinuz", &read(&kernel)?);
         system.program("lab/initrd.img", &read(&path("initrd")?)?);
         let initrd = dir.join("lab.img");

@@ -108,7 +108,7 @@ pub fn store(
             return Err(Fault::Unsupported(format!(
                 "the guest makes use of {name} (MSR {index:#x}), which this host's KVM refuses: let it \
                  go on under a kernel like the one it comes from, or make guests that move with \
-                 --cpu x86-64-v2"
+                 --cpu x86-64"
             )));
         }
     }

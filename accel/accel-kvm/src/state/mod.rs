@@ -1,5 +1,6 @@
 //! A processor's state between KVM's structures and [`CpuState`].
 
+mod arch_capabilities;
 mod events;
 pub mod hypervisor;
 pub mod lapic;
@@ -11,6 +12,7 @@ use accel::{CpuState, Fault, Sections};
 use kvm_ioctls::VcpuFd;
 
 use crate::host::failed;
+use crate::scaling::Scaling;
 pub use events::{InFlight, set_activity, take_in_flight};
 pub use msrs::{KnownMsrs, read as read_msr, set_tsc_offset, tsc_offset, write as write_msr};
 
@@ -21,6 +23,8 @@ pub struct Abilities {
     pub sregs2: bool,
     /// The TSC's offset can be read and set.
     pub tsc_offset: bool,
+    /// The guest's TSC runs at another rate than the host's.
+    pub scaling: Option<Scaling>,
     /// A debugger's steps can hold interrupts back.
     pub blocks_interrupts: bool,
     /// State components that the guest can have (bits of XCR0); 3 if it has no XSAVE.
@@ -29,6 +33,8 @@ pub struct Abilities {
     pub xsave: bool,
     /// MSRs of [`CpuState`] that KVM has.
     pub msrs: KnownMsrs,
+    /// The guest has IA32_ARCH_CAPABILITIES.
+    pub arch_capabilities: bool,
     /// Hyper-V's interface is served.
     pub hyperv: bool,
 }

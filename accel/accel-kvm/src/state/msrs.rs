@@ -8,18 +8,27 @@ use kvm_bindings::{Msrs as KvmMsrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use x86::state::Msrs;
 
-use super::Abilities;
+use super::{Abilities, arch_capabilities, refused};
 use crate::host::failed;
 use crate::sys;
 
 /// IA32_TIME_STAMP_COUNTER.
 const TSC: u32 = 0x10;
 
-/// The registers of `msrs`, with their numbers (SDM Vol. 4), other than the TSC's offset.
+/// IA32_SPEC_CTRL, and what hypervisors made of it for AMD's older processors.
+const SPEC_CTRL: u32 = 0x48;
+const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
+
+/// The registers of `msrs`, with their numbers (SDM Vol. 4; APM Vol. 2, appendix A), other than the
+/// TSC's offset and IA32_ARCH_CAPABILITIES.
+///
+/// Others that KVM lists are no state of a guest's: constants (MSR_PLATFORM_INFO, PERF_CAPABILITIES),
+/// counts (SMI_COUNT), records of branches that it does not offer, and other names of the paravirtual
+/// clock's. IA32_MCG_CTL does not exist for a guest with one bank of machine checks.
 fn registers(msrs: &mut Msrs) -> Vec<(u32, &mut u64)> {
     let mut list = vec![
         (0x3b, &mut msrs.tsc_adjust),
-        (0x48, &mut msrs.spec_ctrl),
+        (SPEC_CTRL, &mut msrs.spec_ctrl),
         (0x174, &mut msrs.sysenter_cs),
         (0x175, &mut msrs.sysenter_esp),
         (0x176, &mut msrs.sysenter_eip),
@@ -27,6 +36,9 @@ fn registers(msrs: &mut Msrs) -> Vec<(u32, &mut u64)> {
         (0x1d9, &mut msrs.debugctl),
         (0x277, &mut msrs.pat),
         (0x2ff, &mut msrs.mtrr_def_type),
+        (0x122, &mut msrs.hardware.tsx_ctrl),
+        (0x140, &mut msrs.hardware.misc_features_enables),
+        (0x17a, &mut msrs.mcg_status),
         (0xda0, &mut msrs.xss),
         (0xc000_0081, &mut msrs.star),
         (0xc000_0082, &mut msrs.lstar),
@@ -34,7 +46,11 @@ fn registers(msrs: &mut Msrs) -> Vec<(u32, &mut u64)> {
         (0xc000_0084, &mut msrs.sfmask),
         (0xc000_0102, &mut msrs.kernel_gs_base),
         (0xc000_0103, &mut msrs.tsc_aux),
+        // Before the machine checks that it lets software write.
+        (0xc001_0015, &mut msrs.hwcr),
+        (VIRT_SPEC_CTRL, &mut msrs.hardware.virt_spec_ctrl),
     ];
+    list.extend((0x400..).zip(&mut msrs.mc0));
     let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f);
     list.extend(fixed.zip(&mut msrs.mtrr_fixed));
     for (at, (base, mask)) in (0x200..).step_by(2).zip(&mut msrs.mtrr_var) {
@@ -111,13 +127,14 @@ pub fn load(vcpu: &VcpuFd, abilities: &Abilities, state: &mut CpuState) -> Resul
         }
     }
     state.msrs.tsc_offset = tsc_offset(vcpu, abilities)?;
-    Ok(())
+    arch_capabilities::load(vcpu, abilities, &mut state.msrs.hardware)
 }
 
 pub fn store(vcpu: &VcpuFd, abilities: &Abilities, state: &CpuState) -> Result<(), Fault> {
     if tsc_offset(vcpu, abilities)? != state.msrs.tsc_offset {
         set_tsc_offset(vcpu, abilities, state.msrs.tsc_offset)?;
     }
+    arch_capabilities::store(vcpu, abilities, state.msrs.hardware.arch_capabilities)?;
     let mut msrs = state.msrs.clone();
     let mut left: Vec<(u32, u64)> = registers(&mut msrs)
         .into_iter()
@@ -130,6 +147,13 @@ pub fn store(vcpu: &VcpuFd, abilities: &Abilities, state: &CpuState) -> Result<(
         if !left.is_empty() {
             let (index, value) = left.remove(0);
             if read(vcpu, index)? != Some(value) {
+                if let SPEC_CTRL | VIRT_SPEC_CTRL = index {
+                    // Without it, programs that rely on it would not be protected any more.
+                    return Err(refused(
+                        "controls over speculation",
+                        kvm_ioctls::Error::new(libc::EINVAL),
+                    ));
+                }
                 say_once(index, "keeps its value, since this host's KVM refuses another");
             }
         }
@@ -177,6 +201,6 @@ mod tests {
         let list = registers(&mut msrs);
         let numbers: BTreeSet<u32> = list.iter().map(|(index, _)| *index).collect();
         assert_eq!(numbers.len(), list.len());
-        assert_eq!(list.len(), 16 + 11 + 16);
+        assert_eq!(list.len(), 21 + 4 + 11 + 16);
     }
 }

@@ -1,6 +1,7 @@
 //! Model-specific registers, CPUID and the paravirtual clock.
 
 use iced_x86::code_asm::*;
+use x86::cpuid::MACHINE_CHECK_BANKS;
 use x86::vector::GP;
 
 use crate::case::{Case, case};
@@ -48,6 +49,10 @@ pub fn cases() -> Vec<Case> {
         ("MTRR fixed 64K", 0x250, 0x0606_0606_0606_0606),
         ("MTRR base 0", 0x200, 0x8000_0006),
         ("MTRR mask 0", 0x201, 0x3f_8000_0800),
+        ("MCG_STATUS", 0x17a, 0x4),
+        ("MC0_CTL", 0x400, u64::MAX),
+        ("MC0_STATUS, cleared,", 0x401, 0),
+        ("MC0_ADDR", 0x402, 0x1234_5000),
     ] {
         cases.push(case(format!("msr: {name} holds what is written"), Long, move |g| {
             g.wrmsr(index, value)?;
@@ -72,6 +77,9 @@ pub fn cases() -> Vec<Case> {
         ("an MTRR mask with bit 63", 0x203, 1 << 63 | 0x800),
         ("the MTRR default type 2", 0x2ff, 0x802),
         ("the MTRR default type with bit 9", 0x2ff, 0xa06),
+        ("MC0_CTL other than with all or nothing", 0x400, 0x5a),
+        ("an error to MC0_STATUS", 0x401, 1 << 63),
+        ("a second bank of machine checks", 0x404, 0),
         ("LSTAR that is not canonical", 0xc000_0082, 1 << 47),
         ("the APIC base with bit 63", 0x1b, 1 << 63 | 0xfee0_0900),
     ] {
@@ -88,6 +96,12 @@ pub fn cases() -> Vec<Case> {
         g.rdmsr(0x1b)?;
         g.out_eax()?;
         g.want(out(0xfee0_0900));
+        g.exit()
+    }));
+    cases.push(case("msr: there is one bank of machine checks", Long, |g| {
+        g.rdmsr(0x179)?;
+        g.out_eax()?;
+        g.want(out(MACHINE_CHECK_BANKS.into()));
         g.exit()
     }));
     cases.push(case("msr: real mode can read MSRs, too", Real, |g| {

@@ -366,6 +366,9 @@ fn large_pages(cases: &mut Vec<Case>) {
 fn reserved(cases: &mut Vec<Case>) {
     let bad = |name: &str, start, level: u32, bits: u64| {
         case(format!("paging: {name} is reserved"), start, move |g| {
+            if bits == 1 << 51 {
+                g.needs_bit_51_reserved();
+            }
             g.map(WINDOW, FRAMES, P | W);
             let place = g.entry(WINDOW, level);
             let entry = g.read(place, g.start.paging().entry_size());
@@ -387,6 +390,9 @@ fn reserved(cases: &mut Vec<Case>) {
         ("bit 20 of a 1 GiB page's entry", 3, 1 << 20 | PS),
     ] {
         cases.push(case(format!("paging: {name} is reserved"), Long, move |g| {
+            if bit == 1 << 51 {
+                g.needs_bit_51_reserved();
+            }
             let linear = 0x80_0000_0000u64;
             g.map(linear, FRAMES, P | W);
             let place = g.entry(linear, level);
@@ -408,6 +414,7 @@ fn reserved(cases: &mut Vec<Case>) {
         g.exit()
     }));
     cases.push(case("paging: a store to a page with reserved bits says so", Long, |g| {
+        g.needs_bit_51_reserved();
         g.map(WINDOW, FRAMES, P | W | 1 << 51);
         bad_store(g, WINDOW, code::P | code::W | code::RSVD)
     }));

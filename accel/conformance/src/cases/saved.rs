@@ -65,7 +65,7 @@ fn told(registers: &[(u32, u64)]) -> Vec<u32> {
 }
 
 /// The same guest as `from`, in a machine of its own, as it is now.
-fn moved(from: &mut Bench, mut to: Bench) -> Checked<Bench> {
+pub fn moved(from: &mut Bench, mut to: Bench) -> Checked<Bench> {
     let fault = |error: accel::Fault| error.to_string();
     from.clock.pause();
     from.vm.stop_time();

@@ -1,12 +1,19 @@
 //! What CPUID tells a guest.
 
 mod model;
+mod speculation;
 
 use alloc::vec::Vec;
 
 pub use model::{
     KVM_FEATURES, KVM_TIMING, MissingFeature, Model, PARAVIRTUAL, PARAVIRTUAL_CLOCK, build,
 };
+pub use speculation::{VIRT_SSBD, add_speculation_controls};
+
+/// Banks of machine checks that processors have (IA32_MCG_CAP): as many on each accelerator, since
+/// Linux counts them once and takes it for a broken processor if one cannot be read later. KVM has at
+/// least one.
+pub const MACHINE_CHECK_BANKS: u8 = 1;
 
 /// The four registers that CPUID returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,8 @@ use crate::MAX_PHYSICAL_BITS;
 pub enum Model {
     /// All that the host has and can be honoured.
     Host,
+    /// The baseline of the psABI, x86-64: up to SSE2. It is the same on all hosts.
+    V1,
     /// The x86-64-v2 level of the psABI: up to SSE4.2 and POPCNT.
     V2,
     /// The x86-64-v3 level of the psABI: AVX2, BMI, FMA.
@@ -46,9 +48,11 @@ mod bits {
     pub const L1_ECX_HYPERVISOR: u32 = 1 << 31;
     pub const L1_ECX_X2APIC: u32 = 1 << 21;
     pub const L1_ECX_TSC_DEADLINE: u32 = 1 << 24;
-    /// Leaf 1, ECX of level v2: SSE3 SSSE3 CX16 SSE4.1 SSE4.2 POPCNT, and what needs no support
-    /// from the host: x2APIC, TSC-deadline, PCID.
-    pub const L1_ECX_V2: u32 = mask(&[0, 9, 13, 17, 19, 20, 21, 23, 24]);
+    /// What the engine does on every host: PCID, and what KVM does on every host as well.
+    pub const L1_ECX_OWN: u32 = 1 << 17 | L1_ECX_EVERYWHERE;
+    pub const L1_ECX_EVERYWHERE: u32 = L1_ECX_HYPERVISOR | L1_ECX_X2APIC | L1_ECX_TSC_DEADLINE;
+    /// Leaf 1, ECX of level v2: SSE3 SSSE3 CX16 SSE4.1 SSE4.2 POPCNT.
+    pub const L1_ECX_V2: u32 = mask(&[0, 9, 13, 19, 20, 23]);
     /// And of level v3: FMA MOVBE XSAVE AVX F16C.
     pub const L1_ECX_V3: u32 = L1_ECX_V2 | mask(&[12, 22, 26, 28, 29]);
     /// Leaf 7, EBX: FSGSBASE TSC_ADJUST BMI1 AVX2 SMEP BMI2 ERMS INVPCID AVX512F/DQ RDSEED ADX
@@ -57,6 +61,8 @@ mod bits {
         mask(&[0, 1, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
     /// What the engine does on every host: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID SMAP.
     pub const L7_EBX_OWN: u32 = mask(&[0, 1, 7, 9, 10, 20]);
+    /// TSC_ADJUST is KVM's everywhere as well.
+    pub const L7_EBX_EVERYWHERE: u32 = 1 << 1;
     /// Level v3: BMI1 AVX2 BMI2.
     pub const L7_EBX_V3: u32 = mask(&[3, 5, 8]);
     /// Leaf 7, ECX: AVX512VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ RDPID.
@@ -83,6 +89,8 @@ mod bits {
     pub const X1_ECX_V3: u32 = mask(&[0, 5]);
     /// Leaf 8000_0001H, EDX that Intel has, too: SYSCALL NX 1GB RDTSCP LM.
     pub const X1_EDX: u32 = mask(&[11, 20, 26, 27, 29]);
+    /// Of these, what every processor has: SYSCALL NX LM.
+    pub const X1_EDX_EVERYWHERE: u32 = mask(&[11, 20, 29]);
     /// AMD repeats leaf 1's bits, and adds MMXEXT.
     pub const X1_EDX_AMD: u32 = (L1_EDX & 0x0183_f3ff) | 1 << 22;
     /// Leaf 8000_0008H, EBX: CLZERO XSAVEERPTR WBNOINVD.
@@ -127,18 +135,28 @@ pub fn build(
             host71.eax & bits::L7_1_EAX,
             hostx1.ecx & bits::X1_ECX,
         ),
+        Model::V1 => (0, 0, 0, 0, 0, 0),
         Model::V2 => (bits::L1_ECX_V2, 0, 0, 0, 0, 1),
         Model::V3 => (bits::L1_ECX_V3, bits::L7_EBX_V3, 0, 0, 0, bits::X1_ECX_V3),
     };
-    // What the engine itself does needs nothing of the host.
-    let own1 = bits::L1_ECX_X2APIC | bits::L1_ECX_TSC_DEADLINE | 1 << 17 | bits::L1_ECX_HYPERVISOR;
+    // What the engine does itself needs nothing of the host. A guest that may go on elsewhere has only
+    // what KVM does there, too.
+    let own = |bits: u32, everywhere: u32, host: u32| match model {
+        Model::Host => bits,
+        Model::V1 => bits & everywhere,
+        Model::V2 | Model::V3 => bits & (everywhere | host),
+    };
+    let own1 = own(bits::L1_ECX_OWN, bits::L1_ECX_EVERYWHERE, host1.ecx);
+    let own7 = own(bits::L7_EBX_OWN, bits::L7_EBX_EVERYWHERE, host7.ebx);
     let l1_ecx = l1_ecx | own1;
-    let l7_ebx = l7_ebx | bits::L7_EBX_OWN;
-    let l7_ecx = l7_ecx | bits::L7_ECX_OWN;
-    let l7_edx = l7_edx | if is_amd { 0 } else { bits::L7_EDX_ARCH_CAPABILITIES };
+    let l7_ebx = l7_ebx | own7;
+    let l7_ecx = l7_ecx | own(bits::L7_ECX_OWN, 0, host7.ecx);
+    // It must not do without workarounds that it may need there.
+    let denies_flaws = model == Model::Host;
+    let l7_edx = l7_edx | if denies_flaws && !is_amd { bits::L7_EDX_ARCH_CAPABILITIES } else { 0 };
     let missing = [
         (1, [0, l1_ecx & !own1 & !host1.ecx, 0]),
-        (7, [l7_ebx & !bits::L7_EBX_OWN & !host7.ebx, 0, 0]),
+        (7, [l7_ebx & !own7 & !host7.ebx, 0, 0]),
         (0x8000_0001, [0, x1_ecx & !hostx1.ecx, 0]),
     ];
     if let Some((leaf, bits)) = missing.into_iter().find(|(_, b)| *b != [0; 3]) {
@@ -186,7 +204,8 @@ pub fn build(
     set(KVM_TIMING, None, tsc_khz, APIC_TIMER_KHZ, 0, 0);
 
     set(0x8000_0000, None, 0x8000_0008, vendor.ebx, vendor.ecx, vendor.edx);
-    let mut x1_edx = bits::X1_EDX & (hostx1.edx | 1 << 27);
+    let mut x1_edx =
+        own(bits::X1_EDX, bits::X1_EDX_EVERYWHERE, hostx1.edx) & (hostx1.edx | 1 << 27);
     if is_amd {
         x1_edx |= hostx1.edx & bits::X1_EDX_AMD;
     }
@@ -201,7 +220,7 @@ pub fn build(
     let x8_ebx =
         if is_amd && model == Model::Host { host(0x8000_0008, 0).ebx & bits::X8_EBX } else { 0 };
     // Linux asks Intel's processors for it as well.
-    let x8_ebx = x8_ebx | bits::X8_EBX_BTC_NO;
+    let x8_ebx = x8_ebx | if denies_flaws { bits::X8_EBX_BTC_NO } else { 0 };
     set(0x8000_0008, None, physical_bits(&host) | 48 << 8, x8_ebx, 0, 0);
     Ok(table)
 }
@@ -327,15 +346,47 @@ mod tests {
     }
 
     #[test]
+    fn what_may_go_on_elsewhere_has_what_others_have() {
+        // A processor of 2003, for which KVM does nothing but what it always does.
+        let old = |leaf, subleaf| match leaf {
+            1 => CpuidResult { ecx: 0, ..rich(1, 0) },
+            7 => CpuidResult::default(),
+            0x8000_0001 => CpuidResult { ecx: 0, edx: 1 << 11 | 1 << 20 | 1 << 29, ..rich(1, 0) },
+            0x8000_0008 => CpuidResult { eax: 40 | 48 << 8, ..Default::default() },
+            _ => rich(leaf, subleaf),
+        };
+        let features = |table: &CpuidTable| {
+            let leaf = |n| table.get(n, 0).unwrap();
+            let extended = leaf(0x8000_0001);
+            (leaf(1).ecx, leaf(7), extended.ecx, extended.edx & 0x3c10_0800, leaf(0x8000_0008).ebx)
+        };
+        let here = build(Model::V1, rich, 1).unwrap();
+        assert_eq!(features(&here), features(&build(Model::V1, old, 1).unwrap()));
+        assert_eq!(features(&here).0, bits::L1_ECX_EVERYWHERE);
+        assert!(build(Model::V2, old, 1).is_err());
+        // One without what only newer ones have.
+        let nehalem = |leaf, subleaf| match leaf {
+            7 => CpuidResult::default(),
+            1 => CpuidResult { ecx: bits::L1_ECX_V2, ..rich(1, 0) },
+            _ => rich(leaf, subleaf),
+        };
+        let table = build(Model::V2, nehalem, 1).unwrap();
+        assert_eq!(table.get(7, 0).unwrap().ebx, bits::L7_EBX_EVERYWHERE);
+        assert_eq!(table.get(1, 0).unwrap().ecx, bits::L1_ECX_V2 | bits::L1_ECX_EVERYWHERE);
+    }
+
+    #[test]
     fn only_intels_have_architectural_capabilities() {
         let intel = |leaf, subleaf| match leaf {
             0 => CpuidResult { ebx: u32::from_le_bytes(*b"Genu"), ..rich(0, 0) },
             _ => rich(leaf, subleaf),
         };
         let flag = |table: CpuidTable| table.get(7, 0).unwrap().edx >> 29 & 1;
-        for model in [Model::Host, Model::V2, Model::V3] {
-            assert_eq!(flag(build(model, intel, 1).unwrap()), 1);
-            assert_eq!(flag(build(model, rich, 1).unwrap()), 0);
+        assert_eq!(flag(build(Model::Host, intel, 1).unwrap()), 1);
+        assert_eq!(flag(build(Model::Host, rich, 1).unwrap()), 0);
+        // Elsewhere there may be the flaws that it would deny.
+        for model in [Model::V1, Model::V2, Model::V3] {
+            assert_eq!(flag(build(model, intel, 1).unwrap()), 0);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::MAX_PHYSICAL_BITS;
 use crate::cpu::{Cpu, is_canonical};
+use crate::cpuid::MACHINE_CHECK_BANKS;
 use crate::env::Env;
 use crate::state::{Cr0, Efer, SegReg};
 use crate::system::arch_capabilities;
@@ -26,6 +27,9 @@ mod index {
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
     pub const MCG_CTL: u32 = 0x17b;
+    pub const MC0_CTL: u32 = 0x400;
+    pub const MC0_STATUS: u32 = 0x401;
+    pub const MC0_MISC: u32 = 0x403;
     pub const PERF_STATUS: u32 = 0x198;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
@@ -67,6 +71,9 @@ mod index {
 
 /// EFER bits that software may set.
 const EFER_WRITABLE: Efer = Efer::SCE.union(Efer::LME).union(Efer::NXE);
+
+/// HWCR: software may write what a bank of machine checks reports (McStatusWrEn).
+const HWCR_MC_STATUS_WR_EN: u64 = 1 << 18;
 
 /// State components that XSAVES manages for the supervisor: none.
 const XSS_SUPPORTED: u64 = 0;
@@ -116,8 +123,10 @@ impl<E: Env> Cpu<E> {
             SYSENTER_CS => msrs.sysenter_cs,
             SYSENTER_ESP => msrs.sysenter_esp,
             SYSENTER_EIP => msrs.sysenter_eip,
-            // Machine checks exist, but have no banks.
-            PLATFORM_ID | MCG_CAP | MCG_STATUS | MCG_CTL | PERF_STATUS => 0,
+            MCG_CAP => MACHINE_CHECK_BANKS.into(),
+            MCG_STATUS => msrs.mcg_status,
+            MC0_CTL..=MC0_MISC => msrs.mc0[(index - MC0_CTL) as usize],
+            PLATFORM_ID | MCG_CTL | PERF_STATUS => 0,
             MISC_ENABLE => msrs.misc_enable,
             DEBUGCTL => msrs.debugctl,
             MTRR_PHYSBASE0..=MTRR_PHYSMASK7 => {
@@ -142,7 +151,7 @@ impl<E: Env> Cpu<E> {
             // LFENCE serializes.
             AMD_DE_CFG => 1 << 1,
             // The TSC does not stop (TscFreqSel).
-            AMD_HWCR => 1 << 24,
+            AMD_HWCR => msrs.hwcr | 1 << 24,
             // SVM is locked away.
             AMD_VM_CR => 1 << 4,
             AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_TSC_RATIO | AMD_OSVW_LENGTH
@@ -196,6 +205,9 @@ impl<E: Env> Cpu<E> {
                 (value & !0xcff == 0 && is_memory_type(value as u8)).then_some(())?;
                 self.state.msrs.mtrr_def_type = value;
             }
+            MCG_STATUS => self.state.msrs.mcg_status = value,
+            MC0_CTL..=MC0_MISC => self.write_machine_check(index, value)?,
+            AMD_HWCR => self.state.msrs.hwcr = value & HWCR_MC_STATUS_WR_EN,
             XSS => {
                 (value & !XSS_SUPPORTED == 0).then_some(())?;
                 self.state.msrs.xss = value;
@@ -210,12 +222,25 @@ impl<E: Env> Cpu<E> {
             KERNEL_GS_BASE => self.state.msrs.kernel_gs_base = canonical?,
             TSC_AUX => self.state.msrs.tsc_aux = value & 0xffff_ffff,
             // Commands and settings that mean nothing here.
-            PRED_CMD | FLUSH_CMD | BIOS_UPDT_TRIG | BIOS_SIGN_ID | AMD_PATCH_LOADER
-            | MCG_STATUS | MCG_CTL | AMD_DE_CFG | AMD_HWCR | AMD_SYSCFG | AMD_NB_CFG
-            | AMD_INT_PENDING | AMD_OSVW_LENGTH | AMD_OSVW_STATUS | AMD_LS_CFG | AMD_IC_CFG
-            | AMD_DC_CFG | AMD_BU_CFG | AMD_BU_CFG2 => {}
+            PRED_CMD | FLUSH_CMD | BIOS_UPDT_TRIG | BIOS_SIGN_ID | AMD_PATCH_LOADER | MCG_CTL
+            | AMD_DE_CFG | AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_OSVW_LENGTH
+            | AMD_OSVW_STATUS | AMD_LS_CFG | AMD_IC_CFG | AMD_DC_CFG | AMD_BU_CFG | AMD_BU_CFG2 => {
+            }
             _ => return self.env.write_msr(index, value),
         }
+        Some(())
+    }
+
+    /// A register of the bank of machine checks. CTL takes all ones or nothing, but for bits that
+    /// Linux clears (0 and 10); STATUS can only be cleared, unless HWCR says otherwise.
+    fn write_machine_check(&mut self, index: u32, value: u64) -> Option<()> {
+        let takes = match index {
+            index::MC0_CTL => value == 0 || value | 1 << 10 | 1 == u64::MAX,
+            index::MC0_STATUS => value == 0 || self.state.msrs.hwcr & HWCR_MC_STATUS_WR_EN != 0,
+            _ => true,
+        };
+        takes.then_some(())?;
+        self.state.msrs.mc0[(index - index::MC0_CTL) as usize] = value;
         Some(())
     }
 

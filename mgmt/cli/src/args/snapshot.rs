@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
 
+use super::AccelArg;
 use crate::completion;
 
 pub const EXAMPLES: &str = "\
@@ -10,6 +11,7 @@ Examples:
   lodge snapshot create web before-upgrade   while it runs; it stands still for a moment
   lodge snapshot ls web
   lodge snapshot restore web before-upgrade  it goes on from there; what it did since is gone
+  lodge snapshot restore web --accel kvm     on KVM, wherever it ran until then
   lodge snapshot rm web before-upgrade";
 
 pub const CLONE_EXAMPLES: &str = "\
@@ -71,6 +73,10 @@ pub struct RestoreArgs {
     /// End the guest first if it runs, at once
     #[arg(long, short)]
     pub force: bool,
+    /// What runs the processors, until the guest is started anew [default: as before]. Guests with
+    /// --cpu x86-64 go on under either
+    #[arg(long, value_enum)]
+    pub accel: Option<AccelArg>,
 }
 
 /// `lodge snapshot rm`.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::device_file::DeviceFile;
 use serde::Serialize;
 use vmm_api::HostReport;
 
@@ -26,6 +27,8 @@ pub struct Facts {
     pub nested_paging: Option<bool>,
     /// Huge pages of 2 MiB.
     pub huge_pages: HugePages,
+    /// Whose /dev/kvm is.
+    pub device: DeviceFile,
     /// How far one comes with /dev/kvm, how fast it is, and what follows.
     pub host: HostReport,
 }
@@ -118,6 +121,7 @@ impl Facts {
             modules,
             nested_paging,
             huge_pages: HugePages::gather(text),
+            device: DeviceFile::gather(root),
             host,
         }
     }

@@ -1,5 +1,6 @@
 //! `lodge check`: what this machine can do for guests, what Lodge will use, and why.
 
+mod device_file;
 mod facts;
 mod kvm;
 mod options;

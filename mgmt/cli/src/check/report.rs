@@ -192,9 +192,16 @@ fn permission(facts: &Facts) -> Finding {
         KvmState::Missing | KvmState::NotADevice | KvmState::Unserved => {
             info(ID, "without /dev/kvm, not to be known")
         }
-        KvmState::Forbidden => {
-            no(ID, "this user may not open /dev/kvm", "adduser $USER kvm, then log in anew")
-        }
+        KvmState::Forbidden => no(ID, "this user may not open /dev/kvm", facts.device.remedy()),
+        KvmState::Denied => no(
+            ID,
+            "rules about devices (a device cgroup, or a security module) forbid to open /dev/kvm",
+            if facts.container {
+                "start the container with --device /dev/kvm"
+            } else {
+                "give the service DeviceAllow=/dev/kvm; dmesg says it if a security module refuses"
+            },
+        ),
         KvmState::Unopenable(why) => no(
             ID,
             format!("/dev/kvm does not open: {why}"),
@@ -312,6 +319,7 @@ pub(super) mod tests {
             modules: vec!["kvm".into(), "kvm_amd".into()],
             nested_paging: Some(true),
             huge_pages: Default::default(),
+            device: Default::default(),
             host,
         }
     }
@@ -327,6 +335,7 @@ pub(super) mod tests {
             KvmState::NotADevice,
             KvmState::Unserved,
             KvmState::Forbidden,
+            KvmState::Denied,
             KvmState::Unopenable("x".into()),
             KvmState::Foreign("x".into()),
             KvmState::Outdated("x".into()),
@@ -393,6 +402,10 @@ pub(super) mod tests {
         assert_eq!(answer(&report, "device"), Answer::Yes);
         assert_eq!(answer(&report, "permission"), Answer::No);
         assert_eq!(answer(&report, "working"), Answer::Info);
+        let report = Report::of(&facts(KvmState::Denied));
+        let permission = report.findings.iter().find(|it| it.id == "permission").unwrap();
+        assert_eq!(permission.answer, Answer::No);
+        assert!(!permission.remedy.as_deref().unwrap().contains("adduser"), "{permission:?}");
         let report = Report::of(&facts(KvmState::Unserved));
         assert_eq!(answer(&report, "device"), Answer::No);
         assert_eq!(answer(&report, "permission"), Answer::Info);

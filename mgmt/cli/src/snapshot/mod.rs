@@ -88,6 +88,9 @@ fn restore(args: &RestoreArgs) -> Result<u8, Failure> {
     }
     let guest = Guest::claim_existing(name)?;
     let mut config = of_guest(&snapshot, name, guest.directory());
+    if let Some(accel) = args.accel {
+        config.accelerator = accel.into();
+    }
     keep_macs(&snapshot, &mut config, guest.directory());
     let directory = store::directory(guest.directory(), &snapshot.name);
     run::launch_detached(&config, guest, Some(&directory))?;

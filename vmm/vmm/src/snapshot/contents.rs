@@ -36,7 +36,7 @@ pub struct ClockState {
     pub guest_ns: u64,
     /// The host's TSC when guest time stopped.
     pub host_tsc: u64,
-    /// Its frequency.
+    /// The frequency of the guest's TSC.
     pub tsc_hz: u64,
 }
 

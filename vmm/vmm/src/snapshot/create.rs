@@ -99,7 +99,7 @@ fn take(
     let clock = ClockState {
         guest_ns: running.clock().now(),
         host_tsc: running.paused_since().unwrap_or_default(),
-        tsc_hz: runtime::tsc::frequency_hz(),
+        tsc_hz: running.tsc_hz(),
     };
     put(&mut state, section::CLOCK, &clock)?;
     put(&mut state, section::CPUID, &Cpuid::of(running.cpuid(), config.hyperv))?;

@@ -14,6 +14,7 @@ mod create;
 mod list;
 mod open;
 mod parent;
+mod rate;
 
 pub use create::create;
 pub use list::list;

@@ -13,8 +13,10 @@ use rustix::fs::{Mode, OFlags, openat};
 use state::memory::{self, Base, Contents, PAGE, Part};
 use state::{MAX_FILE, Sections};
 use vmm_api::Failure;
+use x86::cpuid::KVM_TIMING;
 
 use super::contents::{ClockState, Cpuid, Disks, get, section};
+use super::rate::Rate;
 use super::{MEMORY, Parent, STATE};
 
 /// A snapshot, read and found whole but for its memory.
@@ -28,7 +30,7 @@ pub struct Opened {
 
 /// CPUID leaves that tell of the TSC's frequency, which is measured anew each time, and compared by
 /// itself: time stamp counter and core crystal clock, processor frequency, KVM's timing.
-const FREQUENCIES: [u32; 3] = [0x15, 0x16, 0x4000_0010];
+const FREQUENCIES: [u32; 3] = [0x15, 0x16, KVM_TIMING];
 
 impl Opened {
     /// Opens the snapshot in a directory.
@@ -65,8 +67,13 @@ impl Opened {
     }
 
     /// The processor that the guest had, if this host and configuration offer it the same, and
-    /// Hyper-V's enlightenments if it had these.
-    pub fn cpuid(&self, offered: &CpuidTable, hyperv: bool) -> Result<CpuidTable, Failure> {
+    /// Hyper-V's enlightenments if it had these. `scales_tsc`: its TSC can have a rate of its own here.
+    pub fn cpuid(
+        &self,
+        offered: &CpuidTable,
+        hyperv: bool,
+        scales_tsc: bool,
+    ) -> Result<CpuidTable, Failure> {
         let saved: Cpuid = get(&self.sections, section::CPUID)?;
         if saved.hyperv != hyperv {
             let had = if saved.hyperv { "with" } else { "without" };
@@ -74,7 +81,7 @@ impl Opened {
                 "the guest ran {had} --hyperv when the snapshot was made: restore it {had} that"
             )));
         }
-        let saved = saved.table();
+        let mut saved = saved.table();
         let is_fixed = |leaf: &u32| !FREQUENCIES.contains(leaf);
         let differs = saved
             .iter()
@@ -85,20 +92,22 @@ impl Opened {
             return Err(Failure::configuration(format!(
                 "the guest had another processor when the snapshot was made: CPUID leaf {leaf:#x}, \
                  subleaf {subleaf}, was {}, and is {} here; restore it on a host with the same \
-                 processor and the same accelerator, or make guests that move with --cpu x86-64-v2",
+                 processor and the same accelerator, or make guests that move with --cpu x86-64",
                 show(&saved, leaf, subleaf),
                 show(offered, leaf, subleaf)
             )));
         }
-        let (clock, here) = (self.clock()?, runtime::tsc::frequency_hz());
-        if clock.tsc_hz.abs_diff(here) > here / 1000 {
-            return Err(Failure::configuration(format!(
-                "the processor's time stamp counter ran at {} kHz when the snapshot was made, and \
-                 runs at {} kHz here: the guest's clocks would be wrong; restore it on a host with \
-                 the same processor",
-                clock.tsc_hz / 1000,
-                here / 1000
-            )));
+        match Rate::of(self.clock()?.tsc_hz, runtime::tsc::frequency_hz(), scales_tsc)? {
+            Rate::Same => {}
+            Rate::Scaled(khz) => {
+                let mut timing = saved.get(KVM_TIMING, 0).unwrap_or_default();
+                timing.eax = khz;
+                saved.set(KVM_TIMING, None, timing);
+            }
+            Rate::Tolerated(apart) => tracing::warn!(
+                "the processor's time stamp counter runs at another rate here, by {apart} millionths: \
+                 so much the guest's clocks will be wrong, unless NTP corrects them"
+            ),
         }
         Ok(saved)
     }
