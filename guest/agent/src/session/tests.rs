@@ -1,11 +1,13 @@
 //! Requests over a pair of sockets, with the commands of this machine.
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use agent_protocol::{Control, Exec, INPUT_WINDOW, Size};
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
 
 use super::*;
 
@@ -329,7 +331,11 @@ fn ports_are_connected_to() {
     let mut text = String::new();
     client.stream.read_to_string(&mut text).unwrap();
     assert_eq!(text, "goodbye");
-    drop(listener);
+    // A port that is taken and has nobody listening. A listener that was dropped may still be there, in what
+    // another test has forked and not executed yet.
+    let taken = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&taken, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = SocketAddrV4::try_from(getsockname(&taken).unwrap()).unwrap().port();
     let refused = Client::new(Task::Connect { port });
     assert!(failure(&{ refused }.outcome()).1.contains(&port.to_string()));
 }
