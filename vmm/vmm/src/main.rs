@@ -86,6 +86,7 @@ const MAX_CONFIG: u64 = 4 << 20;
 
 fn main() -> ExitCode {
     fds::take_note();
+    runtime::heap::refuse_huge_pages();
     runtime::tsc::begin_measurement();
     let args = Args::parse();
     start_logging();

@@ -26,7 +26,6 @@ mod index {
     pub const SYSENTER_EIP: u32 = 0x176;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
-    pub const MCG_CTL: u32 = 0x17b;
     pub const MC0_CTL: u32 = 0x400;
     pub const MC0_STATUS: u32 = 0x401;
     pub const MC0_MISC: u32 = 0x403;
@@ -126,7 +125,7 @@ impl<E: Env> Cpu<E> {
             MCG_CAP => MACHINE_CHECK_BANKS.into(),
             MCG_STATUS => msrs.mcg_status,
             MC0_CTL..=MC0_MISC => msrs.mc0[(index - MC0_CTL) as usize],
-            PLATFORM_ID | MCG_CTL | PERF_STATUS => 0,
+            PLATFORM_ID | PERF_STATUS => 0,
             MISC_ENABLE => msrs.misc_enable,
             DEBUGCTL => msrs.debugctl,
             MTRR_PHYSBASE0..=MTRR_PHYSMASK7 => {
@@ -222,7 +221,7 @@ impl<E: Env> Cpu<E> {
             KERNEL_GS_BASE => self.state.msrs.kernel_gs_base = canonical?,
             TSC_AUX => self.state.msrs.tsc_aux = value & 0xffff_ffff,
             // Commands and settings that mean nothing here.
-            PRED_CMD | FLUSH_CMD | BIOS_UPDT_TRIG | BIOS_SIGN_ID | AMD_PATCH_LOADER | MCG_CTL
+            PRED_CMD | FLUSH_CMD | BIOS_UPDT_TRIG | BIOS_SIGN_ID | AMD_PATCH_LOADER
             | AMD_DE_CFG | AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_OSVW_LENGTH
             | AMD_OSVW_STATUS | AMD_LS_CFG | AMD_IC_CFG | AMD_DC_CFG | AMD_BU_CFG | AMD_BU_CFG2 => {
             }
