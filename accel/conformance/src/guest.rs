@@ -502,6 +502,8 @@ const fn feature(name: &'static str, leaf: u32, register: usize, bit: u32) -> Fe
 
 /// A processor of AMD's: bit 0 of "cAMD", the end of its name, is not in Intel's "ntel".
 pub const AMD: Feature = feature("AMD's alignment checks", 0, 2, 0);
+/// One of Intel's, the other way round by bit 2.
+pub const INTEL: Feature = feature("Intel's breakpoints", 0, 2, 2);
 pub const PCID: Feature = feature("PCID", 1, 2, 17);
 pub const X2APIC: Feature = feature("x2APIC", 1, 2, 21);
 pub const TSC_DEADLINE: Feature = feature("TSC-deadline", 1, 2, 24);

@@ -3,7 +3,7 @@
 //! A case builds a machine's memory (descriptor tables, page tables, code), says what the guest
 //! shall do (values it writes to a debug port, exceptions that generic handlers record, final
 //! registers and memory), and the runner compares. Cases are written against the manuals (Intel
-//! SDM, AMD APM), never against one accelerator; where vendors differ, there is no case.
+//! SDM, AMD APM), never against one accelerator; where vendors differ, a case asks for one of them.
 
 #![forbid(unsafe_code)]
 
