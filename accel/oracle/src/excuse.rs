@@ -43,9 +43,12 @@ pub fn undefined_flags(insn: &Instruction) -> u64 {
 /// them undefined. Code that is executed in blocks does not know what they were.
 pub fn unknown_flags(insn: &Instruction) -> u64 {
     match insn.mnemonic() {
-        Mnemonic::Mul | Mnemonic::Imul | Mnemonic::Tzcnt | Mnemonic::Lzcnt => {
-            architectural(insn.rflags_undefined())
-        }
+        Mnemonic::Mul
+        | Mnemonic::Imul
+        | Mnemonic::Bsf
+        | Mnemonic::Bsr
+        | Mnemonic::Tzcnt
+        | Mnemonic::Lzcnt => architectural(insn.rflags_undefined()),
         // Rotated by 9, bytes stay as they are; what OF is then depends on more than the operands.
         Mnemonic::Rcl | Mnemonic::Rcr => 1 << 11,
         _ => undefined_flags(insn),
@@ -150,6 +153,13 @@ pub fn whole_case(
         Mnemonic::Vcvtps2ph if host.trap == 19 => {
             return Some("unmasked underflow in VCVTPS2PH is found only where it is inexact");
         }
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+            if is_fault(host)
+                && is_fault(engine)
+                && (host.trap, host.cr2) != (engine.trap, engine.cr2) =>
+        {
+            return Some("CMPS has two operands, of which either may fault first");
+        }
         Mnemonic::Popa | Mnemonic::Popad if is_fault(host) && is_fault(engine) => {
             return Some("POPA that faults may have loaded registers, to be loaded again");
         }
@@ -220,6 +230,12 @@ pub fn sequence(case: &Case, insns: &[Instruction], host: &Outcome) -> Option<&'
     }
     if insns.iter().any(|insn| insn.mnemonic() == Mnemonic::Xgetbv) && case.gpr[RCX] as u32 == 1 {
         return Some("a component that holds zeros may be in use (SDM Vol. 1, 13.6)");
+    }
+    if insns.iter().any(|insn| {
+        matches!(insn.code(), Code::Clzerow | Code::Clzerod | Code::Clzeroq)
+            && (insn.has_rep_prefix() || insn.has_repne_prefix())
+    }) {
+        return Some("Zen 3: CLZERO with a prefix is no other instruction, but itself");
     }
     if let Some(reason) = intel::sequence(case, insns) {
         return Some(reason);

@@ -6,7 +6,7 @@ use x86::state::gpr::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use crate::case::{Case, PATCHES};
 use crate::encode::{Encoded, MAX_LEN, decode, decoder, encode};
 use crate::excuse;
-use crate::host::IMAGES;
+use crate::host::{IMAGES, components};
 use crate::layout::{ALIAS, CODE, CODE_SIZE, DATA_SIZE, PAGE, data_linear, data_offset};
 use crate::random::{Flavour, Rng, extended, integer};
 use crate::skip;
@@ -214,6 +214,7 @@ impl<'a> Builder<'a> {
                 *reg &= 0xffff_ffff;
             }
         }
+        self.case.vector.keep_components(components());
         Sample { case: self.case, insns: self.insns }
     }
 

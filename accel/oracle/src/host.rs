@@ -9,7 +9,9 @@
 
 use std::arch::{asm, naked_asm};
 use std::io;
+use std::ops::Range;
 use std::ptr::{null_mut, write_volatile};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, c_void};
@@ -23,6 +25,14 @@ pub const BATCH: usize = 64;
 pub const IMAGES: usize = 32;
 /// A batch that takes longer hangs.
 const TIMEOUT_MS: c_int = 60_000;
+
+/// Which components of the registers that cases are about this host has, as XCR0 says: x87, SSE, AVX, opmask,
+/// ZMM_Hi256, Hi16_ZMM (SDM Vol. 1, 13.1).
+pub fn components() -> u64 {
+    const ALL: u64 = 0xe7;
+    static PRESENT: OnceLock<u64> = OnceLock::new();
+    *PRESENT.get_or_init(|| ALL & u64::from(crate::engine::host_cpuid(0xd, 0).eax))
+}
 
 /// What parent and child share.
 #[repr(C)]
@@ -220,6 +230,8 @@ mod child {
 
     #[derive(Clone, Copy)]
     struct Components {
+        /// Which of them the host has.
+        present: u64,
         avx: usize,
         opmask: usize,
         zmm_hi256: usize,
@@ -279,8 +291,13 @@ mod child {
     pub unsafe fn start(shared: *mut Shared, memory: c_int, go: c_int, done: c_int) -> ! {
         const RW: c_int = libc::PROT_READ | libc::PROT_WRITE;
         let cpuid = |i| crate::engine::host_cpuid(0xd, i).ebx as usize;
-        let components =
-            Components { avx: cpuid(2), opmask: cpuid(5), zmm_hi256: cpuid(6), hi16_zmm: cpuid(7) };
+        let components = Components {
+            present: super::components(),
+            avx: cpuid(2),
+            opmask: cpuid(5),
+            zmm_hi256: cpuid(6),
+            hi16_zmm: cpuid(7),
+        };
         // SAFETY: maps memory that belongs to nobody, installs handlers for the signals that
         // exceptions make, and gives up everything that a stray case could do harm with.
         unsafe {
@@ -418,8 +435,8 @@ mod child {
     /// Parts of an XSAVE area.
     const XMM: usize = 160;
     const XSTATE_BV: usize = 512;
-    /// x87, SSE, AVX, opmask, ZMM_Hi256, Hi16_ZMM.
-    const FEATURES: u64 = 0xe7;
+    /// The component of mask registers.
+    const OPMASK: u32 = 5;
 
     unsafe fn code_of<'a>(child: &Child, case: &Case) -> &'a mut [u8] {
         let at = ((case.start - CODE) as usize).min(CODE_SIZE);
@@ -433,14 +450,26 @@ mod child {
         unsafe { &mut *child.memory.add(CODE_SIZE).cast() }
     }
 
-    /// One part of the registers in an XSAVE area: which qwords of ZMM registers lie where.
-    fn parts(c: &Components) -> [(usize, std::ops::Range<usize>, std::ops::Range<usize>); 4] {
+    /// Part of the vector registers in an XSAVE area.
+    struct Part {
+        /// The component's number.
+        bit: u32,
+        at: usize,
+        registers: Range<usize>,
+        qwords: Range<usize>,
+    }
+
+    /// The parts that the host has.
+    fn parts(c: &Components) -> impl Iterator<Item = Part> + use<> {
+        let present = c.present;
         [
-            (XMM, 0..16, 0..2),
-            (c.avx, 0..16, 2..4),
-            (c.zmm_hi256, 0..16, 4..8),
-            (c.hi16_zmm, 16..32, 0..8),
+            Part { bit: 1, at: XMM, registers: 0..16, qwords: 0..2 },
+            Part { bit: 2, at: c.avx, registers: 0..16, qwords: 2..4 },
+            Part { bit: 6, at: c.zmm_hi256, registers: 0..16, qwords: 4..8 },
+            Part { bit: 7, at: c.hi16_zmm, registers: 16..32, qwords: 0..8 },
         ]
+        .into_iter()
+        .filter(move |part| present >> part.bit & 1 != 0)
     }
 
     unsafe fn record(
@@ -473,10 +502,9 @@ mod child {
             outcome.vector.x87 = area.cast::<x86::state::X87State>().read_unaligned();
             outcome.vector.x87.mxcsr_mask = mask;
             let in_use = area.add(XSTATE_BV).cast::<u64>().read_unaligned();
-            let features = [1, 2, 6, 7];
-            for ((at, regs, qwords), bit) in parts(&child.components).into_iter().zip(features) {
+            for Part { bit, at, registers, qwords } in parts(&child.components) {
                 let mut from = area.add(at).cast::<u64>();
-                for reg in regs {
+                for reg in registers {
                     for q in qwords.clone() {
                         let value = from.read_unaligned();
                         outcome.vector.zmm[reg][q] = if in_use >> bit & 1 != 0 { value } else { 0 };
@@ -484,8 +512,8 @@ mod child {
                     }
                 }
             }
-            let k = area.add(child.components.opmask).cast::<[u64; 8]>().read_unaligned();
-            outcome.vector.k = if in_use >> 5 & 1 != 0 { k } else { [0; 8] };
+            let k = area.add(child.components.opmask).cast::<[u64; 8]>();
+            outcome.vector.k = if in_use >> OPMASK & 1 != 0 { k.read_unaligned() } else { [0; 8] };
             if in_use & 1 == 0 {
                 let mxcsr = outcome.vector.x87.mxcsr;
                 outcome.vector.x87 = x86::state::VectorState::default().x87;
@@ -529,18 +557,20 @@ mod child {
             let mut x87 = case.vector.x87;
             x87.mxcsr_mask = 0;
             area.cast::<x86::state::X87State>().write_unaligned(x87);
-            for (at, regs, qwords) in parts(&child.components) {
+            for Part { at, registers, qwords, .. } in parts(&child.components) {
                 let mut to = area.add(at).cast::<u64>();
-                for reg in regs {
+                for reg in registers {
                     for q in qwords.clone() {
                         to.write_unaligned(case.vector.zmm[reg][q]);
                         to = to.add(1);
                     }
                 }
             }
-            let k = area.add(child.components.opmask);
-            k.cast::<[u64; 8]>().write_unaligned(case.vector.k);
-            area.add(XSTATE_BV).cast::<u64>().write_unaligned(FEATURES);
+            let Components { present, opmask, .. } = child.components;
+            if present >> OPMASK & 1 != 0 {
+                area.add(opmask).cast::<[u64; 8]>().write_unaligned(case.vector.k);
+            }
+            area.add(XSTATE_BV).cast::<u64>().write_unaligned(present);
             asm!(
                 "wrfsbase {0}",
                 "wrgsbase {1}",

@@ -386,6 +386,29 @@ pub struct VectorState {
     pub x87: X87State,
 }
 
+impl VectorState {
+    /// Clears the vector and mask registers, or parts of them, that belong to none of these components, bits of
+    /// XCR0: what processors without them do not have (SDM Vol. 1, 13.1).
+    pub fn keep_components(&mut self, components: u64) {
+        let has = |component: u32| components >> component & 1 != 0;
+        let (low, high) = self.zmm.split_at_mut(16);
+        for register in low {
+            if !has(2) {
+                register[2..4].fill(0);
+            }
+            if !has(6) {
+                register[4..].fill(0);
+            }
+        }
+        if !has(7) {
+            high.fill([0; 8]);
+        }
+        if !has(5) {
+            self.k.fill(0);
+        }
+    }
+}
+
 /// The x87 part in the layout of FXSAVE64's first 160 bytes (SDM Vol. 1, 10.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(16))]

@@ -5,6 +5,7 @@ use x86::cpuid::CpuidResult;
 use x86::state::{Cr0, Cr4, Rflags, SegReg, SegmentAttributes, gpr};
 use x86::vector;
 
+use super::components;
 use super::guest::{DATA, Fault, Guest, HOLE};
 
 const PADDD: &[u8] = &[0x66, 0x0f, 0xfe, 0xca]; // paddd xmm1, xmm2
@@ -355,6 +356,7 @@ fn whole_moves_do_what_the_native_unit_does() {
             for (i, zmm) in guest.state().vector.zmm.iter_mut().enumerate() {
                 *zmm = std::array::from_fn(|j| (i * 8 + j) as u64 * 0x1234_5678_9abc);
             }
+            guest.state().vector.keep_components(components());
             guest.state().gpr[gpr::RAX] = at;
             let mut expected = guest.state().clone();
             let mut operand = x86::NativeOperand([0; 512]);

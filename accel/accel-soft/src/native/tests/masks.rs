@@ -9,6 +9,7 @@ use iced_x86::{
 use x86::state::gpr;
 use x86::{CpuState, vector};
 
+use super::components;
 use super::guest::{DATA, Fault, Guest, HOLE};
 use super::random::Random;
 use crate::native::NativeUnit;
@@ -349,6 +350,7 @@ fn vmaskmov_touches_selected_lanes_only() {
     g.state().gpr[gpr::RAX] = HOLE - 8;
     g.state().vector.zmm[2] = from_dwords(std::array::from_fn(|i| if i < 2 { 1 << 31 } else { 0 }));
     g.state().vector.zmm[1] = [u64::MAX; 8];
+    g.state().vector.keep_components(components());
     g.run(&[0xc4, 0xe2, 0x6d, 0x2c, 0x08]); // vmaskmovps ymm1, ymm2, [rax]
     let expected = u64::from(word(HOLE - 8)) | u64::from(word(HOLE - 4)) << 32;
     assert_eq!(g.state().vector.zmm[1], [expected, 0, 0, 0, 0, 0, 0, 0]);

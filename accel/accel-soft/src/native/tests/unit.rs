@@ -7,6 +7,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use x86::state::{Rflags, gpr};
 use x86::{CpuState, Exception, NativeOperand, vector};
 
+use super::components;
 use crate::native::NativeUnit;
 
 struct Bench {
@@ -22,6 +23,7 @@ impl Bench {
             *zmm = std::array::from_fn(|j| (0x0101_0101_0101_0101 * i as u64) ^ (j as u64) << 17);
         }
         state.vector.k = [0, 0x5555, 0xff, 0xf0f0_f0f0, 1, 2, 3, u64::MAX];
+        state.vector.keep_components(components());
         state.vector.x87.fcw = 0x037f;
         state.vector.x87.ftw = 0;
         let memory = NativeOperand(std::array::from_fn(|i| i as u8));
