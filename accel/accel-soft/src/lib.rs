@@ -35,6 +35,7 @@ use native::NativeUnit;
 use ram::Ram;
 use transcode::context::ContextCell;
 use transcode::engine::{Transcoder, host_width};
+use transcode::entry;
 use transcode::lockstep::Lockstep;
 pub use transcode::lockstep::{Tally, lockstep_tally};
 use transcode::mirror::{self, Mirror};
@@ -81,11 +82,26 @@ pub struct SoftAccelerator {
     pub execution: Execution,
 }
 
+/// What this host lets the engine do with code that runs often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Transcode it, and mirror the memory of the program that runs most.
+    Mirrored,
+    /// Transcode it, with a check for each access to memory.
+    Transcoded,
+    /// Interpret it like all other.
+    Interpreted,
+}
+
 impl SoftAccelerator {
     /// Finds out what it has to know of this host. A process that confines itself does so before: later it
     /// may be refused.
-    pub fn look_around() {
-        mirror::is_possible();
+    pub fn look_around() -> Pace {
+        match (entry::is_possible(), mirror::is_possible()) {
+            (true, true) => Pace::Mirrored,
+            (true, false) => Pace::Transcoded,
+            (false, _) => Pace::Interpreted,
+        }
     }
 }
 

@@ -19,6 +19,20 @@ pub struct HostReport {
     /// Whether KVM serves Hyper-V's enlightenments.
     #[serde(default)]
     pub hyperv: bool,
+    /// What Lodge's own engine can do on this processor.
+    pub engine: EnginePace,
+}
+
+/// How Lodge's own engine runs code that runs often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EnginePace {
+    /// As code of the host, and the busiest program on its own memory, guarded by protection keys.
+    Mirrored,
+    /// As code of the host that looks at each access to memory first.
+    Transcoded,
+    /// By an interpreter.
+    Interpreted,
 }
 
 /// How far one comes with /dev/kvm.

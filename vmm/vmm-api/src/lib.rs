@@ -33,7 +33,7 @@ pub use config::{
 };
 pub use event::{AGENT_READY_PORT, Event, Failure, FailureKind, StopReason};
 pub use folder::{FolderConfig, FolderError};
-pub use host::{HostReport, KvmSpeed, KvmState};
+pub use host::{EnginePace, HostReport, KvmSpeed, KvmState};
 pub use host_name::host_name;
 pub use hotplug::{
     ATTACH_PROTOCOL, AttachAnswer, AttachRequest, DetachRequest, Device, HOT_SLOTS, MAX_FIXED,

@@ -4,8 +4,8 @@ use std::arch::x86_64::__cpuid_count;
 
 use accel::{Accelerator, CpuidTable, Fault};
 use accel_kvm::{KvmAccelerator, Obstacle, Speed, hardware};
-use accel_soft::{Execution, SoftAccelerator};
-use vmm_api::{CpuModel, Failure, HostReport, KvmSpeed, KvmState};
+use accel_soft::{Execution, Pace, SoftAccelerator};
+use vmm_api::{CpuModel, EnginePace, Failure, HostReport, KvmSpeed, KvmState};
 use x86::cpuid::{self, CpuidResult, Model};
 
 use crate::running::fault;
@@ -62,7 +62,7 @@ fn soft() -> Result<Box<dyn Accelerator>, Failure> {
     Ok(Box::new(accelerator))
 }
 
-/// What this host's KVM is good for, for `--probe`.
+/// What this host's KVM and Lodge's own engine are good for, for `--probe`.
 pub fn report() -> HostReport {
     let Finding { kvm, state, speed, reason, hyperv } = look();
     let accelerator = match kvm {
@@ -75,7 +75,12 @@ pub fn report() -> HostReport {
         kernel_instruction_ns: speed.kernel_ns,
         is_hardware: speed.is_hardware(),
     });
-    HostReport { kvm: state, speed, accelerator, reason, hyperv }
+    let engine = match SoftAccelerator::look_around() {
+        Pace::Mirrored => EnginePace::Mirrored,
+        Pace::Transcoded => EnginePace::Transcoded,
+        Pace::Interpreted => EnginePace::Interpreted,
+    };
+    HostReport { kvm: state, speed, accelerator, reason, hyperv, engine }
 }
 
 /// What was found out about this host.

@@ -147,6 +147,7 @@ mod tests {
             accelerator: vmm_api::Accelerator::Soft,
             reason: "there is no /dev/kvm".into(),
             hyperv: false,
+            engine: vmm_api::EnginePace::Mirrored,
         }
     }
 

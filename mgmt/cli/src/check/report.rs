@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use vmm_api::{Accelerator, KvmState};
+use vmm_api::{Accelerator, EnginePace, KvmState};
 
 use super::facts::Facts;
 use super::options;
@@ -88,6 +88,7 @@ impl Report {
                 working(facts),
                 speed(facts),
                 nested_paging(facts),
+                engine(facts),
                 options::huge_pages(facts),
                 options::hyperv(facts),
             ],
@@ -271,6 +272,29 @@ fn nested_paging(facts: &Facts) -> Finding {
     }
 }
 
+/// What Lodge's own engine is like here. Where KVM is used, it does not matter.
+fn engine(facts: &Facts) -> Finding {
+    const ID: &str = "engine";
+    let (found, remedy) = match facts.host.engine {
+        EnginePace::Mirrored => {
+            return yes(
+                ID,
+                "guests' code runs as the host's, the busiest program's on its own memory",
+            );
+        }
+        EnginePace::Transcoded => (
+            "guests' code runs as the host's, but looks at each access to memory first: what lives on memory takes \
+             about twice as long as it could",
+            "a processor that shows protection keys (pku in /proc/cpuinfo), and Linux 6.12",
+        ),
+        EnginePace::Interpreted => (
+            "guests' code is interpreted, for want of BMI2, and takes several times as long as it could",
+            "a processor that shows bmi2 in /proc/cpuinfo: Intel's since Haswell, AMD's since Excavator",
+        ),
+    };
+    if facts.host.accelerator == Accelerator::Kvm { info(ID, found) } else { no(ID, found, remedy) }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Finding { id, answer, detail, remedy } in &self.findings {
@@ -310,7 +334,8 @@ pub(super) mod tests {
         let speed = (kvm == KvmState::Works).then_some(FAST);
         let accelerator = if speed.is_some() { Accelerator::Kvm } else { Accelerator::Soft };
         let reason = "so it is".into();
-        let host = HostReport { kvm, speed, accelerator, reason, hyperv: false };
+        let engine = EnginePace::Mirrored;
+        let host = HostReport { kvm, speed, accelerator, reason, hyperv: false, engine };
         Facts {
             processor: Processor { virtualization: Some("svm".into()), ..Processor::default() },
             hypervisor: None,
@@ -393,6 +418,18 @@ pub(super) mod tests {
                 "{speed:?}"
             );
             assert!(speed.remedy.is_some());
+        }
+    }
+
+    #[test]
+    fn a_slower_engine_says_what_it_lacks() {
+        let mut facts = facts(KvmState::Missing);
+        for (pace, lacks) in [(EnginePace::Transcoded, "pku"), (EnginePace::Interpreted, "bmi2")] {
+            facts.host.engine = pace;
+            let report = Report::of(&facts);
+            let engine = report.findings.iter().find(|it| it.id == "engine").unwrap();
+            assert!(report.guests_can_run && engine.answer == Answer::No);
+            assert!(engine.remedy.as_deref().unwrap().contains(lacks), "{engine:?}");
         }
     }
 
