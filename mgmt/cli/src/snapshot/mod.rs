@@ -106,8 +106,9 @@ fn keep_macs(snapshot: &Snapshot, config: &mut VmConfig, directory: &Path) {
         is_renamed.then(|| fs::read_to_string(directory.join(DEFINITION)).ok()).flatten();
     let own = run::definition::macs(&definition.unwrap_or_default());
     for (index, net) in config.nets.iter_mut().enumerate() {
-        let then = default_mac(&snapshot.config.name, card_number(index, net));
-        let own = own.get(index).cloned().flatten();
+        let number = card_number(index, net);
+        let then = default_mac(&snapshot.config.name, number);
+        let own = own.get(&number).cloned();
         net.mac = own.or(net.mac.take()).or_else(|| Some(format_mac(then)));
     }
 }
