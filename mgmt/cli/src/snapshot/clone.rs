@@ -14,7 +14,7 @@ use crate::guests::{self, DEFINITION, Guest, Record, lock};
 use crate::{failure, output, run};
 
 /// What a clone calls the snapshot that it comes from.
-const ORIGIN: &str = "origin";
+pub(super) const ORIGIN: &str = "origin";
 
 /// Makes the clones and prints their names; the value is the exit status.
 pub fn run(args: &CloneArgs) -> Result<u8, Failure> {
