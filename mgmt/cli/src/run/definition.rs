@@ -1,6 +1,8 @@
 //! What a guest is made of, as the file in its directory: `lodge start` reads it, and people may
 //! edit it. It has the form of every configuration file (`lodge run --config`).
 
+use std::collections::BTreeMap;
+
 use images::Image;
 use serde_json::{Map, Value};
 use vmm_api::{ConsoleConfig, Failure, VmConfig, card_number, default_mac, format_mac};
@@ -51,12 +53,19 @@ pub fn text(config: &VmConfig, image: Option<&Image>) -> Result<String, Failure>
     ))
 }
 
-/// The addresses that a definition gives to cards, in their order.
-pub fn macs(text: &str) -> Vec<Option<String>> {
+/// The addresses that a definition gives to cards, by the cards' numbers ([`card_number`]).
+pub fn macs(text: &str) -> BTreeMap<usize, String> {
     let table: toml::Table = text.parse().unwrap_or_default();
     let nets = table.get("nets").and_then(toml::Value::as_array);
-    let mac = |net: &toml::Value| net.get("mac")?.as_str().map(str::to_owned);
-    nets.into_iter().flatten().map(mac).collect()
+    let nets = nets.into_iter().flatten().filter_map(toml::Value::as_table).enumerate();
+    nets.filter_map(|(index, net)| Some((number(index, net), net.get("mac")?.as_str()?.to_owned())))
+        .collect()
+}
+
+/// As [`card_number`], of a card in a definition.
+pub fn number(index: usize, net: &toml::Table) -> usize {
+    let slot = net.get("slot").and_then(toml::Value::as_integer);
+    slot.and_then(|slot| usize::try_from(slot).ok()).unwrap_or(index)
 }
 
 /// Takes out what TOML cannot say or need not: nulls, and tables with nothing in them.
@@ -97,9 +106,10 @@ mod tests {
         let read: VmConfig = serde_json::from_value(read).unwrap();
         let mac = read.nets[0].mac.clone().unwrap();
         assert_eq!(vmm_api::parse_mac(&mac).unwrap(), default_mac("guest", 0));
-        assert_eq!(macs(&text), [Some(mac.clone())]);
-        assert_eq!(macs("[[nets]]\n[[nets]]\nmac = 'x'"), [None, Some("x".to_owned())]);
-        assert_eq!(macs("no TOML"), []);
+        assert_eq!(macs(&text), BTreeMap::from([(0, mac.clone())]));
+        let cards = "[[nets]]\n[[nets]]\nmac = 'x'\n[[nets]]\nmac = 'y'\nslot = 25";
+        assert_eq!(macs(cards), BTreeMap::from([(1, "x".to_owned()), (25, "y".to_owned())]));
+        assert_eq!(macs("no TOML"), BTreeMap::new());
         config.nets[0].mac = Some(mac);
         assert_eq!(read, config);
     }

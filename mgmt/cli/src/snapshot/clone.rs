@@ -14,7 +14,7 @@ use crate::guests::{self, DEFINITION, Guest, Record, lock};
 use crate::{failure, output, run};
 
 /// What a clone calls the snapshot that it comes from.
-const ORIGIN: &str = "origin";
+pub(super) const ORIGIN: &str = "origin";
 
 /// Makes the clones and prints their names; the value is the exit status.
 pub fn run(args: &CloneArgs) -> Result<u8, Failure> {
@@ -98,7 +98,10 @@ fn own(definition: &str, config: &VmConfig) -> Option<String> {
         for (index, net) in nets.iter_mut().filter_map(Value::as_table_mut).enumerate() {
             net.remove("forwards");
             net.remove("mac");
-            if let Some(mac) = config.nets.get(index).and_then(|own| own.mac.clone()) {
+            let number = run::definition::number(index, net);
+            let mut cards = config.nets.iter().enumerate();
+            let own = cards.find(|(index, own)| card_number(*index, own) == number);
+            if let Some(mac) = own.and_then(|(_, own)| own.mac.clone()) {
                 net.insert("mac".into(), mac.into());
             }
         }
@@ -120,12 +123,18 @@ mod tests {
     #[test]
     fn a_clone_has_addresses_of_its_own() {
         let text = "cpus = 2\n[[nets]]\nmac = '52:54:00:00:00:01'\n[[nets.forwards]]\nhost_port = 1\n\
-             [[nets]]\nmac = '52:54:00:00:00:01'\n";
+             [[nets]]\nmac = '52:54:00:00:00:01'\nslot = 25\n";
+        // The one between was attached until the guest ends.
+        let card = |slot, last: u8| vmm_api::NetConfig {
+            mac: Some(format!("52:54:00:00:00:{last:02x}")),
+            slot,
+            ..Default::default()
+        };
         let mut config = crate::run::empty_config();
-        let mac = Some("52:54:00:00:00:02".to_owned());
-        config.nets.push(vmm_api::NetConfig { mac, ..Default::default() });
+        config.nets = vec![card(None, 2), card(Some(24), 3), card(Some(25), 4)];
         let own = own(text, &config).unwrap();
         assert!(own.contains("cpus = 2") && own.contains("52:54:00:00:00:02"), "{own}");
         assert!(!own.contains("52:54:00:00:00:01") && !own.contains("forwards"), "{own}");
+        assert!(own.contains("52:54:00:00:00:04") && !own.contains("52:54:00:00:00:03"), "{own}");
     }
 }

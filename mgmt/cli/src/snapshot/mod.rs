@@ -105,9 +105,14 @@ fn keep_macs(snapshot: &Snapshot, config: &mut VmConfig, directory: &Path) {
     let definition =
         is_renamed.then(|| fs::read_to_string(directory.join(DEFINITION)).ok()).flatten();
     let own = run::definition::macs(&definition.unwrap_or_default());
+    // Also those that it was given until it ends, of which its definition knows nothing.
+    let clone =
+        Some(&config.name).filter(|_| is_renamed && snapshot.name == clone::ORIGIN).cloned();
     for (index, net) in config.nets.iter_mut().enumerate() {
-        let then = default_mac(&snapshot.config.name, card_number(index, net));
-        let own = own.get(index).cloned().flatten();
+        let number = card_number(index, net);
+        let then = default_mac(&snapshot.config.name, number);
+        let of_clone = clone.as_ref().map(|name| format_mac(default_mac(name, number)));
+        let own = own.get(&number).cloned().or(of_clone);
         net.mac = own.or(net.mac.take()).or_else(|| Some(format_mac(then)));
     }
 }
@@ -149,4 +154,45 @@ fn remove(args: &RemoveArgs) -> Result<u8, Failure> {
 /// Gives a file a further name, in another directory of the same file system.
 fn link(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::hard_link(from, to).map_err(failure::io("link to", from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_api::{Accelerator, NetConfig};
+
+    #[test]
+    fn cards_stay_their_guests() {
+        let mac = |last: u8| format!("52:54:00:00:00:{last:02x}");
+        let card = |mac, slot| NetConfig { mac, slot, ..NetConfig::default() };
+        let mut config = run::empty_config();
+        config.nets =
+            vec![card(None, None), card(Some(mac(3)), Some(24)), card(Some(mac(4)), Some(25))];
+        let mut snapshot = Snapshot {
+            name: "here".into(),
+            created_ms: 0,
+            version: String::new(),
+            accelerator: Accelerator::Soft,
+            memory_bytes: 0,
+            pause_us: 0,
+            layers: Vec::new(),
+            config: config.clone(),
+        };
+        // The card in slot 24 was attached until the guest ends.
+        let directory = tempfile::tempdir().unwrap();
+        let definition =
+            "[[nets]]\nmac = '52:54:00:00:00:08'\n[[nets]]\nmac = '52:54:00:00:00:09'\nslot = 25\n";
+        fs::write(directory.path().join(DEFINITION), definition).unwrap();
+        let kept = |snapshot: &Snapshot, name: &str| {
+            let mut config = VmConfig { name: name.into(), ..config.clone() };
+            keep_macs(snapshot, &mut config, directory.path());
+            config.nets.into_iter().map(|net| net.mac.unwrap()).collect::<Vec<_>>()
+        };
+        let first = format_mac(default_mac("guest", 0));
+        assert_eq!(kept(&snapshot, "guest"), [first, mac(3), mac(4)]);
+        assert_eq!(kept(&snapshot, "renamed"), [mac(8), mac(3), mac(9)]);
+        snapshot.name = clone::ORIGIN.into();
+        let attached = format_mac(default_mac("clone", 24));
+        assert_eq!(kept(&snapshot, "clone"), [mac(8), attached, mac(9)]);
+    }
 }

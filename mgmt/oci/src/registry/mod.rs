@@ -164,7 +164,10 @@ impl Registry {
     ) -> Result<String, Error> {
         // What a registry names is asked as safely as itself.
         let server = realm.strip_prefix("http://").and_then(|rest| rest.split(['/', '?']).next());
-        let is_safe = |server| scheme(&self.host) == "http" && scheme(server) == "http";
+        // What stands before an `@` is no server's name.
+        let is_safe = |server: &str| {
+            scheme(&self.host) == "http" && scheme(server) == "http" && !server.contains('@')
+        };
         if !server.is_none_or(is_safe) {
             return Err(self.failed(format!("it sends to {realm}, which is not safe")));
         }

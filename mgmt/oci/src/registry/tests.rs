@@ -17,6 +17,18 @@ fn only_this_machine_is_spoken_to_without_tls() {
     }
 }
 
+#[test]
+fn a_password_does_not_leave_this_machine_without_tls() {
+    let registry = Registry::new("localhost:1", "app", &Access::default()).unwrap();
+    for far in ["http://far.invalid/token", "http://localhost:1@far.invalid/token"] {
+        let error = registry.fetch_token(far, None, &Found::None).unwrap_err().to_string();
+        assert!(error.contains("not safe"), "{far}: {error}");
+    }
+    // Here, nobody listens.
+    let error = registry.fetch_token("http://localhost:1/token", None, &Found::None).unwrap_err();
+    assert!(!error.to_string().contains("not safe"), "{error}");
+}
+
 const CONFIGURATION: &str = "
 [req]
 distinguished_name = name
