@@ -46,8 +46,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     }
     if args.detach {
         let name = plan.config.name.clone();
-        let is_new = !guests::directory_of(&name)?.is_dir();
-        let guest = make(&plan, !args.rm)?;
+        let (guest, is_new) = make(&plan, !args.rm)?;
         start_detached(plan, guest).inspect_err(|failure| {
             // Nobody wants one that has never run, unless to find a mistake in Lodge.
             if is_new && failure.kind != FailureKind::Internal {
@@ -61,7 +60,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     let guest = match &plan.image {
-        Some(_) => Some(make(&plan, args.keep)?),
+        Some(_) => Some(make(&plan, args.keep)?.0),
         None if args.keep => {
             return Err(Failure::configuration(
                 "--keep keeps the disk of a guest that runs from an image; disks given with \
@@ -284,30 +283,30 @@ fn register(name: &str) -> Result<Option<Guest>, Failure> {
     }
 }
 
-/// Makes the planned guest this process's, new or kept by an earlier run, and writes down what it is
-/// made of.
-fn make(plan: &Plan, keep: bool) -> Result<Guest, Failure> {
+/// Makes the planned guest this process's and writes down what it is made of. With it, whether it is new: not
+/// kept by an earlier run.
+fn make(plan: &Plan, keep: bool) -> Result<(Guest, bool), Failure> {
     let home = images::home().map_err(failure::image)?;
     let name = &plan.config.name;
     let mut guest = Guest::claim(&home, name)?;
     if let Some(image) = &plan.image {
         fits(&guest, image, name)?;
     }
-    match guest.kept() {
-        Some(_) => eprintln!("lodge: the kept guest {name} goes on"),
-        None => {
-            let image = plan.image.as_ref();
-            guest.set_record(Record {
-                image: image.map(|image| image.name().to_string()),
-                disk_sha256: image.map(|image| image.manifest().disk.sha256.clone()),
-                keep,
-                created_ms: guests::unix_ms(),
-            })?;
-        }
+    let is_new = guest.kept().is_none();
+    if is_new {
+        let image = plan.image.as_ref();
+        guest.set_record(Record {
+            image: image.map(|image| image.name().to_string()),
+            disk_sha256: image.map(|image| image.manifest().disk.sha256.clone()),
+            keep,
+            created_ms: guests::unix_ms(),
+        })?;
+    } else {
+        eprintln!("lodge: the kept guest {name} goes on");
     }
     let text = plan.definition.as_bytes();
     guests::write_whole(guest.directory(), guests::DEFINITION, text)?;
-    Ok(guest)
+    Ok((guest, is_new))
 }
 
 /// Whether the image is whole, and the guest's disk based on it.

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::super::context::{Context, ContextCell, HIDDEN, STACK, WRITABLE};
@@ -129,7 +130,7 @@ impl Mapping {
         let context = unsafe { &mut *mapping.context.get() };
         context.mirrored_sp = alias + STACK as u64;
         // It was that of no place yet.
-        *context.poll.get_mut() = 0;
+        context.poll.store(0, Ordering::SeqCst);
         context.mirrored_pkru = mapping.key.alone();
         context.leave_mirrored = entry::leave_mirrored as *const () as u64;
         Ok(mapping)
