@@ -26,8 +26,7 @@ impl<'a> Launch<'a> {
     /// A fresh guest of the lab's image.
     pub(crate) fn new(lab: &'a Lab, name: &str) -> Launch<'a> {
         let mut command = lab.lodge();
-        // A busy machine must not make systemd give up on a unit.
-        let cmdline = format!("{} systemd.default_timeout_start_sec=600", lab.image().cmdline());
+        let cmdline = lab.image().patient_cmdline();
         command.args(["run", crate::image::NAME, "--name", name, "--cmdline", &cmdline]);
         Launch { lab, name: name.to_owned(), command }
     }

@@ -86,6 +86,14 @@ impl Image {
         self.manifest["cmdline"].as_str().expect("a command line")
     }
 
+    /// The same for a busy machine, which must not make systemd give up on a unit or a device.
+    pub fn patient_cmdline(&self) -> String {
+        let cmdline = self.cmdline();
+        format!(
+            "{cmdline} systemd.default_timeout_start_sec=600 systemd.default_device_timeout_sec=600"
+        )
+    }
+
     /// Whether Lodge's agent is in it.
     #[must_use]
     pub fn has_agent(&self) -> bool {
