@@ -10,7 +10,7 @@ use serde::Serialize;
 use vmm_api::{Event, EventRecord, Failure, StopReason};
 
 use crate::args::lifecycle::EventsArgs;
-use crate::guests::state::EVENTS;
+use crate::guests::state::{self, EVENTS, State};
 use crate::guests::{self, lock};
 use crate::output;
 
@@ -97,8 +97,11 @@ fn listen(
     let send = |record| sender.send((name.to_owned(), record)).is_ok();
     // One that is just ending cannot be asked; it is looked for again.
     if let Ok(Ok(events)) = guests::client(name).map(|client| client.events(true)) {
-        for record in events.map_while(Result::ok).filter(|record| record.time_ms >= begun) {
-            if !send(Some(record)) {
+        let mut last = None;
+        for record in events.map_while(Result::ok) {
+            let is_news = record.time_ms >= begun;
+            last = Some(record.clone());
+            if is_news && !send(Some(record)) {
                 return;
             }
         }
@@ -106,10 +109,25 @@ fn listen(
         while lock::is_held(directory) {
             thread::sleep(Duration::from_millis(5));
         }
+        if let Some(record) = last.and_then(|last| crash(last, state::look(directory).state)) {
+            send(Some(record));
+        }
     } else {
         thread::sleep(LOOK);
     }
     send(None);
+}
+
+/// What a VMM could not tell itself: that it was killed after its `last` event.
+fn crash(last: EventRecord, state: State) -> Option<EventRecord> {
+    let has_told = matches!(last.event, Event::Stopped { .. } | Event::Error(_));
+    // A guest that was not to be kept is gone by now, and looks as if it had never started.
+    let has_ended = matches!(state, State::Crashed | State::Created);
+    (has_ended && !has_told).then(|| EventRecord {
+        number: last.number + 1,
+        time_ms: guests::unix_ms(),
+        event: Event::Error(Failure::host("its lodge-vmm was killed")),
+    })
 }
 
 fn print(args: &EventsArgs, name: &str, record: &EventRecord) -> Result<(), Failure> {
@@ -169,6 +187,21 @@ fn date(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_vmm_that_told_no_end_was_killed() {
+        let record = |event| EventRecord { number: 7, time_ms: 1, event };
+        for state in [State::Crashed, State::Created] {
+            let told = crash(record(Event::Resumed), state).expect("an end");
+            assert_eq!(told.number, 8);
+            assert_eq!(tell(&told.event), "failed: its lodge-vmm was killed");
+            let stopped = Event::Stopped { reason: StopReason::Requested };
+            assert!(crash(record(stopped), state).is_none());
+            assert!(crash(record(Event::Error(Failure::host("full"))), state).is_none());
+        }
+        // Started again before anybody looked.
+        assert!(crash(record(Event::Resumed), State::Starting).is_none());
+    }
 
     #[test]
     fn times_are_written() {
