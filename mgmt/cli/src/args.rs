@@ -267,8 +267,8 @@ pub struct RunArgs {
     /// Start the guest in the background, print its name, and keep it when it ends
     #[arg(long, short, conflicts_with = "keep", help_heading = "Guest")]
     pub detach: bool,
-    /// With --detach: do not keep it
-    #[arg(long, requires = "detach", help_heading = "Guest")]
+    /// Do not keep the guest when it ends; without --detach it is not kept anyway
+    #[arg(long, conflicts_with = "keep", help_heading = "Guest")]
     pub rm: bool,
     /// With --detach: return when the guest's agent is there, so that `lodge exec` works at once
     #[arg(long, requires = "detach", help_heading = "Guest")]
@@ -639,7 +639,8 @@ mod tests {
         assert!(parse("lodge run -d debian:12 --rm").is_ok());
         assert!(parse("lodge run -d debian:12 --wait").is_ok());
         assert!(parse("lodge run debian:12 --wait").is_err());
-        assert!(parse("lodge run debian:12 --rm").is_err());
+        assert!(parse("lodge run --rm debian:12 ls -l").is_ok());
+        assert!(parse("lodge run debian:12 --name a --keep --rm").is_err());
         assert!(parse("lodge create debian:12 --detach").is_err());
         assert!(parse("lodge exec -it -e A=b web -- ls -l").is_ok());
         assert!(parse("lodge exec web ls -l --color").is_ok());
