@@ -163,10 +163,13 @@ fn check(home: &Home, probe: &str, arguments: &[&str]) -> std::process::Output {
 }
 
 const FAST_KVM: &str = r#"{"kvm":"works","speed":{"ring0_mips":5900.0,"native_mips":6000.0,
-    "kernel_instruction_ns":60.0,"is_hardware":true},"accelerator":"kvm","reason":"it is fast"}"#;
+    "kernel_instruction_ns":60.0,"is_hardware":true},"accelerator":"kvm","reason":"it is fast",
+    "engine":"transcoded"}"#;
 const SLOW_KVM: &str = r#"{"kvm":"works","speed":{"ring0_mips":1.8,"native_mips":6000.0,
-    "kernel_instruction_ns":900.0,"is_hardware":false},"accelerator":"soft","reason":"it is slow"}"#;
-const NO_KVM: &str = r#"{"kvm":"missing","accelerator":"soft","reason":"it is missing"}"#;
+    "kernel_instruction_ns":900.0,"is_hardware":false},"accelerator":"soft","reason":"it is slow",
+    "engine":"mirrored"}"#;
+const NO_KVM: &str = r#"{"kvm":"missing","accelerator":"soft","reason":"it is missing",
+    "engine":"interpreted"}"#;
 
 #[test]
 fn check_tells_programs_and_people_the_same() {
