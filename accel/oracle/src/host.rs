@@ -205,7 +205,9 @@ impl Host {
         } else {
             "the child hangs".to_owned()
         };
-        Some(Wreck { index: self.shared().current, what })
+        // One that is over was the last of the batch: what it left behind is what the child died of.
+        let Shared { current, count, .. } = *self.shared();
+        Some(Wreck { index: current.min(count.saturating_sub(1)), what })
     }
 }
 

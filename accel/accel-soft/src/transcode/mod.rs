@@ -12,7 +12,7 @@ pub(crate) mod context;
 #[cfg(test)]
 mod emission;
 pub(crate) mod engine;
-pub mod entry;
+pub(crate) mod entry;
 mod far_links;
 mod flat;
 mod journal;
